@@ -1,0 +1,48 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Build the agent's zipapp from this folder, byte for byte the same wherever it is built."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import zipfile
+from pathlib import Path
+
+SOURCE = Path(__file__).parent
+ROLE = SOURCE.parent / "roles" / "hapgent"
+ZIPAPP = ROLE / "files" / "hapgent.pyz"
+DEFAULTS = ROLE / "defaults" / "main.yml"
+SHEBANG = b"#!/usr/bin/env python3\n"
+
+
+def zipapp() -> bytes:
+    """The bytes of the zipapp: nothing in them depends on dates, modes, file order or the zlib at hand."""
+    buffer = io.BytesIO()
+    buffer.write(SHEBANG)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for path in [SOURCE / "__main__.py", *sorted((SOURCE / "hapgent").glob("*.py"))]:
+            entry = zipfile.ZipInfo(path.relative_to(SOURCE).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, path.read_bytes())
+    return buffer.getvalue()
+
+
+def main() -> None:
+    """Write the zipapp into the role, and its checksum into the role's defaults."""
+    content = zipapp()
+    ZIPAPP.parent.mkdir(exist_ok=True)
+    ZIPAPP.write_bytes(content)
+    ZIPAPP.chmod(0o755)
+    checksum = hashlib.sha256(content).hexdigest()
+    defaults = DEFAULTS.read_text(encoding="utf-8")
+    DEFAULTS.write_text(re.sub(r"(?m)^hapgent_checksum: .*$", f"hapgent_checksum: {checksum}", defaults), encoding="utf-8")
+    print(f"{ZIPAPP.name}: {len(content)} bytes, SHA-256 {checksum}")
+
+
+if __name__ == "__main__":
+    main()

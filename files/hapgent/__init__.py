@@ -1,0 +1,12 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""hapgent: tells HAProxy the state of its server."""
+
+import signal
+
+VERSION = "1.0.0"
+ANSWERS_AS = "0.3.2"
+
+SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT})

@@ -1,0 +1,75 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The command line."""
+
+from __future__ import annotations
+
+import os
+
+from hapgent import ANSWERS_AS, VERSION, log, systemd
+from hapgent.agent import Agent
+from hapgent.settings import SettingsError, from_environment
+from hapgent.state import LIMITS, STATUSES
+
+EXIT_OK, EXIT_CANNOT_LISTEN, EXIT_USAGE = 0, 1, 2
+
+USAGE = f"""\
+usage: hapgent [--help | --version]
+
+Tells HAProxy the state of its server: answers each agent-check with the state in a JSON file.
+
+Environment:
+  HAPGENT_IP          address to listen on, IPv4 or IPv6     (default 0.0.0.0)
+  HAPGENT_PORT        port to listen on                      (default 9777)
+  HAPGENT_STATE_FILE  for example {{"status": "UP"}}           (default /etc/hapgent/state.json)
+
+State file: "status" is one of {' '.join(STATUSES)}; optional are "weight",
+0 to {LIMITS['weight']}, a percentage of the weight configured in HAProxy, and "maxconn", 0 to {LIMITS['maxconn']}.
+
+Signals:
+  USR1  status UP, and save          HUP        read the state file again
+  USR2  status DOWN, and save        TERM, INT  end
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the agent or answer a question about it. Returns the exit status."""
+    if arguments == ["--help"]:
+        print(USAGE, end="")
+        return EXIT_OK
+    if arguments == ["--version"]:
+        print(f"hapgent {VERSION} (answers as hapgent {ANSWERS_AS})")
+        return EXIT_OK
+    if arguments:
+        log.error(f"arguments are {arguments}: allowed is --help or --version, or none to run the agent")
+        return EXIT_USAGE
+    return run()
+
+
+def run() -> int:
+    """Run the agent until it is told to end. Returns the exit status."""
+    _take_the_name()
+    try:
+        settings = from_environment(os.environ)
+        activated = systemd.activated_listener()
+    except (SettingsError, ValueError) as error:
+        log.error(str(error))
+        return EXIT_USAGE
+    try:
+        listener = activated or settings.open_listener()
+    except SettingsError as error:
+        log.error(str(error))
+        return EXIT_CANNOT_LISTEN
+    Agent(listener, settings.state_file).run()
+    return EXIT_OK
+
+
+def _take_the_name() -> None:
+    """Be hapgent for pkill, however Python was started. Source: proc_pid_comm(5)."""
+    try:
+        with open("/proc/self/comm", "w", encoding="ascii") as comm:
+            comm.write("hapgent")
+    except OSError as error:
+        log.error(f"cannot take the process name hapgent, pkill hapgent will not find it: {error.strerror}")

@@ -1,0 +1,54 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What systemd hands to a service and wants to hear from it. Without systemd, nothing of this happens."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+FIRST_DESCRIPTOR = 3
+
+
+def activated_listener() -> socket.socket | None:
+    """The listening socket of socket activation, or None. Raises ValueError if it is not one TCP listener.
+
+    Source: sd_listen_fds(3).
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = os.environ.get("LISTEN_FDS")
+    if count != "1":
+        raise ValueError(f"LISTEN_FDS is {count}: allowed is 1, one ListenStream= in the socket unit")
+    try:
+        listener = socket.socket(fileno=FIRST_DESCRIPTOR)
+    except OSError as error:
+        raise ValueError(f"LISTEN_FDS is 1, but descriptor 3 is not a socket: {error.strerror}") from error
+    if listener.type != socket.SOCK_STREAM or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ValueError("LISTEN_FDS is not a listening stream socket: allowed is ListenStream= with Accept=no")
+    return listener
+
+
+def notify(*assignments: str) -> None:
+    """Tell the service manager, if there is one. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+            manager.sendto("\n".join(assignments).encode(), address)
+    except OSError:
+        pass  # A manager that is gone is no reason to stop answering.
+
+
+def logs_to_journal() -> bool:
+    """Whether standard error goes to the journal, which reads priority prefixes. Source: systemd.exec(5)."""
+    try:
+        stderr = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"

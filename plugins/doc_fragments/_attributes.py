@@ -1,0 +1,35 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this doc fragment is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    # Standard documentation fragment
+    DOCUMENTATION = r"""
+options: {}
+attributes:
+  check_mode:
+    description: Can run in C(check_mode) and return changed status prediction without modifying target.
+  diff_mode:
+    description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
+  idempotent:
+    description:
+      - When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+      - This assumes that the system controlled by the module has not changed in a relevant way.
+  platform:
+    description: Target OS or families that can be operated against.
+"""
+
+    ACTIONGROUP_HAPGENT = r"""
+options: {}
+attributes:
+  action_group:
+    description: Use C(group/hapgent.agent.hapgent) in C(module_defaults) to set defaults for this module.
+    support: full
+    membership:
+      - hapgent.agent.hapgent
+"""

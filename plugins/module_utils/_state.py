@@ -1,0 +1,158 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+# The agent ships the same file as hapgent/state.py: standard library only, Python 3.9 and later.
+
+"""What a state is: its rules, its JSON, its answer to HAProxy, and the file that keeps it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import typing as t
+
+STATUSES = ("UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED")
+LIMITS = {"weight": 255, "maxconn": 65535}
+MAX_BYTES = 64 * 1024
+
+
+class StateError(Exception):
+    """Not a state. The text names the field, its value and what is allowed."""
+
+
+class State(t.NamedTuple):
+    """What the agent tells HAProxy about its server.
+
+    C(weight) is a percentage of the weight configured in HAProxy, 0 to 255; C(maxconn) is 0 to 65535.
+    What is None is not told, and HAProxy keeps what it had.
+    """
+
+    status: str
+    weight: int | None = None
+    maxconn: int | None = None
+
+    def fields(self) -> dict[str, str | int]:
+        """The fields that are set, in the order in which they are written."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    def answer(self) -> str:
+        """The line that HAProxy reads, without its LF.
+
+        Source: agent-check in section 5.2 of HAProxy's configuration manual.
+        """
+        words = [self.status]
+        if self.weight is not None:
+            words.append(f"{self.weight}%")
+        if self.maxconn is not None:
+            words.append(f"maxconn:{self.maxconn}")
+        return " ".join(words)
+
+
+FAIL = State("FAIL")
+
+
+def from_fields(fields: dict[str, t.Any]) -> State:
+    """The state that these fields make; a field that is None is absent. Raises StateError."""
+    for name in fields:
+        if name not in State._fields:
+            raise StateError(f"unknown field {_shown(name)}: allowed are {', '.join(State._fields)}")
+    status = fields.get("status")
+    if status is None:
+        raise StateError(f"status is missing: allowed is one of {', '.join(STATUSES)}")
+    if status not in STATUSES:
+        raise StateError(f"status is {_shown(status)}: allowed is one of {', '.join(STATUSES)}")
+    return State(status, **{name: _whole_number(name, fields.get(name)) for name in LIMITS})
+
+
+def parse(raw: bytes) -> State:
+    """The state that the bytes of a state file say. Raises StateError."""
+    try:
+        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except UnicodeDecodeError as error:
+        raise StateError(f"not UTF-8 at byte {error.start}: allowed is one JSON object in UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"not JSON ({error}): allowed is one JSON object") from error
+    if not isinstance(fields, dict):
+        raise StateError(f"content is {_shown(fields)}: allowed is one JSON object")
+    return from_fields(fields)
+
+
+def dump(state: State) -> bytes:
+    """The bytes of the state's file."""
+    return json.dumps(state.fields(), indent=2).encode() + b"\n"
+
+
+def load(path: str) -> State:
+    """Read a state file. Raises StateError; never blocks, whatever the path leads to."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise StateError("not a regular file: allowed is a regular file")
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise StateError(f"cannot be read ({error.strerror})") from error
+    if len(raw) > MAX_BYTES:
+        raise StateError(f"larger than {MAX_BYTES} bytes: allowed are {MAX_BYTES} bytes at most")
+    return parse(raw)
+
+
+def save(path: str, state: State, temporary: str) -> None:
+    """Replace a state file at once: whoever reads it sees the old state or the new one, even after a crash.
+
+    C(temporary) is a name in the same folder, one for each program that saves, so that a save that was
+    killed leaves one file at most. Mode and, where permitted, owner are kept. Raises OSError.
+    """
+    try:
+        os.unlink(temporary)
+    except FileNotFoundError:
+        pass
+    # O_EXCL follows no symbolic link: the folder belongs to the agent's user, and root saves here too.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(dump(state))
+            file.flush()
+            _keep_owner_and_mode(path, descriptor)
+            os.fsync(descriptor)
+        os.rename(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def _keep_owner_and_mode(path: str, descriptor: int) -> None:
+    try:
+        old = os.stat(path)
+    except OSError:
+        return
+    try:
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+    except PermissionError:
+        pass
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+
+
+def _without_duplicates(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, value in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise StateError(f"field {_shown(twice)} is there more than once: allowed is once")
+    return fields
+
+
+def _whole_number(name: str, value: t.Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LIMITS[name] or value % 1:
+        raise StateError(f"{name} is {_shown(value)}: allowed is a whole number from 0 to {LIMITS[name]}")
+    return int(value)
+
+
+def _shown(value: t.Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 64 else text[:61] + "..."
