@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import zipfile
 from pathlib import Path
 
 SOURCE = Path(__file__).parent
 ROLE = SOURCE.parent / "roles" / "hapgent"
 ZIPAPP = ROLE / "files" / "hapgent.pyz"
-DEFAULTS = ROLE / "defaults" / "main.yml"
+CHECKSUM_FILES = [ROLE / name for name in ("defaults/main.yml", "meta/argument_specs.yml", "vars/main.yml")]
 SHEBANG = b"#!/usr/bin/env python3\n"
 
 
@@ -33,14 +32,14 @@ def zipapp() -> bytes:
 
 
 def main() -> None:
-    """Write the zipapp into the role, and its checksum into the role's defaults."""
+    """Write the zipapp into the role, and its checksum wherever the role tells it."""
+    before = hashlib.sha256(ZIPAPP.read_bytes()).hexdigest()
     content = zipapp()
-    ZIPAPP.parent.mkdir(exist_ok=True)
     ZIPAPP.write_bytes(content)
     ZIPAPP.chmod(0o755)
     checksum = hashlib.sha256(content).hexdigest()
-    defaults = DEFAULTS.read_text(encoding="utf-8")
-    DEFAULTS.write_text(re.sub(r"(?m)^hapgent_checksum: .*$", f"hapgent_checksum: {checksum}", defaults), encoding="utf-8")
+    for path in CHECKSUM_FILES:
+        path.write_text(path.read_text(encoding="utf-8").replace(before, checksum), encoding="utf-8")
     print(f"{ZIPAPP.name}: {len(content)} bytes, SHA-256 {checksum}")
 
 

@@ -41,13 +41,14 @@ class Agent:
         # A daemon thread, so that it does not outlive an error in this one: then systemd starts both again.
         answering = threading.Thread(target=self._answer_until_stopped, daemon=True)
         answering.start()
-        log.info("listening on {} port {}".format(*self._listener.getsockname()))
+        ip, port = self._listener.getsockname()[:2]
+        log.info(f"answering {self._state.answer()} on {ip} port {port}")
         systemd.notify("READY=1", self._status)
         while not self._stopping:
             self._obey(signal.sigwait(SIGNALS))
         answering.join()
 
-    def _obey(self, number: signal.Signals) -> None:
+    def _obey(self, number: int) -> None:
         if number == signal.SIGHUP:
             systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             self._load("SIGHUP")

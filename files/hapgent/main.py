@@ -25,8 +25,8 @@ Environment:
   HAPGENT_PORT        port to listen on                      (default 9777)
   HAPGENT_STATE_FILE  for example {{"status": "UP"}}           (default /etc/hapgent/state.json)
 
-State file: "status" is one of {' '.join(STATUSES)}; optional are "weight",
-0 to {LIMITS['weight']}, a percentage of the weight configured in HAProxy, and "maxconn", 0 to {LIMITS['maxconn']}.
+State file: "status" is one of {" ".join(STATUSES)}; optional are "weight",
+0 to {LIMITS["weight"]}, a percentage of the weight configured in HAProxy, and "maxconn", 0 to {LIMITS["maxconn"]}.
 
 Signals:
   USR1  status UP, and save          HUP        read the state file again

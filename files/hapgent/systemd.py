@@ -26,8 +26,9 @@ def activated_listener() -> socket.socket | None:
         listener = socket.socket(fileno=FIRST_DESCRIPTOR)
     except OSError as error:
         raise ValueError(f"LISTEN_FDS is 1, but descriptor 3 is not a socket: {error.strerror}") from error
-    if listener.type != socket.SOCK_STREAM or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise ValueError("LISTEN_FDS is not a listening stream socket: allowed is ListenStream= with Accept=no")
+    is_tcp = listener.family in (socket.AF_INET, socket.AF_INET6) and listener.type == socket.SOCK_STREAM
+    if not (is_tcp and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+        raise ValueError("LISTEN_FDS is no TCP listener: allowed is ListenStream=ADDRESS:PORT with Accept=no")
     return listener
 
 

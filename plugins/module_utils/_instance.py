@@ -120,9 +120,7 @@ def _pid_by_state_file(service: str, state_file: str) -> int:
             f"and no {PROCESS_NAME} process with HAPGENT_STATE_FILE {state_file}"
         )
     if len(pids) > 1:
-        raise InstanceError(
-            f"several agents serve {state_file}, processes {', '.join(map(str, pids))}: give each a state file of its own"
-        )
+        raise InstanceError(f"several agents serve {state_file}, processes {pids}: give each a state file of its own")
     return pids[0]
 
 

@@ -88,7 +88,7 @@ options:
     default: 10
   notify:
     description:
-      - Set to V(false) to write the file only: the agent is neither asked nor told.
+      - Whether to ask the agent and to tell it. With V(false), only the file is written.
     type: bool
     default: true
 seealso:
@@ -146,7 +146,6 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     DEFAULT_STATE_FILE,
     Instance,
@@ -278,7 +277,7 @@ def main() -> None:
     )
     for name in module.params["unset"]:
         if module.params[name] is not None:
-            module.fail_json(msg=f"{name} is {module.params[name]} and in unset: allowed is one of both. Nothing was changed.")
+            module.fail_json(msg=f"{name} is both named and in unset: allowed is one of them. Nothing was changed.")
     HapgentState(module).run()
 
 

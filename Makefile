@@ -1,0 +1,42 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.cache/collections
+export PYTHONPATH := $(CURDIR)/.cache/collections
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-shell demo-down test check lint unit hosts build
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
+
+demo: ## watch it work: a HAProxy host and two backends, one is drained and undrained
+	tests/tools/install hosts
+	tests/tools/with-hosts molecule/demo/show
+
+demo-shell: ## a shell on a host of the demo: make demo-shell HOST=web1
+	tests/tools/with-hosts podman exec --interactive --tty $(HOST) bash
+
+demo-down: ## take the demo down
+	tests/tools/with-hosts molecule destroy --scenario-name demo
+
+test: check hosts ## everything: check, and the molecule scenarios on real hosts
+
+check: lint unit ## what needs no test hosts: lint and unit tests
+
+lint: ## format, types, documentation, licences, ansible-lint, ansible-test sanity
+	tests/tools/install
+	tests/tools/lint
+
+unit: ## agent, modules and packaging, with real processes, sockets and files
+	tests/tools/install
+	pytest tests/agent tests/unit
+
+hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy
+	tests/tools/install hosts
+	tests/tools/with-hosts molecule test --scenario-name default
+
+build: ## the agent's zipapp in the role, from its source in files/
+	python3 files/build.py

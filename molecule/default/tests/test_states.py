@@ -1,0 +1,114 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A state walks the whole way: module, file, signal, agent, line, HAProxy's stats."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from lab import HOSTS, ansible, ask, eventually, haproxy, run
+
+SERVER = "hapgent-bookworm"
+ADDRESS = HOSTS[SERVER]
+
+
+def set_state(arguments: str, *options: str, host: str = SERVER) -> dict[str, object]:
+    """Run hapgent_state on a host and return its result."""
+    done = ansible(
+        "ansible", host, "--one-line", "--module-name=hapgent.agent.hapgent_state", f"--args={arguments}", *options
+    )
+    assert " | " in done.stdout, done.stdout
+    result: dict[str, object] = json.loads(done.stdout.split("=>", 1)[1])
+    return result
+
+
+def haproxies() -> set[str]:
+    """What the HAProxies, 2.2, 2.6 and 3.0, say of the server."""
+    return {haproxy(address)[SERVER] for address in HOSTS.values()}
+
+
+def settle(status: str) -> None:
+    assert eventually(haproxies, {status}) == {status}
+
+
+@pytest.fixture(autouse=True)
+def _up() -> None:
+    set_state("status=READY unset=weight,maxconn")
+    set_state("status=UP")
+    settle("UP")
+
+
+@pytest.mark.parametrize(
+    ("status", "seen"),
+    [
+        ("UP", "UP"),
+        ("READY", "UP"),
+        ("DOWN", "DOWN (agent)"),
+        ("FAIL", "DOWN (agent)"),
+        ("STOPPED", "DOWN (agent)"),
+        ("DRAIN", "DRAIN (agent)"),
+        ("MAINT", "MAINT"),
+    ],
+)
+def test_each_status(status: str, seen: str) -> None:
+    result = set_state(f"status={status} weight=50 maxconn=10")
+    assert result["answer"] == f"{status} 50% maxconn:10"
+    assert ask(ADDRESS) == f"{status} 50% maxconn:10\n"
+    settle(seen)
+    again = set_state(f"status={status}")
+    assert again["changed"] is False
+
+
+def test_drain_and_undrain_with_the_playbooks() -> None:
+    assert ansible("ansible-playbook", "hapgent.agent.drain", f"--limit={SERVER}").returncode == 0
+    settle("DRAIN (agent)")
+    assert ansible("ansible-playbook", "hapgent.agent.undrain", f"--limit={SERVER}").returncode == 0
+    settle("UP")
+
+
+def test_check_mode_changes_nothing() -> None:
+    result = set_state("status=DRAIN", "--check", "--diff")
+    assert result["changed"] is True
+    assert result["after"] == {"status": "DRAIN"}
+    assert ask(ADDRESS) == "UP\n"
+
+
+def test_the_service_that_is_stopped_is_found_before_the_file_is_written() -> None:
+    run(SERVER, "systemctl stop hapgent.service hapgent.socket")
+    before = run(SERVER, "cat /etc/hapgent/state.json").stdout
+    result = set_state("status=DRAIN")
+    after = run(SERVER, "cat /etc/hapgent/state.json").stdout
+    run(SERVER, "systemctl start hapgent.socket hapgent.service")
+    assert "service hapgent does not run, it is inactive" in str(result["msg"])
+    assert "Nothing was changed" in str(result["msg"])
+    assert before == after
+
+
+def test_the_service_named_is_the_one_told() -> None:
+    api = "service=hapgent-api state_file=/var/lib/hapgent/api.json address=::1 port=9778"
+    assert set_state(f"status=MAINT {api}", host="hapgent-trixie")["answer"] == "MAINT maxconn:20"
+    assert set_state(f"status=UP {api}", host="hapgent-trixie")["answer"] == "UP maxconn:20"
+
+
+def test_a_service_that_is_no_agent_is_left_alone() -> None:
+    result = set_state("status=DRAIN service=page")
+    assert "not hapgent" in str(result["msg"])
+    assert ask(ADDRESS) == "UP\n"
+
+
+def test_the_deployment_script_of_the_original() -> None:
+    script = """
+    echo "Removing the instance from LB"
+    pkill -USR2 hapgent
+    sleep 4
+    echo "Putting the instance back to LB"
+    sleep 4
+    pkill -USR1 hapgent
+    """
+    run(SERVER, script.split("sleep 4", maxsplit=1)[0])
+    settle("DOWN (agent)")
+    run(SERVER, script.rsplit("sleep 4", maxsplit=1)[-1])
+    settle("UP")

@@ -1,0 +1,119 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the scenarios' tests share: ask agents and HAProxy from outside, run playbooks, keep checks coming.
+
+Pytest loads it as a plugin too: with each failure it shows the agents' journals.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import yaml
+
+T = TypeVar("T")
+
+AGENT_PORT = 9777
+STATS_PORT = 8404
+
+SCENARIO = yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text(encoding="utf-8"))
+HOSTS: dict[str, str] = {platform["name"]: platform["address"] for platform in SCENARIO["platforms"]}
+
+
+def ask(address: str, port: int = AGENT_PORT) -> str:
+    """All that an agent answers to one check, as HAProxy would read it."""
+    with socket.create_connection((address, port), timeout=5) as connection:
+        return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+
+
+def haproxy(address: str) -> dict[str, str]:
+    """The status of each server of the backend web, as this HAProxy's stats say it."""
+    with urllib.request.urlopen(f"http://{address}:{STATS_PORT}/;csv", timeout=5) as response:
+        rows = csv.DictReader(response.read().decode().lstrip("# ").splitlines())
+    return {row["svname"]: row["status"] for row in rows if row["pxname"] == "web" and row["svname"] != "BACKEND"}
+
+
+def eventually(look: Callable[[], T], wanted: T, timeout: float = 15) -> T:
+    """What C(look) returns once it is what is wanted, or when the time is over."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            seen = look()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if seen == wanted or time.monotonic() > deadline:
+                return seen
+        time.sleep(0.1)
+
+
+def ansible(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ansible or ansible-playbook against the scenario's inventory."""
+    command, *rest = arguments
+    return subprocess.run(
+        [command, "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], *rest],
+        cwd=os.environ["MOLECULE_SCENARIO_DIRECTORY"],
+        env={**os.environ, "ANSIBLE_CONFIG": str(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "ansible.cfg"))},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+
+
+def run(host: str, command: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command on a host."""
+    return subprocess.run(["podman", "exec", host, "sh", "-c", command], text=True, capture_output=True, check=False)
+
+
+class Checks:
+    """200 checks a second, like many load balancers at once, while something happens to the agent."""
+
+    def __init__(self, address: str, port: int = AGENT_PORT) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self._target = (address, port)
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._check) for _ in range(4)]
+
+    def __enter__(self) -> Checks:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _check(self) -> None:
+        while not self._over.wait(len(self._threads) / 200):
+            try:
+                outcome = ask(*self._target)
+            except OSError as error:
+                outcome = repr(error)
+            self.outcomes[outcome] += 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the journals to the report of a failure."""
+    report = yield
+    if report.failed:
+        for host in HOSTS:
+            journal = run(host, "journalctl --no-pager --lines=30 --unit='hapgent*'")
+            report.sections.append((f"journal of {host}", journal.stdout))
+    return report
