@@ -14,13 +14,13 @@ help:
 
 demo: ## watch it work: a HAProxy host and two backends, one is drained and undrained
 	tests/tools/install hosts
-	tests/tools/with-hosts molecule/demo/show
+	tests/tools/with-hosts python molecule/demo/show.py
 
-demo-shell: ## a shell on a host of the demo: make demo-shell HOST=web1
+demo-shell: ## a shell on a host of the demo: make demo-shell HOST=demo-web1
 	tests/tools/with-hosts podman exec --interactive --tty $(HOST) bash
 
 demo-down: ## take the demo down
-	tests/tools/with-hosts molecule destroy --scenario-name demo
+	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo tests/tools/with-hosts molecule destroy --scenario-name demo
 
 test: check hosts ## everything: check, and the molecule scenarios on real hosts
 

@@ -9,13 +9,11 @@ Pytest loads it as a plugin too: with each failure it shows the agents' journals
 
 from __future__ import annotations
 
-import csv
 import os
 import socket
 import subprocess
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -23,11 +21,11 @@ from typing import TypeVar
 
 import pytest
 import yaml
+from haproxy import servers
 
 T = TypeVar("T")
 
 AGENT_PORT = 9777
-STATS_PORT = 8404
 
 SCENARIO = yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text(encoding="utf-8"))
 HOSTS: dict[str, str] = {platform["name"]: platform["address"] for platform in SCENARIO["platforms"]}
@@ -41,9 +39,7 @@ def ask(address: str, port: int = AGENT_PORT) -> str:
 
 def haproxy(address: str) -> dict[str, str]:
     """The status of each server of the backend web, as this HAProxy's stats say it."""
-    with urllib.request.urlopen(f"http://{address}:{STATS_PORT}/;csv", timeout=5) as response:
-        rows = csv.DictReader(response.read().decode().lstrip("# ").splitlines())
-    return {row["svname"]: row["status"] for row in rows if row["pxname"] == "web" and row["svname"] != "BACKEND"}
+    return {name: row["status"] for name, row in servers(address).items()}
 
 
 def eventually(look: Callable[[], T], wanted: T, timeout: float = 15) -> T:
