@@ -3,11 +3,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
-export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.cache/collections
-export PYTHONPATH := $(CURDIR)/.cache/collections
+# The tree itself for lint and unit tests; on hosts, the collection as users have it.
+CHECKOUT := $(CURDIR)/.cache/collections
+INSTALLED := $(CURDIR)/.cache/installed
+export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
+demo hosts shell: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell demo-down test check lint unit hosts build
+.PHONY: help demo demo-shell demo-down test check lint unit hosts build docs shell
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -20,7 +23,8 @@ demo-shell: ## a shell on a host of the demo: make demo-shell HOST=demo-web1
 	tests/tools/with-hosts podman exec --interactive --tty $(HOST) bash
 
 demo-down: ## take the demo down
-	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo tests/tools/with-hosts molecule destroy --scenario-name demo
+	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo ANSIBLE_COLLECTIONS_PATH=$(INSTALLED) \
+		tests/tools/with-hosts molecule destroy --scenario-name demo
 
 test: check hosts ## everything: check, and the molecule scenarios on real hosts
 
@@ -32,11 +36,19 @@ lint: ## format, types, documentation, licences, ansible-lint, ansible-test sani
 
 unit: ## agent, modules and packaging, with real processes, sockets and files
 	tests/tools/install
-	pytest tests/agent tests/unit
+	PYTHONPATH=$(CHECKOUT) pytest tests/agent tests/unit
 
 hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy
 	tests/tools/install hosts
 	tests/tools/with-hosts molecule test --scenario-name default
+
+docs: ## the table of variables in the role's README, from its argument specs
+	tests/tools/install
+	python tests/tools/role_readme.py
+
+shell: ## a shell with the environment of the scenarios, to run molecule by hand
+	tests/tools/install hosts
+	@$${SHELL:-/bin/sh}
 
 build: ## the agent's zipapp in the role, from its source in files/
 	python3 files/build.py

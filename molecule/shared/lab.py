@@ -57,13 +57,13 @@ def eventually(look: Callable[[], T], wanted: T, timeout: float = 15) -> T:
         time.sleep(0.1)
 
 
-def ansible(*arguments: str) -> subprocess.CompletedProcess[str]:
+def ansible(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ansible or ansible-playbook against the scenario's inventory."""
-    command, *rest = arguments
+    config = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "ansible.cfg")
     return subprocess.run(
-        [command, "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], *rest],
+        [command, "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], *arguments],
         cwd=os.environ["MOLECULE_SCENARIO_DIRECTORY"],
-        env={**os.environ, "ANSIBLE_CONFIG": str(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "ansible.cfg"))},
+        env={**os.environ, "ANSIBLE_CONFIG": str(config), "ANSIBLE_FORCE_COLOR": "0", **environment},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -6,10 +6,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 from lab import HOSTS, ansible, ask, eventually, run
 
 HOST = "hapgent-bookworm"
+OLDEST = Path(__file__).parents[3] / ".cache" / "oldest" / "bin"
 
 
 def converge(**variables: object) -> tuple[int, str]:
@@ -53,6 +58,19 @@ def files() -> str:
     return run(HOST, "find /etc /usr/local /var/lib -type f -print0 | sort -z | xargs -0 sha256sum").stdout
 
 
+def test_verifies_the_agent_on_the_host(tmp_path: Path) -> None:
+    """An agent that was altered on its way, not the checksum, is what the role has to find."""
+    installed = Path(os.environ["ANSIBLE_COLLECTIONS_PATH"])
+    shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
+    with (tmp_path / "ansible_collections/hapgent/agent/roles/hapgent/files/hapgent.pyz").open("ab") as agent:
+        agent.write(b"altered")
+    before = files()
+    done = ansible("ansible-playbook", "converge.yml", f"--limit={HOST}", ANSIBLE_COLLECTIONS_PATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "failed to validate" in done.stdout
+    assert files() == before
+
+
 def uninstall(**variables: object) -> tuple[int, str]:
     return converge(hapgent_uninstall=True, **variables)
 
@@ -76,6 +94,25 @@ def test_uninstall_leaves_the_state_unless_asked() -> None:
     assert run(HOST, "systemctl list-units --all --no-legend 'hapgent*'").stdout == ""
     assert converge(hapgent_weight=50)[0] == 0
     assert ask(HOSTS[HOST]) == "FAIL 50%\n"
+
+
+def test_the_oldest_ansible_allowed_installs_drains_and_uninstalls() -> None:
+    versions = run_oldest("ansible", "--version")
+    assert "core 2.16." in versions
+    assert uninstall()[0] == 0
+    assert "failed=0" in run_oldest("ansible-playbook", "converge.yml", f"--limit={HOST}")
+    assert "changed=0" in run_oldest("ansible-playbook", "converge.yml", f"--limit={HOST}")
+    assert "changed=1" in run_oldest("ansible-playbook", "hapgent.agent.drain", f"--limit={HOST}")
+    assert ask(HOSTS[HOST]).startswith("DRAIN")
+    assert "failed=0" in run_oldest(
+        "ansible-playbook", "converge.yml", f"--limit={HOST}", "--extra-vars=hapgent_uninstall=true"
+    )
+    assert left() == ["/etc/hapgent"]
+    assert converge()[0] == 0
+
+
+def run_oldest(command: str, *arguments: str) -> str:
+    return ansible(str(OLDEST / command), *arguments).stdout
 
 
 def test_takes_over_from_the_role_of_the_original() -> None:
