@@ -14,7 +14,9 @@ from pathlib import Path
 SOURCE = Path(__file__).parent
 ROLE = SOURCE.parent / "roles" / "hapgent"
 ZIPAPP = ROLE / "files" / "hapgent.pyz"
-CHECKSUM_FILES = [ROLE / name for name in ("defaults/main.yml", "meta/argument_specs.yml", "vars/main.yml", "README.md")]
+CHECKSUM_FILES = [
+    ROLE / name for name in ("defaults/main.yml", "meta/argument_specs.yml", "vars/main.yml", "README.md")
+]
 SHEBANG = b"#!/usr/bin/env python3\n"
 
 

@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
 
 def run() -> int:
     """Run the agent until it is told to end. Returns the exit status."""
+    _open_standard_streams()
     _take_the_name()
     try:
         settings = from_environment(os.environ)
@@ -64,6 +65,13 @@ def run() -> int:
         return EXIT_CANNOT_LISTEN
     Agent(listener, settings.state_file).run()
     return EXIT_OK
+
+
+def _open_standard_streams() -> None:
+    """Where one is closed, a socket would get its number, and the log lines."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def _take_the_name() -> None:

@@ -17,6 +17,8 @@ import typing as t
 PROCESS_NAME = "hapgent"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 POLL_SECONDS = 0.05
+# What HAProxy reads of an answer at most, by default: tune.chksize in its configuration manual.
+MAX_ANSWER_BYTES = 16384
 
 RunCommand = t.Callable[[list[str]], tuple[int, str, str]]
 
@@ -48,7 +50,7 @@ class Instance(t.NamedTuple):
         try:
             remaining = max(deadline - time.monotonic(), POLL_SECONDS)
             with socket.create_connection((self.address, self.port), timeout=remaining) as connection:
-                while b"\n" not in received:
+                while b"\n" not in received and len(received) < MAX_ANSWER_BYTES:
                     connection.settimeout(max(deadline - time.monotonic(), POLL_SECONDS))
                     piece = connection.recv(4096)
                     if not piece:
@@ -62,7 +64,7 @@ class Instance(t.NamedTuple):
         line, end, _rest = received.partition(b"\n")
         if not end:
             raise InstanceError(
-                f"what answers on {self.address} port {self.port} sent {received!r}, not a line: it is no agent"
+                f"what answers on {self.address} port {self.port} sent {received[:64]!r}, not a line: it is no agent"
             )
         return line.decode("ascii", "backslashreplace")
 
@@ -145,4 +147,8 @@ def _serves(pid: int, state_file: str) -> bool:
     except OSError:
         return False
     served = os.fsdecode(variables.get(b"HAPGENT_STATE_FILE", DEFAULT_STATE_FILE.encode()))
-    return os.path.realpath(os.path.join(folder, served)) == os.path.realpath(state_file)
+    try:
+        # Through its root: in a container, the same path leads to another file.
+        return os.path.samefile(f"/proc/{pid}/root{os.path.join(folder, served)}", state_file)
+    except OSError:
+        return False

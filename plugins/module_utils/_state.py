@@ -89,10 +89,12 @@ def load(path: str) -> State:
     """Read a state file. Raises StateError; never blocks, whatever the path leads to."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise StateError("not a regular file: allowed is a regular file")
-            raw = file.read(MAX_BYTES + 1)
+            raw = os.read(descriptor, MAX_BYTES + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise StateError(f"cannot be read ({error.strerror})") from error
     if len(raw) > MAX_BYTES:
@@ -131,8 +133,8 @@ def _keep_owner_and_mode(path: str, descriptor: int) -> None:
         return
     try:
         os.fchown(descriptor, old.st_uid, old.st_gid)
-    except PermissionError:
-        pass
+    except OSError:
+        pass  # Not this user's to give away, or unknown in the user namespace of the service.
     os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
 
 
@@ -154,5 +156,8 @@ def _whole_number(name: str, value: t.Any) -> int | None:
 
 
 def _shown(value: t.Any) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        text = "nested too deeply"
     return text if len(text) <= 64 else text[:61] + "..."

@@ -278,6 +278,8 @@ def main() -> None:
     for name in module.params["unset"]:
         if module.params[name] is not None:
             module.fail_json(msg=f"{name} is both named and in unset: allowed is one of them. Nothing was changed.")
+    if not 1 <= module.params["port"] <= 65535:
+        module.fail_json(msg=f"port is {module.params['port']}: allowed is 1 to 65535. Nothing was changed.")
     HapgentState(module).run()
 
 

@@ -1,0 +1,98 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The zipapp in the role is what its source makes, wherever it is built."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+SOURCE = ROOT / "files"
+ROLE = ROOT / "roles" / "hapgent"
+ZIPAPP = ROLE / "files" / "hapgent.pyz"
+
+
+def build(source: Path) -> bytes:
+    built = runpy.run_path(str(source / "build.py"))["zipapp"]()
+    assert isinstance(built, bytes)
+    return built
+
+
+def copy_source(folder: Path) -> Path:
+    return shutil.copytree(SOURCE, folder / "files", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def test_each_python_builds_the_zipapp_in_the_role(python: str) -> None:
+    code = "import runpy, sys; sys.stdout.buffer.write(runpy.run_path(sys.argv[1])['zipapp']())"
+    built = subprocess.run([python, "-I", "-c", code, str(SOURCE / "build.py")], capture_output=True, check=True)
+    assert built.stdout == ZIPAPP.read_bytes(), "files/ has changed since the zipapp was built: make build"
+
+
+def test_dates_and_modes_change_nothing(tmp_path: Path) -> None:
+    source = copy_source(tmp_path)
+    for path in source.rglob("*.py"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        path.chmod(0o700)
+    assert build(source) == ZIPAPP.read_bytes()
+
+
+def test_what_is_no_source_changes_nothing(tmp_path: Path) -> None:
+    source = copy_source(tmp_path)
+    (source / "hapgent" / "__pycache__").mkdir()
+    (source / "hapgent" / "__pycache__" / "agent.cpython-311.pyc").write_bytes(b"compiled")
+    (source / "hapgent" / "agent.py~").write_text("an editor's copy", encoding="utf-8")
+    assert build(source) == ZIPAPP.read_bytes()
+
+
+def test_another_source_is_another_zipapp(tmp_path: Path) -> None:
+    source = copy_source(tmp_path)
+    with (source / "hapgent" / "agent.py").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert build(source) != ZIPAPP.read_bytes()
+
+
+def test_build_brings_a_new_zipapp_and_its_checksum_into_the_role(tmp_path: Path) -> None:
+    source = copy_source(tmp_path)
+    role = shutil.copytree(ROLE, tmp_path / "roles" / "hapgent")
+    right = {path: path.read_bytes() for path in role.rglob("*") if path.is_file()}
+    # As if the source had been another until now.
+    zipapp = role / "files" / "hapgent.pyz"
+    new = hashlib.sha256(zipapp.read_bytes()).hexdigest().encode()
+    with zipapp.open("ab") as file:
+        file.write(b"old")
+    old = hashlib.sha256(zipapp.read_bytes()).hexdigest().encode()
+    for path in role.rglob("*.yml"):
+        path.write_bytes(path.read_bytes().replace(new, old))
+
+    runpy.run_path(str(source / "build.py"), run_name="__main__")
+
+    assert {path: path.read_bytes() for path in role.rglob("*") if path.is_file()} == right
+    assert os.access(zipapp, os.X_OK)
+
+
+def test_checksum_in_the_defaults_is_that_of_the_zipapp() -> None:
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    assert defaults["hapgent_checksum"] == hashlib.sha256(ZIPAPP.read_bytes()).hexdigest()
+
+
+def test_zipapp_can_be_run() -> None:
+    assert os.access(ZIPAPP, os.X_OK)
+
+
+def test_version_is_that_of_the_collection() -> None:
+    galaxy = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))
+    package = runpy.run_path(str(SOURCE / "hapgent" / "__init__.py"))
+    assert package["VERSION"] == galaxy["version"]
+
+
+def test_agent_and_modules_share_what_a_state_is() -> None:
+    assert (SOURCE / "hapgent" / "state.py").samefile(ROOT / "plugins" / "module_utils" / "_state.py")

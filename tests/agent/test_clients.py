@@ -1,0 +1,197 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""No client keeps another from its answer, whatever it sends or does not."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Agent, Agents, Eventually
+
+# Standard input, output and error: none is left for a client.
+NO_DESCRIPTORS_LEFT = 3
+
+
+def assert_answers_others(agent: Agent) -> None:
+    for _ in range(20):
+        assert agent.ask() == b"UP\n"
+
+
+@pytest.mark.parametrize("size", [1, 6, 4096, 16_384, 60_000])
+def test_payload_is_read_and_the_close_no_reset(lasting_agent: Agent, size: int) -> None:
+    lasting_agent.reload(b'{"status": "UP"}', b"UP\n")
+    # The whole payload is there before the agent accepts. What comes after its answer gets a reset, and rightly so.
+    with lasting_agent.paused():
+        client = lasting_agent.connect()
+        client.sendall(b"x" * size)
+    with client:
+        assert lasting_agent.read_to_end(client) == b"UP\n"
+        # Whoever comes next is answered when this connection has been closed.
+        assert lasting_agent.ask() == b"UP\n"
+        # After the answer and its end, a reset shows nowhere else.
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+@pytest.mark.parametrize(
+    "payload", [b"UP 50%\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x00", b"\0" * 99]
+)
+def test_payload_means_nothing(agents: Agents, payload: bytes) -> None:
+    agent = agents.start(b'{"status": "MAINT"}')
+    with agent.paused():
+        client = agent.connect()
+        client.sendall(payload)
+    with client:
+        assert agent.read_to_end(client) == b"MAINT\n"
+    assert len(agent.log()) == len(["start", "answering"])
+
+
+def test_silent_client_is_answered_at_once(agents: Agents, python: str) -> None:
+    # HAProxy without agent-send.
+    agent = agents.start(python=python)
+    with agent.connect() as client:
+        assert agent.read_to_end(client) == b"UP\n"
+
+
+def test_client_that_sends_byte_by_byte(agents: Agents) -> None:
+    agent = agents.start()
+    with agent.connect() as slow:
+        assert slow.recv(3) == b"UP\n"
+        for _ in range(20):
+            # The agent is done with it and does not listen any more.
+            with contextlib.suppress(ConnectionError):
+                slow.send(b"x")
+            assert agent.ask() == b"UP\n"
+
+
+def test_clients_that_never_stop_sending(agents: Agents) -> None:
+    agent = agents.start()
+    with endless_senders(agent, 3):
+        assert_answers_others(agent)
+
+
+@contextlib.contextmanager
+def endless_senders(agent: Agent, count: int) -> Iterator[None]:
+    enough = threading.Event()
+
+    def keep_sending() -> None:
+        while not enough.is_set():
+            with contextlib.suppress(ConnectionError), agent.connect() as client:
+                while not enough.is_set():
+                    client.sendall(b"x" * 65_536)
+
+    threads = [threading.Thread(target=keep_sending) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_clients_that_neither_read_nor_close(agents: Agents, python: str) -> None:
+    agent = agents.start(python=python)
+    with contextlib.ExitStack() as idle:
+        clients = [idle.enter_context(agent.connect()) for _ in range(400)]
+        assert_answers_others(agent)
+        # It keeps nothing of them: were there thousands, it would not run out of descriptors.
+        assert len(agent.opened()) < 20
+        for client in clients:
+            assert agent.read_to_end(client) == b"UP\n"
+
+
+def test_clients_that_reset(agents: Agents) -> None:
+    agent = agents.start()
+    for _ in range(20):
+        with agent.paused():
+            client = agent.connect()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+        assert agent.ask() == b"UP\n"
+
+
+def test_more_clients_at_once_than_most_backlogs_hold(agents: Agents) -> None:
+    # HAProxy checks all its backends in the same moment.
+    agent = agents.start()
+    with contextlib.ExitStack() as waiting:
+        with agent.paused():
+            clients = [waiting.enter_context(agent.connect()) for _ in range(300)]
+        for client in clients:
+            assert agent.read_to_end(client) == b"UP\n"
+
+
+def test_out_of_descriptors_it_waits_and_goes_on(agents: Agents) -> None:
+    agent = agents.start()
+    limits = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (NO_DESCRIPTORS_LEFT, limits[1]))
+
+    with agent.connect() as client:
+        agent.await_log("Too many open files")
+        assert not agent.spins()
+        assert sum("cannot accept" in line for line in agent.log()) == 1
+        # It obeys, as far as it can.
+        agent.send(signal.SIGUSR2)
+        agent.await_log("not saved")
+
+        resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, limits)
+        assert agent.read_to_end(client) == b"DOWN\n"
+    assert agent.ask() == b"DOWN\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ends_in_the_midst_of_checks(agents: Agents, python: str, number: signal.Signals) -> None:
+    agent = agents.start(b'{"status": "UP", "weight": 77, "maxconn": 300}', python=python)
+    with agent.asked_by(clients=4) as answers:
+        agent.send(number)
+        assert agent.await_exit() == 0
+    # A client that it has not accepted is refused, or its connection ends without a byte. No answer is cut.
+    received = {answer for answer in answers if isinstance(answer, bytes)}
+    assert received <= {b"UP 77% maxconn:300\n", b""}
+    assert b"UP 77% maxconn:300\n" in received
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_restart_on_a_socket_that_stays_leaves_no_client_without_answer(
+    agents: Agents, python: str, tmp_path: Path, eventually: Eventually, number: signal.Signals
+) -> None:
+    # Whom the first agent accepted, it answers. The others wait, and the second answers them.
+    state_file = tmp_path / "state.json"
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        take_over = f"os.dup2({listener.fileno()}, 3); os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')"
+
+        def start() -> Agent:
+            return agents.start(
+                python=python,
+                state_file=state_file,
+                port=listener.getsockname()[1],
+                before_exec=take_over,
+                pass_fds=[listener.fileno()],
+                wait=False,
+            )
+
+        def restart(agent: Agent) -> Agent:
+            agent.await_log("answering")
+            wanted = len(answers) + 20
+            eventually(lambda: len(answers) > wanted, "clients are answered again")
+            agent.send(number)
+            assert agent.await_exit() == 0
+            return start()
+
+        agent = start()
+        with agent.asked_by(clients=4) as answers:
+            for _ in range(5):
+                agent = restart(agent)
+    assert set(answers) == {b"UP\n"}

@@ -1,0 +1,89 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What ansible-galaxy makes of the tree: a small tarball that works when all is deleted that Ansible need not keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Agents
+
+ROOT = Path(__file__).parents[2]
+NEEDED = {"meta", "plugins", "roles", "playbooks"}
+OF_USE = NEEDED | {"MANIFEST.json", "FILES.json", "README.md", "CHANGELOG.md", "LICENSES", "changelogs", "docs"}
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, text=True, capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("build")
+    run("ansible-galaxy", "collection", "build", "--output-path", folder, ROOT)
+    return next(folder.glob("hapgent-agent-*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def stripped(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collections folder with the collection installed and stripped."""
+    folder = tmp_path_factory.mktemp("collections")
+    run("ansible-galaxy", "collection", "install", "--force", "--offline", "--collections-path", folder, tarball)
+    for path in (folder / "ansible_collections/hapgent/agent").iterdir():
+        if path.name not in NEEDED:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def test_tarball_is_small_and_has_nothing_that_a_user_does_not_need(tarball: Path) -> None:
+    assert tarball.stat().st_size < 100_000
+    with tarfile.open(tarball) as archive:
+        assert {name.split("/")[0] for name in archive.getnames()} <= OF_USE
+        agent = archive.getmember("roles/hapgent/files/hapgent.pyz")
+        assert agent.mode & 0o111
+
+
+def test_module_works_when_stripped(stripped: Path, agents: Agents) -> None:
+    agent = agents.start()
+    output = run(
+        "ansible",
+        "localhost",
+        "--connection=local",
+        "--one-line",
+        "--module-name=hapgent.agent.hapgent_state",
+        f"--args=status=DRAIN state_file={agent.state_file} port={agent.port}",
+        "--extra-vars=ansible_python_interpreter=/usr/bin/python3",
+        ANSIBLE_COLLECTIONS_PATH=str(stripped),
+    )
+    assert json.loads(output.split("=>")[1])["answer"] == "DRAIN"
+    assert agent.ask() == b"DRAIN\n"
+
+
+@pytest.mark.parametrize("playbook", ["hapgent.agent.drain", "hapgent.agent.undrain"])
+def test_playbooks_work_when_stripped(stripped: Path, playbook: str) -> None:
+    run("ansible-playbook", "--syntax-check", playbook, ANSIBLE_COLLECTIONS_PATH=str(stripped))
+
+
+def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
+    listed = json.loads(
+        run("ansible-doc", "--json", "--metadata-dump", "hapgent.agent", ANSIBLE_COLLECTIONS_PATH=str(stripped))
+    )
+    module = listed["all"]["module"]["hapgent.agent.hapgent_state"]
+    assert module["doc"]["version_added"] == "1.0.0"
+    assert {"check_mode", "diff_mode", "idempotent", "platform", "action_group"} <= set(module["doc"]["attributes"])
+    assert set(module["return"]) == {"before", "after", "answer"}
