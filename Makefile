@@ -6,8 +6,9 @@ export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
 # The tree itself for lint and unit tests; on hosts, the collection as users have it.
 CHECKOUT := $(CURDIR)/.cache/collections
 INSTALLED := $(CURDIR)/.cache/installed
-export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
-demo hosts shell: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
+COMMUNITY := $(CURDIR)/.cache/community
+export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT):$(COMMUNITY)
+demo demo-down hosts shell: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED):$(COMMUNITY)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-shell demo-down test check lint unit hosts build docs shell
@@ -23,8 +24,7 @@ demo-shell: ## a shell on a host of the demo: make demo-shell HOST=demo-web1
 	tests/tools/with-hosts podman exec --interactive --tty $(HOST) bash
 
 demo-down: ## take the demo down
-	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo ANSIBLE_COLLECTIONS_PATH=$(INSTALLED) \
-		tests/tools/with-hosts molecule destroy --scenario-name demo
+	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo tests/tools/with-hosts molecule destroy --scenario-name demo
 
 test: check hosts ## everything: check, and the molecule scenarios on real hosts
 

@@ -121,7 +121,7 @@ class Agent:
                 except OSError as error:
                     answers.append(error)
 
-        threads = [threading.Thread(target=keep_asking) for _ in range(clients)]
+        threads = [threading.Thread(target=keep_asking) for _count in range(clients)]
         for thread in threads:
             thread.start()
         try:

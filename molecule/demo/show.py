@@ -62,7 +62,7 @@ def await_status(server: str, status: str) -> None:
 
 def show_haproxy(comment: str) -> None:
     """What the stats say, and where requests go."""
-    served = Counter(request() for _ in range(REQUESTS))
+    served = Counter(request() for _request in range(REQUESTS))
     requests = f"of {REQUESTS} requests"
     print(f"\n   {'HAProxy says':<14} {'status':<15} weight  {requests}  agent-check")
     for name, row in servers(LOAD_BALANCER).items():

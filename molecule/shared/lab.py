@@ -83,14 +83,14 @@ class Checks:
         self.outcomes: Counter[str] = Counter()
         self._target = (address, port)
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._check) for _ in range(4)]
+        self._threads = [threading.Thread(target=self._check) for _number in range(4)]
 
     def __enter__(self) -> Checks:
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._over.set()
         for thread in self._threads:
             thread.join()

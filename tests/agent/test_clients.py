@@ -25,7 +25,7 @@ NO_DESCRIPTORS_LEFT = 3
 
 
 def assert_answers_others(agent: Agent) -> None:
-    for _ in range(20):
+    for _round in range(20):
         assert agent.ask() == b"UP\n"
 
 
@@ -68,7 +68,7 @@ def test_client_that_sends_byte_by_byte(agents: Agents) -> None:
     agent = agents.start()
     with agent.connect() as slow:
         assert slow.recv(3) == b"UP\n"
-        for _ in range(20):
+        for _round in range(20):
             # The agent is done with it and does not listen any more.
             with contextlib.suppress(ConnectionError):
                 slow.send(b"x")
@@ -91,7 +91,7 @@ def endless_senders(agent: Agent, count: int) -> Iterator[None]:
                 while not enough.is_set():
                     client.sendall(b"x" * 65_536)
 
-    threads = [threading.Thread(target=keep_sending) for _ in range(count)]
+    threads = [threading.Thread(target=keep_sending) for _count in range(count)]
     for thread in threads:
         thread.start()
     try:
@@ -105,7 +105,7 @@ def endless_senders(agent: Agent, count: int) -> Iterator[None]:
 def test_clients_that_neither_read_nor_close(agents: Agents, python: str) -> None:
     agent = agents.start(python=python)
     with contextlib.ExitStack() as idle:
-        clients = [idle.enter_context(agent.connect()) for _ in range(400)]
+        clients = [idle.enter_context(agent.connect()) for _count in range(400)]
         assert_answers_others(agent)
         # It keeps nothing of them: were there thousands, it would not run out of descriptors.
         assert len(agent.opened()) < 20
@@ -115,7 +115,7 @@ def test_clients_that_neither_read_nor_close(agents: Agents, python: str) -> Non
 
 def test_clients_that_reset(agents: Agents) -> None:
     agent = agents.start()
-    for _ in range(20):
+    for _round in range(20):
         with agent.paused():
             client = agent.connect()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -128,7 +128,7 @@ def test_more_clients_at_once_than_most_backlogs_hold(agents: Agents) -> None:
     agent = agents.start()
     with contextlib.ExitStack() as waiting:
         with agent.paused():
-            clients = [waiting.enter_context(agent.connect()) for _ in range(300)]
+            clients = [waiting.enter_context(agent.connect()) for _count in range(300)]
         for client in clients:
             assert agent.read_to_end(client) == b"UP\n"
 
@@ -192,6 +192,6 @@ def test_restart_on_a_socket_that_stays_leaves_no_client_without_answer(
 
         agent = start()
         with agent.asked_by(clients=4) as answers:
-            for _ in range(5):
+            for _round in range(5):
                 agent = restart(agent)
     assert set(answers) == {b"UP\n"}

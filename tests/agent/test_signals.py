@@ -83,7 +83,7 @@ def test_term_and_int_end_it(agents: Agents, python: str, number: signal.Signals
 
 def test_one_log_line_for_each_change_and_none_for_a_check(agents: Agents, python: str, eventually: Eventually) -> None:
     agent = agents.start(FULL, python=python)
-    for _ in range(20):
+    for _round in range(20):
         agent.ask(b"\n")
     agent.send(signal.SIGUSR2)
     agent.await_answer(b"DOWN 77% maxconn:300\n")
@@ -245,9 +245,9 @@ def test_no_reader_sees_half_a_file_and_no_client_half_an_answer(
 
 
 def test_killed_while_it_saves(agents: Agents) -> None:
-    for _ in range(10):
+    for _round in range(10):
         agent = agents.start(FULL)
-        for _ in range(20):
+        for _round in range(20):
             agent.send(signal.SIGUSR2)
             agent.send(signal.SIGUSR1)
         agent.kill()

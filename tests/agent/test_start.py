@@ -177,7 +177,7 @@ def test_runs_as_a_program(python: str, tmp_path: Path) -> None:
 def test_closed_standard_error_keeps_it_from_nothing(agents: Agents) -> None:
     # Some that start daemons close it. What the agent opens then gets its number, and must not get the log lines.
     agent = agents.start(before_exec="for descriptor in range(3): os.close(descriptor)")
-    for _ in range(3):
+    for _round in range(3):
         agent.send(signal.SIGUSR2)
         agent.await_answer(b"DOWN\n")
         agent.send(signal.SIGUSR1)

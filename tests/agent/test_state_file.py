@@ -218,7 +218,7 @@ def test_what_is_no_file_makes_fail_at_start(
 def test_reading_leaves_no_descriptor_open(agents: Agents, make: Callable[[Path], object], named: str) -> None:
     agent = agents.start()
 
-    for _ in range(3):
+    for _round in range(3):
         agent.state_file.unlink()
         make(agent.state_file)
         agent.send(signal.SIGHUP)

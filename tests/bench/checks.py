@@ -90,7 +90,7 @@ def main() -> None:
         state_file = Path(folder, "state.json")
         state_file.write_text('{"status": "UP", "weight": 77}\n', encoding="utf-8")
         agents = [Measured(command, FIRST_PORT + number, state_file) for number, command in enumerate(commands)]
-        for _ in range(ROUNDS):
+        for _round in range(ROUNDS):
             for in_flight in IN_FLIGHT:
                 for agent in agents:
                     agent.measure(in_flight)

@@ -38,8 +38,10 @@ def test_same_default(name: str) -> None:
 def test_default_has_the_type_and_is_a_choice(name: str) -> None:
     types: dict[str, type] = {"str": str, "path": str, "int": int, "bool": bool}
     default = DEFAULTS[name]
-    assert default is None or type(default) is types[SPECS[name]["type"]]
-    assert default is None or default in SPECS[name].get("choices", [default])
+    if default is not None:
+        assert isinstance(default, types[SPECS[name]["type"]])
+        assert isinstance(default, bool) == (SPECS[name]["type"] == "bool")
+        assert default in SPECS[name].get("choices", [default])
 
 
 @pytest.mark.parametrize("name", SPECS)

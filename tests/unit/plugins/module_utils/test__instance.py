@@ -265,6 +265,16 @@ def send_without_end(client: socket.socket) -> None:
             return
 
 
+def drip_without_end(client: socket.socket) -> None:
+    until = in_seconds(5)
+    while time.monotonic() < until:
+        try:
+            client.sendall(b"x")
+        except OSError:
+            return
+        time.sleep(0.01)
+
+
 def send_byte_by_byte(client: socket.socket) -> None:
     for byte in b"DRAIN 50%\n":
         client.sendall(bytes([byte]))
@@ -282,7 +292,7 @@ def test_asks_what_answers_in_pieces(no_agent: int) -> None:
     assert Instance(1, "127.0.0.1", no_agent).ask(in_seconds(10)) == "DRAIN 50%"
 
 
-@pytest.mark.parametrize("no_agent", [send_without_end], indirect=True)
+@pytest.mark.parametrize("no_agent", [send_without_end, drip_without_end], indirect=True)
 def test_asks_what_sends_without_end(no_agent: int) -> None:
     started = time.monotonic()
     with pytest.raises(InstanceError) as caught:
