@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import zipfile
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def main() -> None:
     ZIPAPP.chmod(0o755)
     checksum = hashlib.sha256(content).hexdigest()
     for path in CHECKSUM_FILES:
-        path.write_text(path.read_text(encoding="utf-8").replace(before, checksum), encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        if before not in text:
+            sys.exit(f"{path} has another checksum than {ZIPAPP}: write {before} there first")
+        path.write_text(text.replace(before, checksum), encoding="utf-8")
     print(f"{ZIPAPP.name}: {len(content)} bytes, SHA-256 {checksum}")
 
 

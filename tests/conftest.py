@@ -249,10 +249,12 @@ class Agents:
         pass_fds: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
         wait: bool = True,
+        logs: bool = True,
     ) -> Agent:
-        """Start an agent with this content in its state file, and wait until it answers.
+        """Start an agent with this content in its state file, and wait until it answers and has logged that.
 
-        C(before_exec) is Python code that runs in the same process before it becomes the agent.
+        C(before_exec) is Python code that runs in the same process before it becomes the agent. C(logs) is whether
+        its log can be read here.
         """
         number = len(self._started)
         if state_file is None:
@@ -287,6 +289,8 @@ class Agents:
         self._started.append(agent)
         if wait:
             self._await_start(agent)
+            if logs:
+                agent.await_log("answering")
         return agent
 
     def end_all(self) -> None:
@@ -331,5 +335,7 @@ def agents(tmp_path: Path) -> Iterator[Agents]:
 def lasting_agent(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """One agent on each Python, for tests that bring it into a state of their own by HUP."""
     starter = Agents(tmp_path_factory.mktemp("lasting"))
-    yield starter.start(python=python)
-    starter.end_all()
+    try:
+        yield starter.start(python=python)
+    finally:
+        starter.end_all()

@@ -38,11 +38,11 @@ class Agent:
 
     def run(self) -> None:
         """Answer and obey until SIGTERM or SIGINT. The answers under way are finished."""
+        ip, port = self._listener.getsockname()[:2]
+        log.info(f"answering {self._state.answer()} on {ip} port {port}")
         # A daemon thread, so that it does not outlive an error in this one: then systemd starts both again.
         answering = threading.Thread(target=self._answer_until_stopped, daemon=True)
         answering.start()
-        ip, port = self._listener.getsockname()[:2]
-        log.info(f"answering {self._state.answer()} on {ip} port {port}")
         systemd.notify("READY=1", self._status)
         while not self._stopping:
             self._obey(signal.sigwait(SIGNALS))

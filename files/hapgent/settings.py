@@ -24,11 +24,11 @@ class Settings(t.NamedTuple):
 
     def open_listener(self) -> socket.socket:
         """Listen. Raises SettingsError where the host does not allow it."""
-        listener = socket.socket(self.family, socket.SOCK_STREAM)
-        # Connections that the agent closed keep the port for a minute. This lets a restart take it all the
-        # same, and no second agent: that would be SO_REUSEPORT.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            listener = socket.socket(self.family, socket.SOCK_STREAM)
+            # Connections that the agent closed keep the port for a minute. This lets a restart take it all the
+            # same, and no second agent: that would be SO_REUSEPORT.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((self.ip, self.port))
             listener.listen(1024)
         except OSError as error:

@@ -108,7 +108,7 @@ The hosts go on running. Look around:
 
   stats page          http://{LOAD_BALANCER}:8404/
   the balanced page   curl http://{LOAD_BALANCER}/
-  ask an agent        nc 198.51.100.139 9777
+  ask an agent        nc -d 198.51.100.139 9777
   shell on a host     make demo-shell HOST=demo-web1     (then: systemctl status hapgent)
   take it all down    make demo-down
 """)

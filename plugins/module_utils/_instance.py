@@ -48,10 +48,9 @@ class Instance(t.NamedTuple):
         """
         received = b""
         try:
-            remaining = max(deadline - time.monotonic(), POLL_SECONDS)
-            with socket.create_connection((self.address, self.port), timeout=remaining) as connection:
+            with socket.create_connection((self.address, self.port), _seconds_until(deadline)) as connection:
                 while b"\n" not in received and len(received) < MAX_ANSWER_BYTES:
-                    connection.settimeout(max(deadline - time.monotonic(), POLL_SECONDS))
+                    connection.settimeout(_seconds_until(deadline))
                     piece = connection.recv(4096)
                     if not piece:
                         break
@@ -70,11 +69,20 @@ class Instance(t.NamedTuple):
 
     def await_answer(self, expected: str, deadline: float) -> str:
         """Ask until the agent answers C(expected), or until the deadline. Returns its last answer."""
-        while True:
-            answer = self.ask(deadline)
-            if answer == expected or time.monotonic() >= deadline:
-                return answer
+        answer = self.ask(deadline)
+        while answer != expected:
             time.sleep(POLL_SECONDS)
+            if time.monotonic() >= deadline:
+                break
+            answer = self.ask(deadline + POLL_SECONDS)
+        return answer
+
+
+def _seconds_until(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError("timed out")
+    return remaining
 
 
 def find_pid(service: str, state_file: str, run_command: RunCommand) -> int:

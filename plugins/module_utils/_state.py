@@ -108,10 +108,7 @@ def save(path: str, state: State, temporary: str) -> None:
     C(temporary) is a name in the same folder, one for each program that saves, so that a save that was
     killed leaves one file at most. Mode and, where permitted, owner are kept. Raises OSError.
     """
-    try:
-        os.unlink(temporary)
-    except FileNotFoundError:
-        pass
+    _remove(temporary)
     # O_EXCL follows no symbolic link: the folder belongs to the agent's user, and root saves here too.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
@@ -122,8 +119,15 @@ def save(path: str, state: State, temporary: str) -> None:
             os.fsync(descriptor)
         os.rename(temporary, path)
     except OSError:
-        os.unlink(temporary)
+        _remove(temporary)
         raise
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _keep_owner_and_mode(path: str, descriptor: int) -> None:
@@ -135,7 +139,7 @@ def _keep_owner_and_mode(path: str, descriptor: int) -> None:
         os.fchown(descriptor, old.st_uid, old.st_gid)
     except OSError:
         pass  # Not this user's to give away, or unknown in the user namespace of the service.
-    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+    os.fchmod(descriptor, old.st_mode & 0o777)
 
 
 def _without_duplicates(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:

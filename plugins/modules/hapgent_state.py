@@ -141,6 +141,7 @@ answer:
   sample: DRAIN 77%
 """
 
+import fcntl
 import os
 import time
 import typing as t
@@ -148,6 +149,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     DEFAULT_STATE_FILE,
+    POLL_SECONDS,
     Instance,
     InstanceError,
     find_pid,
@@ -176,6 +178,7 @@ class HapgentState:
 
     def run(self) -> None:
         """Do it, and leave the module with what was changed and what was not."""
+        self._lock()
         before, after = self._plan()
         self.result.update(before=before.fields(), after=after.fields())
         instance = self._find_instance() if self.module.params["notify"] else None
@@ -191,6 +194,21 @@ class HapgentState:
         if instance:
             self.result["answer"] = after.answer()
         self.module.exit_json(**self.result)
+
+    def _lock(self) -> None:
+        """One run at a time, until this process ends: two would lose each other's changes."""
+        folder = os.path.dirname(self.path)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            self._fail(f"{folder}: cannot be read ({error.strerror}). Name the right file with state_file")
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= self.deadline:
+                    self._fail(f"another program has locked {folder} for {self.module.params['timeout']:g} s")
+                time.sleep(POLL_SECONDS)
 
     def _plan(self) -> tuple[State, State]:
         """The state in the file, and the one that is wanted."""

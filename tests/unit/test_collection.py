@@ -74,6 +74,23 @@ def test_module_works_when_stripped(stripped: Path, agents: Agents) -> None:
     assert agent.ask() == b"DRAIN\n"
 
 
+def test_module_defaults_of_the_action_group(stripped: Path, agents: Agents, tmp_path: Path) -> None:
+    agent = agents.start()
+    defaults = {"state_file": str(agent.state_file), "port": agent.port}
+    play = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": {"ansible_python_interpreter": "/usr/bin/python3"},
+        "module_defaults": {"group/hapgent.agent.hapgent": defaults},
+        "tasks": [{"hapgent.agent.hapgent_state": {"status": "MAINT"}}],
+    }
+    playbook = tmp_path / "playbook.yml"
+    playbook.write_text(json.dumps([play]), encoding="utf-8")
+    run("ansible-playbook", playbook, ANSIBLE_COLLECTIONS_PATH=str(stripped))
+    assert agent.ask() == b"MAINT\n"
+
+
 @pytest.mark.parametrize("playbook", ["hapgent.agent.drain", "hapgent.agent.undrain"])
 def test_playbooks_work_when_stripped(stripped: Path, playbook: str) -> None:
     run("ansible-playbook", "--syntax-check", playbook, ANSIBLE_COLLECTIONS_PATH=str(stripped))

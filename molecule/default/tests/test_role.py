@@ -41,7 +41,13 @@ def converge(**variables: object) -> tuple[int, str]:
         ("hapgent_service", "a/b", "hapgent_service is 'a/b': allowed is a name"),
         ("hapgent_state_file", "state.json", "allowed is an absolute path"),
         ("hapgent_state_file", "/tmp/hapgent/state.json", "Allowed is a path such as /etc/hapgent/state.json"),
-        ("hapgent_state_file", "/etc/state.json", "/etc belongs to root and keeps other things too"),
+        ("hapgent_state_file", "/etc/hapgent/", "allowed is an absolute path"),
+        ("hapgent_state_file", "/etc/state.json", "allowed is an absolute path"),
+        ("hapgent_state_file", "/etc/../tmp/hapgent/state.json", "allowed is an absolute path"),
+        ("hapgent_state_file", "/etc/haproxy/state.json", "/etc/haproxy belongs to root, not to nobody"),
+        ("hapgent_service", "haproxy", "has a service of that name that does not run"),
+        ("hapgent_ip", "10.0.0.300", "hapgent_ip is '10.0.0.300'"),
+        ("hapgent_python", "/root/venv/bin/python", "hapgent_python is /root/venv/bin/python: a reboot"),
         ("hapgent_user", "no-such-user", "no-such-user"),
         ("hapgent_python", "/bin/true", "hapgent_python is /bin/true, and that is no Python"),
     ],
@@ -115,6 +121,29 @@ def test_the_oldest_ansible_allowed_installs_drains_and_uninstalls() -> None:
 
 def run_oldest(command: str, *arguments: str) -> str:
     return ansible(str(OLDEST / command), *arguments).stdout
+
+
+def test_a_run_after_one_that_was_interrupted_restarts_what_that_changed() -> None:
+    """The agent and its unit came in, and then the connection was lost."""
+    run(HOST, "sleep 2; cp /usr/local/bin/hapgent /root/new && cp /root/new /usr/local/bin/hapgent && rm /root/new")
+    before = run(HOST, "systemctl show --property=MainPID hapgent").stdout
+    assert "changed=1 " in converge()[1]
+    assert run(HOST, "systemctl show --property=MainPID hapgent").stdout != before
+    assert "changed=0" in converge()[1]
+
+
+def test_check_mode_of_a_move_to_a_user_of_its_own() -> None:
+    arguments = ["hapgent_user=newcomer", "hapgent_group=newcomer", "hapgent_manage_user=true"]
+    done = ansible(
+        "ansible-playbook",
+        "converge.yml",
+        "--check",
+        f"--limit={HOST}",
+        *(f"--extra-vars={word}" for word in arguments),
+    )
+    # The folder belongs to nobody and has the state file alone, so it may change hands.
+    assert done.returncode == 0, done.stdout
+    assert run(HOST, "getent passwd newcomer").stdout == ""
 
 
 def test_takes_over_from_the_role_of_the_original() -> None:

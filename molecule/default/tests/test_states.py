@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from lab import HOSTS, ansible, ask, eventually, haproxy, run
@@ -101,14 +102,23 @@ def test_a_service_that_is_no_agent_is_left_alone() -> None:
 
 def test_the_deployment_script_of_the_original() -> None:
     script = """
+    stop_service() { sleep 4; }
+    deploy_new_version() { sleep 1; }
+    start_service() { sleep 1; }
+
     echo "Removing the instance from LB"
-    pkill -USR2 hapgent
-    sleep 4
+    pkill -USR2 hapgent # assuming that we have only one hapgent per instance
+
+    stop_service ${SERVICE_NAME}
+    deploy_new_version ${SERVICE_NAME}
+    start_service ${SERVICE_NAME}
+
     echo "Putting the instance back to LB"
-    sleep 4
     pkill -USR1 hapgent
     """
-    run(SERVER, script.split("sleep 4", maxsplit=1)[0])
-    settle("DOWN (agent)")
-    run(SERVER, script.rsplit("sleep 4", maxsplit=1)[-1])
+    with ThreadPoolExecutor() as other_shell:
+        deployment = other_shell.submit(run, SERVER, script)
+        settle("DOWN (agent)")
+        assert not deployment.done()
+        assert deployment.result().returncode == 0
     settle("UP")

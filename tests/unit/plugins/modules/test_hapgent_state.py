@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -471,7 +473,35 @@ def test_runs_as_ansible_runs_it(agents: Agents, tmp_path: Path) -> None:
         text=True,
         check=False,
         timeout=60,
-        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(IMPORTS[0]), "ANSIBLE_HOME": str(tmp_path / "ansible")},
+        env={
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(IMPORTS[0]),
+            # Not everybody who runs tests has a home.
+            "ANSIBLE_HOME": str(tmp_path / "ansible"),
+            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+        },
     )
     assert "CHANGED" in done.stdout, done.stdout + done.stderr
     assert agent.ask() == b"DRAIN 77% maxconn:300\n"
+
+
+def test_two_runs_at_once_lose_none_of_their_changes(agents: Agents) -> None:
+    agent = agents.start()
+    with ThreadPoolExecutor() as runs:
+        for number in range(5):
+            weight = runs.submit(change, agent, weight=number)
+            maxconn = runs.submit(change, agent, maxconn=number)
+            # The one that comes second may find the other's answer, but both find theirs in the end.
+            assert weight.result().get("changed")
+            assert maxconn.result().get("changed")
+            assert saved(agent) == {"status": "UP", "weight": number, "maxconn": number}
+
+
+def test_does_not_wait_for_another_run_for_ever(agents: Agents) -> None:
+    agent = agents.start(FULL)
+    folder = os.open(agent.state_file.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    assert_nothing_changed(change(agent, status="DRAIN", timeout=0.5), "locked", str(agent.state_file.parent))
+    assert agent.state_file.read_bytes() == FULL
+    os.close(folder)
+    assert change(agent, status="DRAIN")["changed"]
