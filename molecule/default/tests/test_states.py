@@ -38,6 +38,8 @@ def settle(status: str) -> None:
 @pytest.fixture(autouse=True)
 def _up() -> None:
     set_state("status=READY unset=weight,maxconn")
+    # HAProxy has to see READY before UP comes: each ends something else.
+    assert eventually(lambda: haproxies() <= {"UP", "DOWN (agent)"}, True)
     set_state("status=UP")
     settle("UP")
 
