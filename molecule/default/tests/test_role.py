@@ -47,7 +47,7 @@ def converge(**variables: object) -> tuple[int, str]:
         ("hapgent_state_file", "/etc/haproxy/state.json", "/etc/haproxy belongs to root, not to nobody"),
         ("hapgent_service", "haproxy", "has a service of that name that does not run"),
         ("hapgent_ip", "10.0.0.300", "hapgent_ip is '10.0.0.300'"),
-        ("hapgent_python", "/root/venv/bin/python", "hapgent_python is /root/venv/bin/python: a reboot"),
+        ("hapgent_python", "/home/ops/venv/bin/python", "hapgent_python is /home/ops/venv/bin/python: a reboot"),
         ("hapgent_user", "no-such-user", "no-such-user"),
         ("hapgent_python", "/bin/true", "hapgent_python is /bin/true, and that is no Python"),
     ],
@@ -125,7 +125,10 @@ def run_oldest(command: str, *arguments: str) -> str:
 
 def test_a_run_after_one_that_was_interrupted_restarts_what_that_changed() -> None:
     """The agent and its unit came in, and then the connection was lost."""
-    run(HOST, "sleep 2; cp /usr/local/bin/hapgent /root/new && cp /root/new /usr/local/bin/hapgent && rm /root/new")
+    run(
+        HOST,
+        "sleep 2; cp /usr/local/bin/hapgent /var/tmp/new && cp /var/tmp/new /usr/local/bin/hapgent && rm /var/tmp/new",
+    )
     before = run(HOST, "systemctl show --property=MainPID hapgent").stdout
     assert "changed=1 " in converge()[1]
     assert run(HOST, "systemctl show --property=MainPID hapgent").stdout != before
@@ -147,7 +150,7 @@ def test_check_mode_of_a_move_to_a_user_of_its_own() -> None:
 
 
 def test_takes_over_from_the_role_of_the_original() -> None:
-    run(HOST, "cp /usr/local/bin/hapgent /root/program")
+    run(HOST, "cp /usr/local/bin/hapgent /var/tmp/program")
     assert uninstall(hapgent_uninstall_state_file=True)[0] == 0
     run(
         HOST,
@@ -155,7 +158,7 @@ def test_takes_over_from_the_role_of_the_original() -> None:
         mkdir --mode=0755 /etc/hapgent && chgrp nogroup /etc/hapgent
         echo '{"status": "UP", "weight": 77}' >/etc/hapgent/state.json
         chgrp nogroup /etc/hapgent/state.json && chmod 0664 /etc/hapgent/state.json
-        mv /root/program /usr/local/bin/hapgent
+        mv /var/tmp/program /usr/local/bin/hapgent
         cat >/etc/systemd/system/hapgent.service <<END
 [Service]
 User=nobody

@@ -47,9 +47,9 @@ def test_killed_agent_is_started_again(host: str) -> None:
 def test_reload_reads_the_file(host: str) -> None:
     path = run(host, "systemctl show --property=Environment --value hapgent").stdout.strip().partition("=")[2]
     kept = run(host, f"cat {path}").stdout
-    run(host, f"cp {path} /root/kept.json && echo broken >{path} && systemctl reload hapgent && sleep 0.5")
+    run(host, f"cp {path} /var/tmp/kept.json && echo broken >{path} && systemctl reload hapgent && sleep 0.5")
     broken = ask(HOSTS[host])
-    run(host, f"cat /root/kept.json >{path} && systemctl reload hapgent && sleep 0.5")
+    run(host, f"cat /var/tmp/kept.json >{path} && systemctl reload hapgent && sleep 0.5")
     assert broken == "FAIL\n"
     assert run(host, f"cat {path}").stdout == kept
     assert "not JSON" in run(host, "journalctl --unit=hapgent --lines=5").stdout
