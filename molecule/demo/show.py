@@ -108,6 +108,7 @@ def main() -> None:
 
     say("Time for work on demo-web1, a reboot for example")
     run("podman", "restart", "demo-web1")
+    run("podman", "exec", "demo-web1", "systemctl", "is-system-running", "--wait")
     await_status("demo-web1", "DRAIN (agent)")
     show_haproxy("It is back, and still drained: its state is in a file.")
 
