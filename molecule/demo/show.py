@@ -62,6 +62,14 @@ def await_status(server: str, status: str) -> None:
         time.sleep(0.2)
 
 
+def await_agent(server: str, answer: str) -> None:
+    deadline = time.monotonic() + 30
+    while ask_agent(server) != answer:
+        if time.monotonic() > deadline:
+            sys.exit(f"The agent of {server} does not answer {answer}. See make demo-shell HOST={server}.")
+        time.sleep(0.2)
+
+
 def show_haproxy(comment: str) -> None:
     """What the stats say, and where requests go."""
     served = Counter(request() for _request in range(REQUESTS))
@@ -78,7 +86,7 @@ def ask_agent(server: str) -> str:
     try:
         with socket.create_connection((SERVERS[server], 9777), timeout=5) as agent:
             return agent.recv(99).decode().strip()
-    except ConnectionRefusedError:
+    except OSError:
         return "(no agent)"
 
 
@@ -108,7 +116,7 @@ def main() -> None:
 
     say("Time for work on demo-web1, a reboot for example")
     run("podman", "restart", "demo-web1")
-    run("podman", "exec", "demo-web1", "systemctl", "is-system-running", "--wait")
+    await_agent("demo-web1", "DRAIN")
     await_status("demo-web1", "DRAIN (agent)")
     show_haproxy("It is back, and still drained: its state is in a file.")
 
