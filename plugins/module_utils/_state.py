@@ -9,14 +9,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
 import typing as t
 
 STATUSES = ("UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED")
+# HAProxy keeps two switches for a server, administration and health. These move the first, the others the second.
+ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
 LIMITS = {"weight": 255, "maxconn": 65535}
+# HAProxy keeps 127: HCHK_DESC_LEN in its source.
+MAX_REASON_BYTES = 120
 MAX_BYTES = 64 * 1024
+# What may go along with a state for a while, to undo the one before.
+UNDOING = frozenset({"UP", "READY", "100%"})
 
 
 class StateError(Exception):
@@ -26,29 +33,69 @@ class StateError(Exception):
 class State(t.NamedTuple):
     """What the agent tells HAProxy about its server.
 
-    C(weight) is a percentage of the weight configured in HAProxy, 0 to 255; C(maxconn) is 0 to 65535.
-    What is None is not told, and HAProxy keeps what it had.
+    C(weight) is a percentage of the weight configured in HAProxy, 0 to 255; C(maxconn) is 0 to 65535;
+    C(reason) is text of 120 bytes at most. What is None is not told, and HAProxy keeps what it had.
     """
 
     status: str
     weight: int | None = None
     maxconn: int | None = None
+    reason: str | None = None
 
     def fields(self) -> dict[str, str | int]:
         """The fields that are set, in the order in which they are written."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
-    def answer(self) -> str:
-        """The line that HAProxy reads, without its LF.
+    def with_status(self, status: str) -> State:
+        """The same with this status. The reason was one for the status before, and goes with it."""
+        return self if status == self.status else self._replace(status=status, reason=None)
+
+    def undoing(self, before: State) -> frozenset[str]:
+        """The words, of UNDOING, that undo in HAProxy what C(before) did and this state does not undo itself.
+
+        READY alone ends DRAIN and MAINT, a health word alone ends DOWN, and N% alone changes the weight. Nothing
+        gives a configured maxconn back. Source: section 5.2 of HAProxy's configuration manual, and
+        src/tcpcheck.c in its source.
+        """
+        words = set()
+        if self.status != before.status:
+            words.add("UP")
+            if before.status in ADMINISTRATIVE:
+                words.add("READY")
+        if before.reason and not self.reason:
+            # HAProxy shows the text of the last health word, until the next one.
+            words.add("UP")
+        if before.weight is not None and self.weight is None:
+            words.add("100%")
+        return frozenset(words)
+
+    def answer(self, undoing: t.Collection[str] = ()) -> str:
+        """The line that HAProxy reads, without its LF, and with those of these words that have a place in it.
 
         Source: agent-check in section 5.2 of HAProxy's configuration manual.
         """
         words = [self.status]
+        if self.status in ADMINISTRATIVE:
+            # HAProxy shows a reason only where there is a health word.
+            if self.reason or "UP" in undoing:
+                words.append("UP")
+        elif "READY" in undoing:
+            words.append("READY")
         if self.weight is not None:
             words.append(f"{self.weight}%")
+        elif "100%" in undoing:
+            words.append("100%")
         if self.maxconn is not None:
             words.append(f"maxconn:{self.maxconn}")
+        if self.reason:
+            words.append(f"# {self.reason}")
         return " ".join(words)
+
+    def answers(self) -> set[str]:
+        """All lines in which this state may be told, with and without what undoes the state before."""
+        return {
+            self.answer(words) for count in range(len(UNDOING) + 1) for words in itertools.combinations(UNDOING, count)
+        }
 
 
 FAIL = State("FAIL")
@@ -64,7 +111,8 @@ def from_fields(fields: dict[str, t.Any]) -> State:
         raise StateError(f"status is missing: allowed is one of {', '.join(STATUSES)}")
     if status not in STATUSES:
         raise StateError(f"status is {_shown(status)}: allowed is one of {', '.join(STATUSES)}")
-    return State(status, **{name: _whole_number(name, fields.get(name)) for name in LIMITS})
+    numbers = {name: _whole_number(name, fields.get(name)) for name in LIMITS}
+    return State(status, **numbers, reason=_reason(fields.get("reason")))
 
 
 def parse(raw: bytes) -> State:
@@ -82,28 +130,38 @@ def parse(raw: bytes) -> State:
 
 def dump(state: State) -> bytes:
     """The bytes of the state's file."""
-    return json.dumps(state.fields(), indent=2).encode() + b"\n"
+    return json.dumps(state.fields(), indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def load(path: str) -> State:
     """Read a state file. Raises StateError; never blocks, whatever the path leads to."""
+    return parse(read(path, MAX_BYTES))
+
+
+def save(path: str, state: State, temporary: str) -> None:
+    """Replace a state file at once. Raises OSError. See replace()."""
+    replace(path, dump(state), temporary)
+
+
+def read(path: str, most: int) -> bytes:
+    """The content of a regular file of so many bytes at most. Raises StateError; never blocks."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise StateError("not a regular file: allowed is a regular file")
-            raw = os.read(descriptor, MAX_BYTES + 1)
+            raw = os.read(descriptor, most + 1)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise StateError(f"cannot be read ({error.strerror})") from error
-    if len(raw) > MAX_BYTES:
-        raise StateError(f"larger than {MAX_BYTES} bytes: allowed are {MAX_BYTES} bytes at most")
-    return parse(raw)
+    if len(raw) > most:
+        raise StateError(f"larger than {most} bytes: allowed are {most} bytes at most")
+    return raw
 
 
-def save(path: str, state: State, temporary: str) -> None:
-    """Replace a state file at once: whoever reads it sees the old state or the new one, even after a crash.
+def replace(path: str, content: bytes, temporary: str) -> None:
+    """Replace a file at once: whoever reads it sees the old content or the new one, even after a crash.
 
     C(temporary) is a name in the same folder, one for each program that saves, so that a save that was
     killed leaves one file at most. Mode and, where permitted, owner are kept. Raises OSError.
@@ -113,7 +171,7 @@ def save(path: str, state: State, temporary: str) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with open(descriptor, "wb") as file:
-            file.write(dump(state))
+            file.write(content)
             file.flush()
             _keep_owner_and_mode(path, descriptor)
             os.fsync(descriptor)
@@ -157,6 +215,27 @@ def _whole_number(name: str, value: t.Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LIMITS[name] or value % 1:
         raise StateError(f"{name} is {_shown(value)}: allowed is a whole number from 0 to {LIMITS[name]}")
     return int(value)
+
+
+def _reason(value: t.Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip() or not _is_plain(value):
+        raise StateError(
+            f"reason is {_shown(value)}: allowed is text of 1 to {MAX_REASON_BYTES} bytes in UTF-8, "
+            "without control characters and #"
+        )
+    return value
+
+
+def _is_plain(text: str) -> bool:
+    try:
+        length = len(text.encode("utf-8"))
+    except UnicodeEncodeError:  # Half of a surrogate pair, which JSON can write.
+        return False
+    return length <= MAX_REASON_BYTES and not any(
+        character == "#" or character < " " or "\x7f" <= character <= "\x9f" for character in text
+    )
 
 
 def _shown(value: t.Any) -> str:
