@@ -282,6 +282,8 @@ class Agents:
                     "HAPGENT_IP": ip,
                     "HAPGENT_PORT": str(port),
                     "HAPGENT_STATE_FILE": str(state_file),
+                    # The answer is then the state alone, at once.
+                    "HAPGENT_SETTLE": "0",
                     **(environment or {}),
                 },
             )

@@ -9,4 +9,5 @@ import signal
 VERSION = "1.0.0"
 ANSWERS_AS = "0.3.2"
 
-SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
+# SIGALRM is the agent's own clock.
+SIGNALS = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGALRM})

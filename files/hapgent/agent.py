@@ -2,39 +2,58 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The agent: one thread answers HAProxy's checks, the main thread obeys signals.
+"""The agent: one thread answers HAProxy's checks, the main thread obeys signals and remembers.
 
-The threads share one thing, the answer: a bytes object that is replaced as a whole. A slow disk
-therefore never delays a check, and no check ever sees half an answer.
+The threads share what is replaced as a whole, the change that is being told, and the peers, which the one that
+answers keeps and the others only read. A slow disk therefore never delays a check, and no check ever sees half an
+answer.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
 import socket
 import threading
 import time
+import typing as t
 
-from hapgent import SIGNALS, log, systemd
+from hapgent import ANSWERS_AS, SIGNALS, VERSION, log, memory
+from hapgent.peers import Change, Peer, Peers
+from hapgent.settings import Settings
 from hapgent.state import FAIL, State, StateError, load, save
+from hapgent.systemd import Manager
 
 RETRY_SECONDS = 0.1
+REMEMBER_SECONDS = 1.0
 
 
 class Agent:
     """Answers on a listening socket with the state that a file keeps."""
 
-    def __init__(self, listener: socket.socket, state_file: str) -> None:
+    def __init__(self, listener: socket.socket, settings: Settings) -> None:
         self._listener = listener
         self._listener.setblocking(False)
-        self._state_file = state_file
+        self._state_file = settings.state_file
+        self._manager = Manager()
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe()
         self._accept_problem = ""
-        self._set(FAIL)
+        self._memory_problem = ""
+        self._counters = dict.fromkeys(("changes", "reloads", "saves", "failed_saves", "failed_accepts"), 0)
+        self._state_file_ok = True
+        self._last_error: tuple[str, float] | tuple[None, None] = (None, None)
+        self._peers = Peers(settings.settle)
+        remembered = self._recall()
+        self._change = remembered or Change(FAIL, time.time())
         self._load("start")
+        if not remembered:  # Then nothing is known to be undone.
+            self._change = Change(self._state, self._change.since)
+        elif self._change is not remembered:
+            self._peers.suspect(self._change.undo)
+        self._remember()
 
     def run(self) -> None:
         """Answer and obey until SIGTERM or SIGINT. The answers under way are finished."""
@@ -43,55 +62,140 @@ class Agent:
         # A daemon thread, so that it does not outlive an error in this one: then systemd starts both again.
         answering = threading.Thread(target=self._answer_until_stopped, daemon=True)
         answering.start()
-        systemd.notify("READY=1", self._status)
+        self._manager.notify("READY=1", self._summary())
+        # Not sigtimedwait: when the process was paused for longer than that waits, Python makes up a signal.
+        signal.setitimer(signal.ITIMER_REAL, REMEMBER_SECONDS, REMEMBER_SECONDS)
         while not self._stopping:
-            self._obey(signal.sigwait(SIGNALS))
+            number = signal.sigwait(SIGNALS)
+            if number != signal.SIGALRM:
+                self._obey(number)
+            if self._peers.unsaved:
+                self._remember()
         answering.join()
+        self._remember()
+
+    def status(self) -> bytes:
+        """All that is known here, as JSON. Times are in seconds since 1970; may be called by another thread."""
+        change, now = self._change, time.monotonic()
+        offset = time.time() - now
+        ip, port = self._listener.getsockname()[:2]
+        last_error, last_error_at = self._last_error
+        document = {
+            "version": VERSION,
+            "answers_as": ANSWERS_AS,
+            "pid": os.getpid(),
+            "address": ip,
+            "port": port,
+            "started": offset + self._peers.started,
+            "state": change.state.fields(),
+            "answer": change.state.answer(),
+            "since": change.since,
+            "settle": self._peers.settle,
+            "state_file": self._state_file,
+            "state_file_ok": self._state_file_ok,
+            "last_error": last_error,
+            "last_error_at": last_error_at,
+            "counters": {"checks": self._peers.checks, "forgotten_peers": self._peers.forgotten, **self._counters},
+            "peers": [self._describe(peer, change, now, offset) for peer in self._peers.all()],
+        }
+        return json.dumps(document, ensure_ascii=False).encode() + b"\n"
+
+    def _describe(self, peer: Peer, change: Change, now: float, offset: float) -> dict[str, t.Any]:
+        return {
+            "address": peer.address,
+            "first_seen": offset + peer.first_seen,
+            "last_seen": offset + peer.last_seen,
+            "checks": peer.checks,
+            "interval": peer.interval,
+            "line": peer.line.decode().rstrip("\n"),
+            "has_it": peer.told == change.state,
+            "settles_for": peer.settles_for(now),
+            "polls": peer.polls(now, self._peers.started),
+        }
+
+    @property
+    def _state(self) -> State:
+        return self._change.state
+
+    def _summary(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(self._change.since))
+        return f"STATUS={self._state.answer()} since {since}"
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGHUP:
-            systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._counters["reloads"] += 1
             self._load("SIGHUP")
-            systemd.notify("READY=1", self._status)
+            self._manager.notify("READY=1", self._summary())
         elif number == signal.SIGUSR1:
             self._change_and_save("UP", "SIGUSR1")
         elif number == signal.SIGUSR2:
             self._change_and_save("DOWN", "SIGUSR2")
         else:
-            systemd.notify("STOPPING=1")
+            self._manager.notify("STOPPING=1")
             self._stopping = True
             os.close(self._wake_write)
 
     def _load(self, cause: str) -> None:
         try:
-            self._change(load(self._state_file), cause)
+            state = load(self._state_file)
         except StateError as error:
-            self._change(FAIL, cause, f"{self._state_file}: {error}")
+            self._tell(FAIL, cause, f"{self._state_file}: {error}")
+        else:
+            self._tell(state, cause)
 
     def _change_and_save(self, status: str, cause: str) -> None:
-        state = self._state._replace(status=status)
+        state = self._state.with_status(status)
         path = os.path.realpath(self._state_file)
         try:
             save(path, state, path + ".tmp")
         except OSError as error:
-            self._change(state, cause, f"not saved, kept in memory only: {path}: {error.strerror}")
+            self._counters["failed_saves"] += 1
+            self._tell(state, cause, f"not saved, kept in memory only: {path}: {error.strerror}")
         else:
-            self._change(state, cause)
-        systemd.notify(self._status)
+            self._counters["saves"] += 1
+            self._tell(state, cause)
+        self._manager.notify(self._summary())
 
-    def _change(self, state: State, cause: str, problem: str = "") -> None:
+    def _tell(self, state: State, cause: str, problem: str = "") -> None:
+        """Answer with this state from now on. C(problem) is one with the state file."""
         line = f"{self._state.answer()} -> {state.answer()} ({cause})"
+        self._state_file_ok = not problem
         if problem:
             log.error(f"{line}: {problem}")
+            self._last_error = (problem, time.time())
         elif state != self._state:
             log.info(line)
         if state != self._state:
-            self._set(state)
+            self._counters["changes"] += 1
+            self._change = self._change.next(state, self._peers.settle)
+            self._peers.unsaved = True
 
-    def _set(self, state: State) -> None:
-        self._state = state
-        self._answer = state.answer().encode() + b"\n"
-        self._status = f"STATUS={state.answer()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
+    def _recall(self) -> Change | None:
+        path = memory.path_of(self._state_file)
+        if not os.path.lexists(path):
+            return None
+        try:
+            change, peers = memory.load(path)
+        except memory.MemoryUnusableError as error:
+            log.error(f"{path}: {error}: what load balancers were told is not known, and is not undone")
+            return None
+        for peer in peers:
+            self._peers.add(peer)
+        return change
+
+    def _remember(self) -> None:
+        path = memory.path_of(self._state_file)
+        self._peers.unsaved = False
+        try:
+            # The state file's temporary name: whenever the agent is killed, it leaves one file at most.
+            memory.save(path, self._state_file + ".tmp", self._change, self._peers)
+            self._memory_problem = ""
+        except OSError as error:
+            self._peers.unsaved = True
+            if self._memory_problem != str(error):
+                self._memory_problem = str(error)
+                log.error(f"{path}: {error.strerror}: a restart will not know what load balancers were told")
 
     def _answer_until_stopped(self) -> None:
         try:
@@ -99,29 +203,33 @@ class Agent:
             waiting.register(self._listener, select.POLLIN)
             waiting.register(self._wake_read, select.POLLIN)
             while not self._stopping:
-                self._answer_one(waiting)
+                waiting.poll(self._manager.alive())
+                self._answer_one()
         except BaseException as error:
             log.error(f"no longer able to answer, ending: {error!r}")
             os._exit(1)
 
-    def _answer_one(self, waiting: select.poll) -> None:
+    def _answer_one(self) -> None:
         try:
-            connection = self._listener.accept()[0]
-        except BlockingIOError:
-            waiting.poll()
-        except ConnectionError:
+            connection, address = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
             pass
         except OSError as error:
             self._wait_for_room(error)
         else:
             self._accept_problem = ""
-            self._answer_client(connection)
+            # An IPv4 address, however this listens.
+            self._answer_peer(connection, address[0].removeprefix("::ffff:"))
 
-    def _answer_client(self, connection: socket.socket) -> None:
-        """Answer and close. Nothing here waits for the client."""
+    def _answer_peer(self, connection: socket.socket, address: str) -> None:
+        """Answer and close. Nothing here waits for the peer."""
+        change, now = self._change, time.monotonic()
+        peer = self._peers.see(address, now)
+        line = peer.line_for(change, now, self._peers.settle)
         with connection:
             try:
-                connection.send(self._answer, socket.MSG_DONTWAIT)
+                connection.send(line, socket.MSG_DONTWAIT)
+                self._peers.given(peer, line, change, now)
                 connection.shutdown(socket.SHUT_WR)
                 # Closing with bytes unread would send a reset, and that ends the retransmission of the answer.
                 connection.recv(65536, socket.MSG_DONTWAIT)
@@ -129,7 +237,8 @@ class Agent:
                 pass
 
     def _wait_for_room(self, error: OSError) -> None:
-        """Out of descriptors or memory: clients wait in the backlog until there are some."""
+        """Out of descriptors or memory: peers wait in the backlog until there are some."""
+        self._counters["failed_accepts"] += 1
         if self._accept_problem != str(error):
             self._accept_problem = str(error)
             log.error(f"cannot accept, trying every {RETRY_SECONDS} s: {error.strerror}")

@@ -11,12 +11,14 @@ import os
 from hapgent import ANSWERS_AS, VERSION, log, systemd
 from hapgent.agent import Agent
 from hapgent.settings import SettingsError, from_environment
-from hapgent.state import LIMITS, STATUSES
+from hapgent.state import LIMITS, MAX_REASON_BYTES, STATUSES
+from hapgent.status import StatusSocket
 
 EXIT_OK, EXIT_CANNOT_LISTEN, EXIT_USAGE = 0, 1, 2
 
 USAGE = f"""\
 usage: hapgent [--help | --version]
+       hapgent status [--help] [--json | --prometheus] [SOCKET]
 
 Tells HAProxy the state of its server: answers each agent-check with the state in a JSON file.
 
@@ -24,9 +26,13 @@ Environment:
   HAPGENT_IP          address to listen on, IPv4 or IPv6     (default 0.0.0.0)
   HAPGENT_PORT        port to listen on                      (default 9777)
   HAPGENT_STATE_FILE  for example {{"status": "UP"}}           (default /etc/hapgent/state.json)
+  HAPGENT_SETTLE      seconds, 0 to 86400, for which each load balancer is told, after a change,
+                      also what undoes the state before      (default 60; 0: never)
+  HAPGENT_SOCKET      UNIX socket that tells the status      (default: none)
 
 State file: "status" is one of {" ".join(STATUSES)}; optional are "weight",
-0 to {LIMITS["weight"]}, a percentage of the weight configured in HAProxy, and "maxconn", 0 to {LIMITS["maxconn"]}.
+0 to {LIMITS["weight"]}, a percentage of the weight configured in HAProxy, "maxconn", 0 to {LIMITS["maxconn"]}, and
+"reason", a text of {MAX_REASON_BYTES} bytes at most that HAProxy shows.
 
 Signals:
   USR1  status UP, and save          HUP        read the state file again
@@ -42,8 +48,13 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"hapgent {VERSION} (answers as hapgent {ANSWERS_AS})")
         return EXIT_OK
+    if arguments[:1] == ["status"]:
+        # Not in the memory of the agent itself.
+        from hapgent import report  # noqa: PLC0415
+
+        return report.main(arguments[1:])
     if arguments:
-        log.error(f"arguments are {arguments}: allowed is --help or --version, or none to run the agent")
+        log.error(f"arguments are {arguments}: allowed is status, --help or --version, or none to run the agent")
         return EXIT_USAGE
     return run()
 
@@ -63,8 +74,25 @@ def run() -> int:
     except SettingsError as error:
         log.error(str(error))
         return EXIT_CANNOT_LISTEN
-    Agent(listener, settings.state_file).run()
+    agent = Agent(listener, settings)
+    status_socket = _open_status_socket(settings.status_socket)
+    if status_socket:
+        status_socket.serve(agent.status)
+    agent.run()
+    if status_socket:
+        status_socket.close()
     return EXIT_OK
+
+
+def _open_status_socket(path: str) -> StatusSocket | None:
+    """The checks are more important: where there is none, the agent goes on."""
+    if not path:
+        return None
+    try:
+        return StatusSocket(path)
+    except OSError as error:
+        log.error(f"HAPGENT_SOCKET is {path!r}, and there will be no status: {error.strerror or error}")
+        return None
 
 
 def _open_standard_streams() -> None:

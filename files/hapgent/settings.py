@@ -15,12 +15,18 @@ class SettingsError(Exception):
 
 
 class Settings(t.NamedTuple):
-    """Where the agent listens and where its state is kept."""
+    """Where the agent listens, where its state is kept, and what more it is to do.
+
+    C(settle) is the seconds, 0 to 86400, for which it tells what undoes the state before. C(status_socket) is the
+    path of the socket that tells its status, '' for none.
+    """
 
     family: socket.AddressFamily
     ip: str
     port: int
     state_file: str
+    settle: int
+    status_socket: str
 
     def open_listener(self) -> socket.socket:
         """Listen. Raises SettingsError where the host does not allow it."""
@@ -42,13 +48,19 @@ class Settings(t.NamedTuple):
 def from_environment(environment: t.Mapping[str, str]) -> Settings:
     """The settings, with their defaults. Raises SettingsError."""
     ip = environment.get("HAPGENT_IP", "0.0.0.0")
-    port = environment.get("HAPGENT_PORT", "9777")
     state_file = environment.get("HAPGENT_STATE_FILE", "/etc/hapgent/state.json")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
-        raise SettingsError(f"HAPGENT_PORT is {port!r}: allowed is a whole number from 1 to 65535")
+    port = _whole_number(environment, "HAPGENT_PORT", 9777, 1, 65535)
+    settle = _whole_number(environment, "HAPGENT_SETTLE", 60, 0, 86400)
     if not state_file:
         raise SettingsError("HAPGENT_STATE_FILE is '': allowed is the path of a file")
-    return Settings(_family(ip), ip, int(port), state_file)
+    return Settings(_family(ip), ip, port, state_file, settle, environment.get("HAPGENT_SOCKET", ""))
+
+
+def _whole_number(environment: t.Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    value = environment.get(name, str(default))
+    if not (value.isascii() and value.isdigit() and len(value) <= 5 and least <= int(value) <= most):
+        raise SettingsError(f"{name} is {value!r}: allowed is a whole number from {least} to {most}")
+    return int(value)
 
 
 def _family(ip: str) -> socket.AddressFamily:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 FIRST_DESCRIPTOR = 3
 
@@ -32,18 +33,40 @@ def activated_listener() -> socket.socket | None:
     return listener
 
 
-def notify(*assignments: str) -> None:
-    """Tell the service manager, if there is one. Source: sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
-            manager.sendto("\n".join(assignments).encode(), address)
-    except OSError:
-        pass  # A manager that is gone is no reason to stop answering.
+class Manager:
+    """The service manager that started this process, if one did. Source: sd_notify(3), sd_watchdog_enabled(3)."""
+
+    def __init__(self) -> None:
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
+        if self._address.startswith("@"):
+            self._address = "\0" + self._address[1:]
+        # Kept open: it is needed most when there are no descriptors left.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
+        usec = os.environ.get("WATCHDOG_USEC", "")
+        ours = os.environ.get("WATCHDOG_PID") == str(os.getpid())
+        self._watchdog = int(usec) / 1e6 if self._socket and ours and usec.isdigit() else 0.0
+        self._due = 0.0
+
+    def notify(self, *assignments: str) -> None:
+        """Tell it something."""
+        if self._socket:
+            try:
+                self._socket.sendto("\n".join(assignments).encode(), self._address)
+            except OSError:
+                pass  # A manager that is gone is no reason to stop answering.
+
+    def alive(self) -> float | None:
+        """Tell its watchdog, if it is time to. Returns the milliseconds until that has to be called again."""
+        if not (self._socket and self._watchdog):
+            return None
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + self._watchdog / 3
+            try:
+                self._socket.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, self._address)
+            except OSError:
+                pass
+        return (self._due - now) * 1000
 
 
 def logs_to_journal() -> bool:

@@ -1,0 +1,72 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The status socket: whoever may connect to it gets the agent's status and can change nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+import time
+import typing as t
+
+RETRY_SECONDS = 0.1
+# A reader that does not take its status in this time goes without.
+PATIENCE_SECONDS = 1.0
+
+
+class StatusSocket:
+    """A UNIX socket that tells one document to each reader, in a thread of its own."""
+
+    def __init__(self, path: str) -> None:
+        """Listen. Raises OSError, also if another agent listens there."""
+        self._path = path
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._remove_leftover()
+        # Until the mode is set, nobody else can connect: that takes write permission.
+        self._listener.bind(path)
+        os.chmod(path, 0o660)
+        self._listener.listen(64)
+
+    def serve(self, document: t.Callable[[], bytes]) -> None:
+        """Tell the document, as it is then, to everybody who comes."""
+        threading.Thread(target=self._serve, args=(document,), daemon=True).start()
+
+    def close(self) -> None:
+        """Nobody can come any more."""
+        try:
+            os.unlink(self._path)
+        except OSError:
+            pass
+
+    def _remove_leftover(self) -> None:
+        """The socket of an agent that was killed is in the way, that of one that runs is its own."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+            other.settimeout(PATIENCE_SECONDS)
+            try:
+                other.connect(self._path)
+            except ConnectionRefusedError:
+                # So does a file of any other kind, and that is not the agent's to remove.
+                if stat.S_ISSOCK(os.lstat(self._path).st_mode):
+                    os.unlink(self._path)
+            except FileNotFoundError:
+                pass
+            else:
+                raise OSError(None, "another agent listens there")
+
+    def _serve(self, document: t.Callable[[], bytes]) -> None:
+        while True:
+            try:
+                reader = self._listener.accept()[0]
+            except OSError:  # Out of descriptors or memory: the checks need them more.
+                time.sleep(RETRY_SECONDS)
+                continue
+            with reader:
+                try:
+                    reader.settimeout(PATIENCE_SECONDS)
+                    reader.sendall(document())
+                except OSError:
+                    pass
