@@ -24,6 +24,20 @@ attributes:
     description: Target OS or families that can be operated against.
 """
 
+    INFO_MODULE = r"""
+options: {}
+attributes:
+  check_mode:
+    support: full
+    details: This module changes nothing.
+  diff_mode:
+    support: N/A
+    details: This module changes nothing.
+  idempotent:
+    support: full
+    details: This module changes nothing.
+"""
+
     ACTIONGROUP_HAPGENT = r"""
 options: {}
 attributes:

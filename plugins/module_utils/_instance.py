@@ -8,19 +8,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import time
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._state import State
+
 PROCESS_NAME = "hapgent"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 POLL_SECONDS = 0.05
 # What HAProxy reads of an answer at most, by default: tune.chksize in its configuration manual.
 MAX_ANSWER_BYTES = 16384
+MAX_STATUS_BYTES = 4 * 1024 * 1024
 
 RunCommand = t.Callable[[list[str]], tuple[int, str, str]]
+Status = dict[str, t.Any]
 
 
 class InstanceError(Exception):
@@ -28,11 +33,12 @@ class InstanceError(Exception):
 
 
 class Instance(t.NamedTuple):
-    """One agent on this host: its process and the address on which it answers."""
+    """One agent on this host: its process, its status socket or '', the address on which it answers."""
 
     pid: int
-    address: str
-    port: int
+    status_socket: str
+    address: str = "127.0.0.1"
+    port: int = 9777
 
     def reload(self) -> None:
         """Tell the agent to read its state file again. Raises InstanceError."""
@@ -41,20 +47,59 @@ class Instance(t.NamedTuple):
         except OSError as error:
             raise InstanceError(f"cannot send HUP to the agent's process {self.pid}: {error.strerror}") from error
 
-    def ask(self, deadline: float) -> str:
-        """The agent's answer to a check, without its LF. C(deadline) is on the monotonic clock.
+    def answer(self, deadline: float) -> str:
+        """What the agent tells, without a LF. C(deadline) is on the monotonic clock.
 
-        Raises InstanceError if there is none until then.
+        Where it has a status socket, without what undoes the state before, and it does not take this host for a load
+        balancer. Raises InstanceError if there is none until then.
         """
-        received = b""
+        return str(self.status(deadline)["answer"]) if self.status_socket else self._ask(deadline)
+
+    def tells(self, state: State, answer: str) -> bool:
+        """Whether this answer of the agent is the one that the state makes."""
+        return answer == state.answer() if self.status_socket else answer in state.answers()
+
+    def await_state(self, state: State, deadline: float) -> str:
+        """Ask until the agent tells C(state), or until the deadline. Returns its last answer."""
+        answer = self.answer(deadline)
+        while not self.tells(state, answer):
+            time.sleep(POLL_SECONDS)
+            if time.monotonic() >= deadline:
+                break
+            answer = self.answer(deadline + POLL_SECONDS)
+        return answer
+
+    def status(self, deadline: float) -> Status:
+        """What the agent tells on its status socket. Raises InstanceError."""
+        try:
+            return self._status(deadline)
+        except (OSError, ValueError) as error:
+            raise InstanceError(
+                f"the agent does not tell its status on {self.status_socket} ({error}): "
+                "see that its service runs, and that you may use the socket"
+            ) from error
+
+    def _status(self, deadline: float) -> Status:
+        while True:
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                    connection.settimeout(_seconds_until(deadline))
+                    connection.connect(self.status_socket)
+                    status = json.loads(_receive(connection, deadline, MAX_STATUS_BYTES))
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                # The agent may be starting again.
+                if time.monotonic() + POLL_SECONDS >= deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
+        if not isinstance(status, dict) or not {"answer", "peers"} <= set(status):
+            raise ValueError("what is told there is no status")
+        return status
+
+    def _ask(self, deadline: float) -> str:
         try:
             with socket.create_connection((self.address, self.port), _seconds_until(deadline)) as connection:
-                while b"\n" not in received and len(received) < MAX_ANSWER_BYTES:
-                    connection.settimeout(_seconds_until(deadline))
-                    piece = connection.recv(4096)
-                    if not piece:
-                        break
-                    received += piece
+                received = _receive(connection, deadline, MAX_ANSWER_BYTES, b"\n")
         except OSError as error:
             raise InstanceError(
                 f"the agent does not answer on {self.address} port {self.port} ({error}): "
@@ -65,17 +110,19 @@ class Instance(t.NamedTuple):
             raise InstanceError(
                 f"what answers on {self.address} port {self.port} sent {received[:64]!r}, not a line: it is no agent"
             )
-        return line.decode("ascii", "backslashreplace")
+        return line.decode("utf-8", "backslashreplace")
 
-    def await_answer(self, expected: str, deadline: float) -> str:
-        """Ask until the agent answers C(expected), or until the deadline. Returns its last answer."""
-        answer = self.ask(deadline)
-        while answer != expected:
-            time.sleep(POLL_SECONDS)
-            if time.monotonic() >= deadline:
-                break
-            answer = self.ask(deadline + POLL_SECONDS)
-        return answer
+
+def _receive(connection: socket.socket, deadline: float, most: int, end: bytes = b"") -> bytes:
+    """What is sent, to its end, or to C(end)."""
+    received = b""
+    while len(received) < most and not (end and end in received):
+        connection.settimeout(_seconds_until(deadline))
+        piece = connection.recv(65536)
+        if not piece:
+            break
+        received += piece
+    return received
 
 
 def _seconds_until(deadline: float) -> float:
@@ -85,16 +132,57 @@ def _seconds_until(deadline: float) -> float:
     return remaining
 
 
+def running() -> list[int]:
+    """The processes of all agents on this host, but for those in its containers."""
+    return sorted(pid for pid in _agents() if _namespace(pid) == _namespace("self"))
+
+
+def service_of(pid: int) -> str | None:
+    """The systemd service of this process, without its suffix; None if there is none. Source: cgroups(7)."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as cgroup:
+            units = [os.path.basename(line.rstrip("\n").rpartition(":")[2]) for line in cgroup]
+    except OSError:
+        return None
+    services = [unit[: -len(".service")] for unit in units if unit.endswith(".service")]
+    return services[0] if services else None
+
+
+def state_file_of(pid: int) -> str:
+    """The state file that this agent serves, as it was named to it. Raises InstanceError."""
+    return _path(pid, "HAPGENT_STATE_FILE", DEFAULT_STATE_FILE)
+
+
+def status_socket_of(pid: int) -> str:
+    """The status socket of this agent, '' if it has none, or if this user may not know."""
+    try:
+        return _path(pid, "HAPGENT_SOCKET", "")
+    except InstanceError:
+        return ""
+
+
 def find_pid(service: str, state_file: str, run_command: RunCommand) -> int:
     """The process of the one right agent. Raises InstanceError.
 
     Where systemd knows the service it is that service's main process; elsewhere it is the process that
     serves this state file.
     """
-    pid = _main_pid(service, run_command) if os.path.isdir("/run/systemd/system") else None
+    pid = _service_pid(service, run_command)
+    return _pid_by_state_file(service, state_file) if pid is None else pid
+
+
+def find_service_pid(service: str, run_command: RunCommand) -> int:
+    """The process of the agent that this systemd service runs. Raises InstanceError."""
+    pid = _service_pid(service, run_command)
     if pid is None:
-        return _pid_by_state_file(service, state_file)
-    if _comm(pid) != PROCESS_NAME:
+        raise InstanceError(f"there is no systemd service {service}: name the service of an agent")
+    return pid
+
+
+def _service_pid(service: str, run_command: RunCommand) -> int | None:
+    """None if systemd does not know the service."""
+    pid = _main_pid(service, run_command) if os.path.isdir("/run/systemd/system") else None
+    if pid is not None and _comm(pid) != PROCESS_NAME:
         raise InstanceError(
             f"the main process {pid} of service {service} is {_comm(pid)}, not {PROCESS_NAME}: "
             "name the agent's service, or let the service start the agent itself"
@@ -147,16 +235,29 @@ def _comm(pid: int) -> str:
         return ""
 
 
-def _serves(pid: int, state_file: str) -> bool:
+def _namespace(pid: int | str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
+
+
+def _path(pid: int, name: str, default: str) -> str:
     try:
         with open(f"/proc/{pid}/environ", "rb") as environ:
             variables = dict(entry.partition(b"=")[::2] for entry in environ.read().split(b"\0"))
         folder = os.readlink(f"/proc/{pid}/cwd")
-    except OSError:
-        return False
-    served = os.fsdecode(variables.get(b"HAPGENT_STATE_FILE", DEFAULT_STATE_FILE.encode()))
+    except OSError as error:
+        raise InstanceError(f"cannot read the environment of the agent's process {pid}: {error.strerror}") from error
+    path = os.fsdecode(variables.get(name.encode(), default.encode()))
+    return os.path.join(folder, path) if path else ""
+
+
+def _serves(pid: int, state_file: str) -> bool:
     try:
         # Through its root: in a container, the same path leads to another file.
-        return os.path.samefile(f"/proc/{pid}/root{os.path.join(folder, served)}", state_file)
-    except OSError:
+        served = f"/proc/{pid}/root{state_file_of(pid)}"
+        # Between two looks, a save may put another file there.
+        return any(os.path.samefile(served, state_file) for _attempt in range(3))
+    except (InstanceError, OSError):
         return False

@@ -12,7 +12,7 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - Changes the state file of an agent on the managed host, tells the agent to read it again, and asks the agent
-    until it answers with the new state.
+    until it answers with the new state. With O(wait=true) it also waits until the load balancers were told.
   - What is not named stays as it is.
   - When nothing is to be changed in the file, but the agent answers something else than the file says, the agent
     is told to read it again, and the module reports a change.
@@ -36,11 +36,13 @@ options:
   status:
     description:
       - The status that HAProxy is told.
-      - V(DRAIN) lets the server finish what it has and gives it no new sessions; V(MAINT) takes it out; V(READY)
-        ends both.
-      - V(DOWN), V(FAIL) and V(STOPPED) make the server down at once; V(UP) ends that.
-      - HAProxy keeps the two apart. After V(DRAIN) or V(MAINT) it is V(READY) that brings the server back, after
-        V(DOWN), V(FAIL) or V(STOPPED) it is V(UP).
+      - V(UP) brings the server back, whatever it was before. V(DRAIN) lets it finish what it has and gives it no new
+        sessions; V(MAINT) takes it out; V(DOWN), V(FAIL) and V(STOPPED) make it down at once.
+      - V(READY) brings it back too, but while the agent tells it, it also ends every drain that somebody sets in
+        HAProxy by hand.
+      - For a while after a change, the agent also tells each load balancer what undoes the status before. An agent
+        that does not, hapgent 0.3.2 or one with C(HAPGENT_SETTLE) 0, needs V(READY) after V(DRAIN) or V(MAINT), and
+        V(UP) after the others.
     type: str
     choices: [UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED]
   weight:
@@ -52,13 +54,22 @@ options:
       - Maximum of connections to the server, V(0) to V(65535); V(0) is unlimited. It holds for each HAProxy process
         and each backend.
     type: int
+  reason:
+    description:
+      - Why the server is in this state, for HAProxy's stats page. At most 120 bytes of UTF-8, without control
+        characters and C(#).
+      - It is kept until O(status) changes, or another one is given. hapgent 0.3.2 refuses a state with a reason, and
+        answers FAIL.
+    type: str
   unset:
     description:
       - Fields that the agent shall not tell any more.
-      - HAProxy keeps the last value it was told. Set O(weight=100) to get the configured weight back.
+      - Without V(weight), the server gets its configured weight back.
+      - Without V(maxconn), HAProxy keeps the last one it was told. No word of an agent gives the configured one
+        back; the module warns of it.
     type: list
     elements: str
-    choices: [weight, maxconn]
+    choices: [weight, maxconn, reason]
     default: []
   state_file:
     description:
@@ -73,12 +84,13 @@ options:
     default: hapgent
   address:
     description:
-      - Address on which the agent answers, as seen from the managed host.
+      - Address on which the agent answers, as seen from the managed host. Not used where the agent has a status
+        socket (C(HAPGENT_SOCKET)), as the role sets it up.
     type: str
     default: 127.0.0.1
   port:
     description:
-      - Port on which the agent answers.
+      - Port on which the agent answers. Not used where the agent has a status socket.
     type: int
     default: 9777
   timeout:
@@ -91,6 +103,28 @@ options:
       - Whether to ask the agent and to tell it. With V(false), only the file is written.
     type: bool
     default: true
+  wait:
+    description:
+      - Whether to wait until the load balancers were told the state. The agent knows who asks it, so this needs no
+        access to the load balancers. It needs the agent's status socket (C(HAPGENT_SOCKET)).
+      - A load balancer is an address that asks. With several backends on one load balancer, the first of them that
+        asks counts; the others follow within C(agent-inter).
+    type: bool
+    default: false
+  wait_for:
+    description:
+      - Whom to wait for.
+      - V(auto) is every load balancer that polls the agent. One that did so before the change and is silent since is
+        waited for too. If nobody polls at all, that is an error, because then nobody takes the server out.
+      - A number is that many load balancers, whichever they are.
+      - A list of addresses is those load balancers, as the agent sees them.
+    type: raw
+    default: auto
+  wait_timeout:
+    description:
+      - Seconds to wait for the load balancers.
+    type: float
+    default: 60
 seealso:
   - name: HAProxy's agent-check
     description: What HAProxy does with each word of the answer.
@@ -102,25 +136,29 @@ EXAMPLES = r"""
   hapgent.agent.hapgent_state:
     status: DRAIN
 
+- name: Take it out, say why, and go on when all load balancers were told
+  hapgent.agent.hapgent_state:
+    status: DRAIN
+    reason: kernel upgrade, ask Ada
+    wait: true
+
 - name: Bring it back
   hapgent.agent.hapgent_state:
-    status: READY
+    status: UP
 
 - name: Give it half of its weight
   hapgent.agent.hapgent_state:
     weight: 50
 
-- name: Give it its full weight again, and no longer tell a maxconn
+- name: Give it its configured weight again
   hapgent.agent.hapgent_state:
-    weight: 100
-    unset: [maxconn]
+    unset: [weight]
 
 - name: Drain the second instance of the host
   hapgent.agent.hapgent_state:
     status: DRAIN
     service: hapgent-api
     state_file: /etc/hapgent/api.json
-    port: 9778
 """
 
 RETURN = r"""
@@ -135,10 +173,24 @@ after:
   type: dict
   sample: {"status": "DRAIN", "weight": 77}
 answer:
-  description: What the agent answers now; in check mode, what it would answer.
+  description:
+    - What the agent answers now; in check mode, what it would answer. For a while after a change, it also tells what
+      undoes the state before; that is not shown here.
   returned: O(notify=true), when the agent answered
   type: str
   sample: DRAIN 77%
+seen_by:
+  description: The addresses of the load balancers that were told the state, of those that are waited for.
+  returned: O(wait=true), but for check mode
+  type: list
+  elements: str
+  sample: [198.51.100.11]
+not_seen_by:
+  description: The addresses of the load balancers that are waited for and were not told the state.
+  returned: O(wait=true), but for check mode
+  type: list
+  elements: str
+  sample: []
 """
 
 import fcntl
@@ -153,7 +205,9 @@ from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     Instance,
     InstanceError,
     find_pid,
+    status_socket_of,
 )
+from ansible_collections.hapgent.agent.plugins.module_utils._peers import WaitFor, WaitForError, polling
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     LIMITS,
     STATUSES,
@@ -169,11 +223,13 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
 class HapgentState:
     """One change of one agent's state."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: AnsibleModule, wait_for: WaitFor) -> None:
         self.module = module
+        self.wait_for = wait_for
         # Resolved once: a link that is bent while root works here leads nowhere else.
         self.path: str = os.path.realpath(module.params["state_file"])
         self.deadline = time.monotonic() + module.params["timeout"]
+        self.polled_before: list[str] = []
         self.result: dict[str, t.Any] = {"changed": False}
 
     def run(self) -> None:
@@ -183,7 +239,9 @@ class HapgentState:
         self.result.update(before=before.fields(), after=after.fields())
         instance = self._find_instance() if self.module.params["notify"] else None
         answer = self._ask(instance) if instance else None
-        if answer is not None:
+        if instance and answer is not None:
+            # What undoes the state before is no difference.
+            answer = before.answer() if instance.tells(before, answer) else answer
             self.result["answer"] = answer
         self._track(before, after, answer)
         if self.result["changed"] and not self.module.check_mode:
@@ -193,6 +251,8 @@ class HapgentState:
                 self._notify(instance, after)
         if instance:
             self.result["answer"] = after.answer()
+        if instance and self.module.params["wait"] and not self.module.check_mode:
+            self._await_peers(instance, after)
         self.module.exit_json(**self.result)
 
     def _lock(self) -> None:
@@ -218,10 +278,17 @@ class HapgentState:
         except StateError as error:
             self._fail(f"{self.path}: {error}. Repair the file or name the right one with state_file")
         named = {name: params[name] for name in State._fields if params[name] is not None}
+        kept = before.with_status(named.get("status", before.status))
         try:
-            return before, from_fields({**before.fields(), **named, **dict.fromkeys(params["unset"])})
+            after = from_fields({**kept.fields(), **named, **dict.fromkeys(params["unset"])})
         except StateError as error:
             self._fail(str(error))
+        if before.maxconn is not None and after.maxconn is None:
+            self.module.warn(
+                f"HAProxy keeps maxconn {before.maxconn}: no word of an agent gives the configured one back. "
+                "Tell the configured number with maxconn, or set it in HAProxy (set maxconn server)."
+            )
+        return before, after
 
     def _track(self, before: State, after: State, answer: str | None) -> None:
         """Tell the two sides apart, once for changed, check mode and diff."""
@@ -238,11 +305,19 @@ class HapgentState:
             pid = find_pid(params["service"], self.path, self.module.run_command)
         except InstanceError as error:
             self._fail(str(error))
-        return Instance(pid, params["address"], params["port"])
+        status_socket = status_socket_of(pid)
+        if params["wait"] and not status_socket:
+            self._fail(
+                f"wait needs the status socket of the agent, process {pid}: set HAPGENT_SOCKET for it, as the role "
+                "does, and be root or its user"
+            )
+        return Instance(pid, status_socket, params["address"], params["port"])
 
     def _ask(self, instance: Instance) -> str:
         try:
-            return instance.ask(self.deadline)
+            if self.module.params["wait"]:
+                self.polled_before = polling(instance.status(self.deadline)["peers"])
+            return instance.answer(self.deadline)
         except InstanceError as error:
             self._fail(str(error))
 
@@ -257,18 +332,46 @@ class HapgentState:
         written = f"The file {self.path} says {state.answer()}"
         try:
             instance.reload()
-            answer = instance.await_answer(state.answer(), self.deadline)
+            answer = instance.await_state(state, self.deadline)
         except InstanceError as error:
             self.module.fail_json(msg=f"{written}, but {error}.", **self.result)
-        if answer != state.answer():
+        if not instance.tells(state, answer):
             self.result["answer"] = answer
             params = self.module.params
+            where = instance.status_socket or f"{params['address']} port {params['port']}"
             self.module.fail_json(
-                msg=f"{written} and the agent was told to read it, but {params['address']} port {params['port']} still "
-                f"answers {answer} after {params['timeout']:g} s. See that service {params['service']} serves this "
-                "file on this port.",
+                msg=f"{written} and the agent was told to read it, but {where} still answers {answer} after "
+                f"{params['timeout']:g} s. See that service {params['service']} serves this file there.",
                 **self.result,
             )
+
+    def _await_peers(self, instance: Instance, state: State) -> None:
+        """Wait until the load balancers were told, and leave the module if they were not."""
+        timeout = self.module.params["wait_timeout"]
+        deadline = time.monotonic() + timeout
+        told = f"The file {self.path} says {state.answer()} and the agent tells it"
+        while True:
+            try:
+                peers = instance.status(deadline + POLL_SECONDS)["peers"]
+            except InstanceError as error:
+                self.module.fail_json(msg=f"{told}, but whom is not known: {error}.", **self.result)
+            account = self.wait_for.account(peers, self.polled_before)
+            self.result.update(seen_by=account.seen_by, not_seen_by=account.not_seen_by)
+            if account.complete:
+                return
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(POLL_SECONDS)
+        if account.not_seen_by:
+            problem = f"not to {account.missing(peers)} within {timeout:g} s"
+        elif account.seen_by:
+            problem = f"only to {len(account.seen_by)} load balancers of {self.wait_for.count} within {timeout:g} s"
+        else:
+            problem = (
+                f"nobody has asked it for {timeout:g} s: no load balancer acts on it. See that agent-check, and the "
+                "right agent-port, are on the server line in HAProxy, and that no firewall is between"
+            )
+        self.module.fail_json(msg=f"{told}, but {problem}.", **self.result)
 
     def _fail(self, problem: str) -> t.NoReturn:
         """Leave the module before anything was changed."""
@@ -283,13 +386,17 @@ def main() -> None:
             "status": {"type": "str", "choices": list(STATUSES)},
             "weight": {"type": "int"},
             "maxconn": {"type": "int"},
-            "unset": {"type": "list", "elements": "str", "choices": list(LIMITS), "default": []},
+            "reason": {"type": "str"},
+            "unset": {"type": "list", "elements": "str", "choices": [*LIMITS, "reason"], "default": []},
             "state_file": {"type": "path", "default": DEFAULT_STATE_FILE},
             "service": {"type": "str", "default": "hapgent"},
             "address": {"type": "str", "default": "127.0.0.1"},
             "port": {"type": "int", "default": 9777},
             "timeout": {"type": "float", "default": 10},
             "notify": {"type": "bool", "default": True},
+            "wait": {"type": "bool", "default": False},
+            "wait_for": {"type": "raw", "default": "auto"},
+            "wait_timeout": {"type": "float", "default": 60},
         },
         supports_check_mode=True,
     )
@@ -298,7 +405,13 @@ def main() -> None:
             module.fail_json(msg=f"{name} is both named and in unset: allowed is one of them. Nothing was changed.")
     if not 1 <= module.params["port"] <= 65535:
         module.fail_json(msg=f"port is {module.params['port']}: allowed is 1 to 65535. Nothing was changed.")
-    HapgentState(module).run()
+    if module.params["wait"] and not module.params["notify"]:
+        module.fail_json(msg="wait is true and notify is false: allowed is wait with notify. Nothing was changed.")
+    try:
+        wait_for = WaitFor(module.params["wait_for"])
+    except WaitForError as error:
+        module.fail_json(msg=f"{error}. Nothing was changed.")
+    HapgentState(module, wait_for).run()
 
 
 if __name__ == "__main__":

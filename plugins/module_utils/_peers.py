@@ -1,0 +1,87 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""Which load balancers have to see a state, and which of them did, by what the agent tells of its peers."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+import typing as t
+
+Peer = dict[str, t.Any]
+
+
+class WaitForError(Exception):
+    """Not a number of load balancers nor their addresses. The text says what is allowed."""
+
+
+class WaitFor:
+    """The load balancers that have to see a state: all that poll, so many of them, or those with these addresses."""
+
+    def __init__(self, wanted: t.Any) -> None:
+        """C(wanted) is V(auto), a number from 1 on, or addresses. Raises WaitForError."""
+        self.count = 0
+        self.addresses: list[str] = []
+        if wanted == "auto":
+            return
+        if str(wanted).isdigit() and int(wanted) >= 1:
+            self.count = int(wanted)
+        else:
+            self.addresses = _addresses(wanted)
+
+    def account(self, peers: list[Peer], polled_before: t.Collection[str]) -> Account:
+        """Who has the state, and who does not yet. C(polled_before) are those that polled before the change.
+
+        A load balancer that polled and is silent since is not left out: it may go on sending sessions to the server.
+        """
+        has_it = sorted(peer["address"] for peer in peers if peer["has_it"])
+        if self.addresses:
+            wanted = self.addresses
+        elif self.count:
+            wanted = has_it
+        else:
+            wanted = sorted(peer["address"] for peer in peers if peer["polls"] or peer["address"] in polled_before)
+        seen = [address for address in wanted if address in has_it]
+        not_seen = [address for address in wanted if address not in has_it]
+        return Account(seen, not_seen, bool(seen) and not not_seen and len(seen) >= self.count)
+
+
+class Account(t.NamedTuple):
+    """Addresses of load balancers, and whether that is all of them."""
+
+    seen_by: list[str]
+    not_seen_by: list[str]
+    complete: bool
+
+    def missing(self, peers: list[Peer]) -> str:
+        """Those who do not have it, and when each was seen last."""
+        last_seen = {peer["address"]: peer["last_seen"] for peer in peers}
+        return ", ".join(
+            f"{address} (last seen {time.time() - last_seen[address]:.0f} s ago)"
+            if address in last_seen
+            else f"{address} (never seen)"
+            for address in self.not_seen_by
+        )
+
+
+def polling(peers: list[Peer]) -> list[str]:
+    """The addresses of those that poll."""
+    return [peer["address"] for peer in peers if peer["polls"]]
+
+
+def _addresses(wanted: t.Any) -> list[str]:
+    listed = wanted.split(",") if isinstance(wanted, str) else wanted
+    if not isinstance(listed, list) or not listed:
+        raise WaitForError(_allowed(wanted))
+    try:
+        return [str(ipaddress.ip_address(str(address).strip())) for address in listed]
+    except ValueError as error:
+        raise WaitForError(f"{_allowed(wanted)} ({error})") from error
+
+
+def _allowed(wanted: t.Any) -> str:
+    return f"wait_for is {wanted!r}: allowed is auto, a number from 1 on, or a list of addresses"
