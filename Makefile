@@ -11,7 +11,7 @@ export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT):$(COMMUNITY)
 demo demo-down hosts shell: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED):$(COMMUNITY)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell demo-down test check lint unit hosts build docs shell
+.PHONY: help demo demo-shell demo-down test check lint unit robustness hosts build docs shell
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -26,7 +26,7 @@ demo-shell: ## a shell on a host of the demo: make demo-shell HOST=demo-web1
 demo-down: ## take the demo down
 	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo tests/tools/with-hosts molecule destroy --scenario-name demo
 
-test: check hosts ## everything: check, and the molecule scenarios on real hosts
+test: check robustness hosts ## everything: check, what is meant to break the agent, the scenarios on real hosts
 
 check: lint unit ## what needs no test hosts: lint and unit tests
 
@@ -38,9 +38,14 @@ unit: ## agent, modules and packaging, with real processes, sockets and files
 	tests/tools/install
 	PYTHONPATH=$(CHECKOUT) pytest tests/agent tests/unit
 
+robustness: ## storms, floods, kills and full disks against the agent, in namespaces of their own
+	tests/tools/install
+	tests/tools/isolated env PYTHONPATH=$(CHECKOUT) pytest tests/robustness
+
 hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy
 	tests/tools/install hosts
 	tests/tools/with-hosts molecule test --scenario-name default
+	tests/tools/with-hosts molecule test --scenario-name settling
 
 docs: ## the table of variables in the role's README, from its argument specs
 	tests/tools/install

@@ -34,8 +34,10 @@ FIRST_PORT = 9801
 class Measured:
     """An agent that is measured."""
 
-    def __init__(self, command: str, port: int, state_file: Path) -> None:
+    def __init__(self, command: str, port: int, folder: str) -> None:
         self.port = port
+        state_file = Path(folder, f"{port}.json")
+        state_file.write_text('{"status": "UP", "weight": 77}\n', encoding="utf-8")
         environment = {**os.environ, "HAPGENT_PORT": str(port), "HAPGENT_STATE_FILE": str(state_file)}
         self.process = subprocess.Popen(shlex.split(command), env=environment, stderr=subprocess.DEVNULL)
         self.figures: dict[str, list[float]] = {}
@@ -87,9 +89,7 @@ def ask(port: int, in_flight: int) -> None:
 def main() -> None:
     commands = sys.argv[1:] or [f"/usr/bin/python3 -I -S {ZIPAPP}"]
     with tempfile.TemporaryDirectory() as folder:
-        state_file = Path(folder, "state.json")
-        state_file.write_text('{"status": "UP", "weight": 77}\n', encoding="utf-8")
-        agents = [Measured(command, FIRST_PORT + number, state_file) for number, command in enumerate(commands)]
+        agents = [Measured(command, FIRST_PORT + number, folder) for number, command in enumerate(commands)]
         for _round in range(ROUNDS):
             for in_flight in IN_FLIGHT:
                 for agent in agents:

@@ -1,0 +1,160 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is meant to break an agent. Run it through tests/tools/isolated: it floods the network, and mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Agent
+
+CLIENTS = Path(__file__).with_name("clients.py")
+# Of a million checks, on a machine that is slow and busy. Nothing waits that long unless it fails.
+PATIENCE_SECONDS = 240.0
+# For 5,000 connections, and some more.
+NEEDED_DESCRIPTORS = 6000
+
+
+class Figures(NamedTuple):
+    """What must not grow in an agent: the memory that it alone has, in kilobytes, its descriptors and threads."""
+
+    dirty: int
+    descriptors: int
+    threads: int
+
+
+class Observer:
+    """Looks at what an agent needs, and asks for its status."""
+
+    @staticmethod
+    def figures(agent: Agent) -> Figures:
+        rollup = Path(f"/proc/{agent.pid}/smaps_rollup").read_text(encoding="ascii")
+        threads = os.listdir(f"/proc/{agent.pid}/task")
+        return Figures(int(rollup.partition("Private_Dirty:")[2].split()[0]), len(agent.opened()), len(threads))
+
+    def assert_flat(self, agent: Agent, before: Figures, kilobytes: int = 512) -> None:
+        """Fail if the agent needs more than before, but for what is under way at this moment."""
+        now = min((self.figures(agent) for _look in range(20)), key=lambda figures: figures.descriptors)
+        assert now.dirty <= before.dirty + kilobytes, f"{before} -> {now}"
+        assert now.descriptors <= before.descriptors + 1, f"{before} -> {now}"
+        assert now.threads == before.threads, f"{before} -> {now}"
+
+    @staticmethod
+    def status(path: Path) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as reader:
+            reader.settimeout(15)
+            reader.connect(str(path))
+            document: dict[str, Any] = json.loads(b"".join(iter(lambda: reader.recv(65_536), b"")))
+        return document
+
+
+class Clients(Counter[str]):
+    """Clients of one agent, in a process of their own, see clients.py. Afterwards: how often they met what."""
+
+    def __init__(self, agent: Agent, kind: str, count: int, checks: int = 0) -> None:
+        super().__init__()
+        command = [sys.executable, "-I", "-S", str(CLIENTS), kind, agent.ip, str(agent.port), str(count)]
+        self._process = subprocess.Popen([*command, str(checks)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout
+        self._process.stdout.readline()
+
+    def finish(self) -> None:
+        """Wait until they have done all their checks."""
+        self._process.wait(PATIENCE_SECONDS)
+
+    def stop(self) -> None:
+        """Have them finish what they have begun."""
+        try:
+            output, _nothing = self._process.communicate(timeout=30)
+        finally:
+            self._process.kill()
+        self.update(json.loads(output))
+
+
+ClientsOf = Callable[..., contextlib.AbstractContextManager[Clients]]
+
+
+@pytest.fixture
+def clients() -> ClientsOf:
+    """Has clients at work as long as a with statement goes on: of this agent, of this kind, so many."""
+
+    @contextlib.contextmanager
+    def at_work(agent: Agent, kind: str, count: int, checks: int = 0) -> Iterator[Clients]:
+        started = Clients(agent, kind, count, checks)
+        try:
+            yield started
+        finally:
+            started.stop()
+
+    return at_work
+
+
+@pytest.fixture
+def observer() -> Observer:
+    """Looks at what an agent needs, and asks for its status."""
+    return Observer()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated() -> None:
+    if "ISOLATED" not in os.environ:
+        pytest.exit("these tests flood the network and mount: run them through tests/tools/isolated", 2)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard >= NEEDED_DESCRIPTORS, f"needs {NEEDED_DESCRIPTORS} descriptors, see ulimit -Hn"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (NEEDED_DESCRIPTORS, hard))
+
+
+class Disk:
+    """A small disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._filler = folder / "filler"
+
+    def fill(self) -> None:
+        """Leave no byte."""
+        with self._filler.open("ab", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+
+    def make_room(self) -> None:
+        self._filler.unlink()
+
+    def make_read_only(self) -> None:
+        self._remount("ro")
+
+    def make_writable(self) -> None:
+        self._remount("rw")
+
+    def _remount(self, option: str) -> None:
+        # It is busy for the moment in which the agent writes there.
+        for _attempt in range(100):
+            if subprocess.run(["mount", "-o", f"remount,{option}", self.folder], check=False).returncode == 0:
+                return
+        pytest.fail(f"cannot be remounted {option}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A small disk, for the agent's state alone."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
+    yield Disk(folder)
+    # The agents may still run.
+    subprocess.run(["umount", "--lazy", folder], check=True)

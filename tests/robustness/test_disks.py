@@ -1,0 +1,196 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A disk that is full or read-only, and what is no file in a file's place: it answers, and it recovers by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Agent, Agents, Eventually
+    from tests.robustness.conftest import ClientsOf, Disk, Observer
+
+
+def full(disk: Disk) -> Iterator[str]:
+    disk.fill()
+    yield "No space left on device"
+    disk.make_room()
+
+
+def read_only(disk: Disk) -> Iterator[str]:
+    disk.make_read_only()
+    yield "Read-only file system"
+    disk.make_writable()
+
+
+def make_link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+def memory_of(agent: Agent) -> Path:
+    return agent.state_file.with_name("state.json.memory")
+
+
+def state_in(path: Path) -> object:
+    document = json.loads(path.read_bytes())
+    return document.get("state", document)
+
+
+def lines_with(agent: Agent, text: str) -> list[str]:
+    return [line for line in agent.log() if text in line]
+
+
+@pytest.mark.parametrize("prevent_saving", [full, read_only])
+def test_disk_that_cannot_be_written(
+    disk: Disk,
+    agents: Agents,
+    clients: ClientsOf,
+    eventually: Eventually,
+    prevent_saving: Callable[[Disk], Iterator[str]],
+) -> None:
+    agent = agents.start(state_file=disk.folder / "state.json")
+    eventually(lambda: "peers" in json.loads(memory_of(agent).read_bytes()), "the memory is written")
+    obstacle = prevent_saving(disk)
+    problem = next(obstacle)
+    names = set(os.listdir(disk.folder))
+
+    with clients(agent, "ask", 4) as met:
+        agent.send(signal.SIGUSR2)
+        agent.await_answer(b"DOWN\n")
+        (line,) = lines_with(agent, "UP -> DOWN")
+        assert "not saved, kept in memory only" in line
+        assert str(agent.state_file) in line
+        assert problem in line
+        # A reader still sees the old state, whole, and so does the agent when it is told to.
+        assert state_in(agent.state_file) == {"status": "UP"}
+        agent.send(signal.SIGHUP)
+        agent.await_answer(b"UP\n")
+        agent.send(signal.SIGUSR2)
+        agent.await_answer(b"DOWN\n")
+        assert set(os.listdir(disk.folder)) == names
+
+    # It tries again each second, and says so once.
+    agent.await_log("a restart will not know")
+    assert not agent.spins()
+    (line,) = lines_with(agent, "a restart will not know")
+    assert str(memory_of(agent)) in line
+    assert problem in line
+    assert state_in(memory_of(agent)) == {"status": "UP"}
+    assert set(met) == {"UP\n", "DOWN\n"}
+
+    next(obstacle, None)
+    with clients(agent, "ask", 4) as met:
+        eventually(lambda: state_in(memory_of(agent)) == {"status": "DOWN"}, "it remembers, without another signal")
+        agent.send(signal.SIGUSR1)
+        agent.await_answer(b"UP\n")
+        agent.send(signal.SIGUSR2)
+        agent.await_answer(b"DOWN\n")
+        assert state_in(agent.state_file) == {"status": "DOWN"}
+    assert set(met) == {"UP\n", "DOWN\n"}
+    assert set(os.listdir(disk.folder)) == {"state.json", "state.json.memory"}
+
+    # The next time, it says so again.
+    obstacle = prevent_saving(disk)
+    next(obstacle)
+    agent.send(signal.SIGUSR1)
+    eventually(lambda: len(lines_with(agent, "a restart will not know")) == 2, "it says so again")
+    next(obstacle, None)
+
+
+@pytest.mark.parametrize("prevent_saving", [full, read_only])
+def test_starts_on_a_disk_that_cannot_be_written(
+    disk: Disk, agents: Agents, eventually: Eventually, prevent_saving: Callable[[Disk], Iterator[str]]
+) -> None:
+    state_file = disk.folder / "state.json"
+    state_file.write_bytes(b'{"status": "DRAIN"}')
+    obstacle = prevent_saving(disk)
+    next(obstacle)
+    agent = agents.start(None, state_file=state_file)
+    assert agent.ask() == b"DRAIN\n"
+    assert lines_with(agent, "a restart will not know") != []
+    assert not memory_of(agent).exists()
+
+    next(obstacle, None)
+    eventually(memory_of(agent).exists, "it remembers, without a signal")
+    assert state_in(memory_of(agent)) == {"status": "DRAIN"}
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [(os.mkdir, "regular file"), (os.mkfifo, "regular file"), (make_link_to_itself, "symbolic links")],
+    ids=["folder", "FIFO", "loop"],
+)
+def test_what_is_no_file_as_state_file(
+    agents: Agents, clients: ClientsOf, observer: Observer, make: Callable[[Path], None], problem: str
+) -> None:
+    agent = agents.start()
+    before = observer.figures(agent)
+
+    with clients(agent, "ask", 4) as met:
+        for _round in range(3):
+            remove(agent.state_file)
+            make(agent.state_file)
+            agent.send(signal.SIGHUP)
+            agent.await_answer(b"FAIL\n")
+            assert problem in agent.log()[-1]
+            # A folder stays. What is in the way of no rename is replaced.
+            agent.send(signal.SIGUSR2)
+            agent.await_answer(b"DOWN\n")
+            if make is os.mkdir:
+                assert "not saved, kept in memory only" in agent.log()[-1]
+                assert agent.state_file.is_dir()
+            else:
+                assert state_in(agent.state_file) == {"status": "DOWN"}
+            # The cause is gone.
+            remove(agent.state_file)
+            agent.send(signal.SIGUSR1)
+            agent.await_answer(b"UP\n")
+            assert state_in(agent.state_file) == {"status": "UP"}
+            agent.reload(b'{"status": "MAINT"}', b"MAINT\n")
+    assert set(met) == {f"{status}\n" for status in ("UP", "FAIL", "DOWN", "MAINT")}
+    observer.assert_flat(agent, before)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, make_link_to_itself], ids=["folder", "FIFO", "loop"])
+def test_what_is_no_file_as_memory(
+    agents: Agents, clients: ClientsOf, tmp_path: Path, eventually: Eventually, make: Callable[[Path], None]
+) -> None:
+    state_file = tmp_path / "folder" / "state.json"
+    state_file.parent.mkdir()
+    memory = state_file.with_name("state.json.memory")
+    make(memory)
+    agent = agents.start(state_file=state_file)
+    assert str(memory) in agent.log()[0]
+    assert "what load balancers were told is not known" in agent.log()[0]
+
+    with clients(agent, "ask", 4) as met:
+        # And while it runs.
+        if memory.is_file():
+            memory.unlink()
+            make(memory)
+        agent.send(signal.SIGUSR2)
+        agent.await_answer(b"DOWN\n")
+        assert state_in(state_file) == {"status": "DOWN"}
+        if make is os.mkdir:
+            agent.await_log("a restart will not know")
+            memory.rmdir()
+        eventually(memory.is_file, "it remembers, without another signal")
+        assert state_in(memory) == {"status": "DOWN"}
+    assert set(met) == {"UP\n", "DOWN\n"}
+    assert not agent.spins()

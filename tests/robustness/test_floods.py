@@ -1,0 +1,191 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Clients by the thousand, and bad ones: all others are answered, and the agent needs no more than before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import signal
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Agent, Agents, Eventually
+    from tests.robustness.conftest import ClientsOf, Observer
+
+LOAD_BALANCER = "127.0.0.9"
+MOST_PEERS = 1024
+# In JSON too: that writes a backslash as two.
+REASON = "\\" * 120
+LONGEST = json.dumps({"status": "DRAIN", "weight": 255, "maxconn": 65535, "reason": REASON}).encode()
+LONGEST_ANSWER = f"DRAIN UP 255% maxconn:65535 # {REASON}\n".encode()
+
+
+def ask_from(agent: Agent, address: str) -> bytes:
+    with socket.socket() as client:
+        client.settimeout(15)
+        client.bind((address, 0))
+        client.connect((agent.ip, agent.port))
+        return agent.read_to_end(client)
+
+
+def many_addresses(count: int) -> Iterator[str]:
+    for number in range(count):
+        yield f"127.{1 + number % 7}.{number // 250}.{1 + number % 250}"
+
+
+@contextlib.contextmanager
+def idle_clients(agent: Agent, count: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as idle:
+        yield [idle.enter_context(agent.connect()) for _count in range(count)]
+
+
+def kept_by_the_kernel() -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as writer:
+        return writer.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+
+def assert_undisturbed(agent: Agent, clients: ClientsOf, checks: int = 2000) -> None:
+    with clients(agent, "ask", 16, checks) as met:
+        met.finish()
+    assert met == {"UP\n": checks}
+
+
+def test_5_000_idle_connections(agents: Agents, clients: ClientsOf, observer: Observer) -> None:
+    agent = agents.start()
+    assert_undisturbed(agent, clients)
+    before = observer.figures(agent)
+
+    with idle_clients(agent, 5000) as idle:
+        assert_undisturbed(agent, clients)
+        observer.assert_flat(agent, before)
+        assert not agent.spins()
+        agent.reload(b'{"status": "DRAIN"}', b"DRAIN\n")
+        # Each of them had its answer when it came.
+        assert {agent.read_to_end(client) for client in idle} == {b"UP\n"}
+    observer.assert_flat(agent, before)
+
+
+def test_64_descriptors_and_300_idle_clients(agents: Agents, clients: ClientsOf, observer: Observer) -> None:
+    agent = agents.start(before_exec="import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))")
+    assert resource.prlimit(agent.pid, resource.RLIMIT_NOFILE) == (64, 64)
+    before = observer.figures(agent)
+
+    with idle_clients(agent, 300) as idle:
+        assert_undisturbed(agent, clients)
+        assert not agent.spins()
+        agent.send(signal.SIGUSR2)
+        agent.await_answer(b"DOWN\n")
+        assert {agent.read_to_end(client) for client in idle} == {b"UP\n"}
+    observer.assert_flat(agent, before)
+    assert json.loads(agent.state_file.read_bytes()) == {"status": "DOWN"}
+    assert "cannot accept" not in "".join(agent.log())
+
+
+@pytest.mark.parametrize(("kind", "count"), [("send", 8), ("drip", 64), ("reset", 16)])
+def test_hostile_clients(agents: Agents, clients: ClientsOf, observer: Observer, kind: str, count: int) -> None:
+    agent = agents.start()
+    assert_undisturbed(agent, clients)
+    before = observer.figures(agent)
+
+    with clients(agent, kind, count) as hostile:
+        assert_undisturbed(agent, clients, 5000)
+        agent.send(signal.SIGUSR2)
+        agent.await_answer(b"DOWN\n")
+        agent.send(signal.SIGUSR1)
+        agent.await_answer(b"UP\n")
+        observer.assert_flat(agent, before)
+
+    assert hostile.total() > 100
+    assert not agent.spins()
+    assert_undisturbed(agent, clients)
+    observer.assert_flat(agent, before)
+
+
+def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path, eventually: Eventually) -> None:
+    status_socket = tmp_path / "status.sock"
+    agent = agents.start(LONGEST, environment={"HAPGENT_SOCKET": str(status_socket)})
+    asked = 0
+
+    def load_balancers() -> dict[str, int]:
+        return {peer["address"]: peer["checks"] for peer in observer.status(status_socket)["peers"]}
+
+    def await_remembered(address: str) -> None:
+        """It is the memory file that takes most of the agent's memory."""
+        memory = agent.state_file.with_name("state.json.memory")
+        eventually(lambda: f'"{address}"' in memory.read_text(encoding="utf-8"), f"{address} is remembered")
+
+    def ask_from_all(addresses: Iterable[str]) -> None:
+        nonlocal asked
+        for number, address in enumerate(addresses):
+            assert ask_from(agent, address) == LONGEST_ANSWER
+            if number % 50 == 0:
+                # It asks more seldom than others come and go, and yet again and again.
+                assert ask_from(agent, LOAD_BALANCER) == LONGEST_ANSWER
+                asked += 1
+
+    addresses = list(many_addresses(5000))
+    assert len(set(addresses)) == 5000
+    ask_from_all(addresses[:2000])
+    await_remembered(addresses[1999])
+    assert len(load_balancers()) == MOST_PEERS
+    before = observer.figures(agent)
+    ask_from_all(addresses[2000:])
+    await_remembered(addresses[4999])
+    known = load_balancers()
+    observer.assert_flat(agent, before)
+
+    assert len(known) == MOST_PEERS
+    assert known[LOAD_BALANCER] == asked
+    # 127.0.0.1 waited for the start.
+    assert observer.status(status_socket)["counters"]["forgotten_peers"] == 5000 + 2 - MOST_PEERS
+    assert set(addresses[-MOST_PEERS + 1 :]) <= set(known)
+    # All of this can be remembered too.
+    agent.send(signal.SIGTERM)
+    assert agent.await_exit() == 0
+    again = agents.start(None, state_file=agent.state_file, environment={"HAPGENT_SOCKET": str(status_socket)})
+    assert again.ask() == LONGEST_ANSWER
+    assert load_balancers()[LOAD_BALANCER] == asked
+    assert "not known" not in "".join(again.log())
+
+
+def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observer: Observer, tmp_path: Path) -> None:
+    path = tmp_path / "status.sock"
+    agent = agents.start(environment={"HAPGENT_SOCKET": str(path)})
+    agent.reload(LONGEST, LONGEST_ANSWER)
+    # Their status is more than the kernel keeps for a reader that does not read.
+    for address in many_addresses(MOST_PEERS):
+        assert ask_from(agent, address) == LONGEST_ANSWER
+    agent.reload(b'{"status": "UP"}', b"UP\n")
+    assert len(json.dumps(observer.status(path))) > 2 * kept_by_the_kernel()
+    assert_undisturbed(agent, clients)
+    before = observer.figures(agent)
+
+    def connect() -> socket.socket:
+        reader = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        reader.settimeout(15)
+        reader.connect(str(path))
+        return reader
+
+    with contextlib.ExitStack() as stuck, clients(agent, "ask", 16) as met:
+        for _reader in range(3):
+            stuck.enter_context(connect())
+        # They leave at once, or send what nobody reads.
+        for _reader in range(20):
+            connect().close()
+        stuck.enter_context(connect()).sendall(b"x" * 10_000)
+        assert len(observer.status(path)["peers"]) == MOST_PEERS
+        agent.send(signal.SIGUSR2)
+        agent.await_answer(b"DOWN\n")
+    assert set(met) == {"UP\n", "DOWN\n"}
+    assert observer.status(path)["state"] == {"status": "DOWN"}
+    assert not agent.spins()
+    observer.assert_flat(agent, before, kilobytes=2048)

@@ -1,0 +1,170 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Signals by the thousand, and kill -9: no check without an answer, no answer or file that is torn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.conftest import Agent, Agents, Eventually
+    from tests.robustness.conftest import ClientsOf, Observer
+
+SETTLING = {"HAPGENT_SETTLE": "3600"}
+
+# In a process of its own: the clients would slow it down. Evenly, as signals that are pending become one.
+STORM = """
+import os, random, signal, sys, time
+pid, count, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+pick = random.Random(1)
+numbers = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+start = time.monotonic()
+for sent in range(count):
+    while time.monotonic() < start + sent * seconds / count:
+        time.sleep(0.0001)
+    os.kill(pid, pick.choice(numbers))
+"""
+
+
+def send_storm(agent: Agent, count: int, seconds: float) -> None:
+    subprocess.run([sys.executable, "-I", "-S", "-c", STORM, str(agent.pid), str(count), str(seconds)], check=True)
+
+
+@contextlib.contextmanager
+def read_all_the_time(path: Path) -> Iterator[Counter[bytes]]:
+    """What is read in this file, and how often."""
+    seen: Counter[bytes] = Counter()
+    enough = threading.Event()
+
+    def keep_reading() -> None:
+        while not enough.is_set():
+            try:
+                seen[path.read_bytes()] += 1
+            except FileNotFoundError:
+                seen[b'"nothing"'] += 1
+
+    thread = threading.Thread(target=keep_reading)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        enough.set()
+        thread.join()
+
+
+def state_with(status: str) -> dict[str, object]:
+    return {"status": status, "weight": 77, "maxconn": 300}
+
+
+def test_10_000_signals_in_2_s_under_64_clients(
+    agents: Agents, clients: ClientsOf, observer: Observer, eventually: Eventually
+) -> None:
+    agent = agents.start(json.dumps(state_with("DRAIN")).encode(), environment=SETTLING)
+    memory = agent.state_file.with_name("state.json.memory")
+    before = observer.figures(agent)
+
+    with (
+        read_all_the_time(agent.state_file) as files,
+        read_all_the_time(memory) as memories,
+        clients(agent, "ask", 64) as met,
+    ):
+        send_storm(agent, 10_000, 2)
+
+    # READY goes along because of the DRAIN that it started with.
+    lines = {f"{words} 77% maxconn:300\n" for words in ("DRAIN", "UP READY", "DOWN READY")}
+    assert set(met) <= lines
+    assert met["UP READY 77% maxconn:300\n"] > 64
+    assert met["DOWN READY 77% maxconn:300\n"] > 64
+    states = [state_with(status) for status in ("DRAIN", "UP", "DOWN")]
+    assert files.total() > 1000
+    assert [content for content in files if json.loads(content) not in states] == []
+    assert memories.total() > 1000
+    assert [content for content in memories if json.loads(content)["state"] not in states] == []
+
+    for number, status in [(signal.SIGUSR2, "DOWN"), (signal.SIGUSR1, "UP"), (signal.SIGHUP, "UP")]:
+        agent.await_signals_taken()
+        agent.send(number)
+        agent.await_answer(f"{status} READY 77% maxconn:300\n".encode())
+        eventually(lambda: json.loads(agent.state_file.read_bytes()) == state_with(status), "it is saved")  # noqa: B023
+    assert "FAIL" not in "".join(agent.log()[1:])
+    observer.assert_flat(agent, before, kilobytes=1024)
+
+
+def test_pause_makes_up_no_signal(agents: Agents, python: str) -> None:
+    agent = agents.start(python=python)
+    agent.send(signal.SIGUSR2)
+    agent.await_answer(b"DOWN\n")
+    agent.reload(b'{"status": "DRAIN"}', b"DRAIN\n")
+    lines = agent.log()
+    # Longer than it waits for a signal before it looks at what else there is to do.
+    with agent.paused():
+        time.sleep(1.3)
+    assert agent.ask() == b"DRAIN\n"
+    agent.send(signal.SIGUSR1)
+    agent.await_answer(b"UP\n")
+    assert agent.log() == [*lines, "hapgent: DRAIN -> UP (SIGUSR1)"]
+
+
+def test_200_times_killed_while_it_saves(agents: Agents, tmp_path: Path) -> None:
+    # READY, as neither signal sets that: it says that the first save came to nothing.
+    state_file = tmp_path / "folder" / "state.json"
+    state_file.parent.mkdir()
+    state_file.write_text(json.dumps(state_with("READY")), encoding="utf-8")
+    states = [state_with(status) for status in ("READY", "UP", "DOWN")]
+    found = set()
+    pick = random.Random(1)
+
+    for _round in range(200):
+        agent = agents.start(None, state_file=state_file, logs=False)
+        status = json.loads(state_file.read_bytes())["status"]
+        assert agent.ask() == f"{status} 77% maxconn:300\n".encode()
+        deadline = time.monotonic() + pick.uniform(0, 0.02)
+        while time.monotonic() < deadline:
+            agent.send(signal.SIGUSR2)
+            agent.send(signal.SIGUSR1)
+        agent.kill()
+
+        assert json.loads(state_file.read_bytes()) in states
+        assert json.loads(state_file.with_name("state.json.memory").read_bytes())["state"] in states
+        names = set(os.listdir(state_file.parent))
+        assert names <= {"state.json", "state.json.memory", "state.json.tmp"}
+        found |= names
+    # It was killed in the midst of a save indeed.
+    assert "state.json.tmp" in found
+
+
+def test_10_000_reloads_leave_nothing_behind(agents: Agents, observer: Observer, tmp_path: Path) -> None:
+    status_socket = tmp_path / "status.sock"
+    agent = agents.start(environment={**SETTLING, "HAPGENT_SOCKET": str(status_socket)})
+    contents = [b'{"status": "DRAIN", "weight": 7}', b"{", b'{"status": "UP", "reason": "again"}', b"x" * 100_000]
+
+    def reload(wanted: int) -> None:
+        deadline = time.monotonic() + 60
+        while (done := observer.status(status_socket)["counters"]["reloads"]) < wanted:
+            assert time.monotonic() < deadline, f"{done} reloads of {wanted}"
+            agent.write_state(contents[done % len(contents)])
+            for _signal in range(20):
+                agent.send(signal.SIGHUP)
+                time.sleep(0.0002)
+            agent.ask()
+
+    reload(1000)
+    before = observer.figures(agent)
+    reload(10_000)
+    observer.assert_flat(agent, before)
+    agent.await_signals_taken()
+    agent.reload(b'{"status": "MAINT"}', b"MAINT UP 100%\n")
