@@ -62,11 +62,11 @@ def await_status(server: str, status: str) -> None:
         time.sleep(0.2)
 
 
-def await_agent(server: str, answer: str) -> None:
+def await_agent(server: str, status: str) -> None:
     deadline = time.monotonic() + 30
-    while ask_agent(server) != answer:
+    while ask_agent(server).split()[0] != status:
         if time.monotonic() > deadline:
-            sys.exit(f"The agent of {server} does not answer {answer}. See make demo-shell HOST={server}.")
+            sys.exit(f"The agent of {server} does not answer {status}. See make demo-shell HOST={server}.")
         time.sleep(0.2)
 
 

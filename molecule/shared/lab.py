@@ -9,6 +9,7 @@ Pytest loads it as a plugin too: with each failure it shows the agents' journals
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import yaml
@@ -69,6 +70,24 @@ def ansible(command: str, *arguments: str, **environment: str) -> subprocess.Com
         stderr=subprocess.STDOUT,
         check=False,
     )
+
+
+def module(host: str, name: str, arguments: str) -> dict[str, Any]:
+    """Run one of the collection's modules on a host and return its result."""
+    done = ansible("ansible", host, "--one-line", f"--module-name=hapgent.agent.{name}", f"--args={arguments}")
+    assert " | " in done.stdout, done.stdout
+    result: dict[str, Any] = json.loads(done.stdout.split("=>", 1)[1])
+    return result
+
+
+def agents(host: str) -> dict[str, dict[str, Any]]:
+    """What hapgent_info tells of each agent on a host, by the agent's service."""
+    return {instance["service"]: instance for instance in module(host, "hapgent_info", "")["instances"]}
+
+
+def shown(server: str, column: str = "status") -> dict[str, str]:
+    """What the HAProxy on each host says of a server of the backend web."""
+    return {host: servers(address)[server][column] for host, address in HOSTS.items()}
 
 
 def run(host: str, command: str) -> subprocess.CompletedProcess[str]:

@@ -48,7 +48,7 @@ def test_has_no_network(host: Host, pid: str) -> None:
 @pytest.fixture
 def state_file(host: Host) -> str:
     environment = host.check_output("systemctl show --property=Environment --value hapgent")
-    return str(environment.partition("HAPGENT_STATE_FILE=")[2])
+    return str(dict(assignment.split("=", 1) for assignment in environment.split())["HAPGENT_STATE_FILE"])
 
 
 def test_writes_nowhere_but_to_the_state_folder(host: Host, pid: str, state_file: str) -> None:
