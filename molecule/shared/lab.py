@@ -61,8 +61,10 @@ def eventually(look: Callable[[], T], wanted: T, timeout: float = 15) -> T:
 def ansible(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ansible or ansible-playbook against the scenario's inventory."""
     config = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "ansible.cfg")
+    # The file that it names has the hosts, another one beside it has their groups.
+    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
     return subprocess.run(
-        [command, "--inventory", os.environ["MOLECULE_INVENTORY_FILE"], *arguments],
+        [command, "--inventory", inventory, *arguments],
         cwd=os.environ["MOLECULE_SCENARIO_DIRECTORY"],
         env={**os.environ, "ANSIBLE_CONFIG": str(config), "ANSIBLE_FORCE_COLOR": "0", **environment},
         text=True,
