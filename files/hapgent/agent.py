@@ -49,10 +49,9 @@ class Agent:
         remembered = self._recall()
         self._change = remembered or Change(FAIL, time.time())
         self._load("start")
-        if not remembered:  # Then nothing is known to be undone.
+        if not remembered:  # Then this was no change, and nothing is known to be undone.
             self._change = Change(self._state, self._change.since)
-        elif self._change is not remembered:
-            self._peers.suspect(self._change.undo)
+            self._counters["changes"] = 0
         self._remember()
 
     def run(self) -> None:
@@ -91,14 +90,15 @@ class Agent:
             "answer": change.state.answer(),
             "since": change.since,
             "settle": self._peers.settle,
-            "state_file": self._state_file,
+            "state_file": os.path.abspath(self._state_file),
             "state_file_ok": self._state_file_ok,
             "last_error": last_error,
             "last_error_at": last_error_at,
             "counters": {"checks": self._peers.checks, "forgotten_peers": self._peers.forgotten, **self._counters},
             "peers": [self._describe(peer, change, now, offset) for peer in self._peers.all()],
         }
-        return json.dumps(document, ensure_ascii=False).encode() + b"\n"
+        # A path may be no UTF-8.
+        return json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     def _describe(self, peer: Peer, change: Change, now: float, offset: float) -> dict[str, t.Any]:
         return {
@@ -108,8 +108,8 @@ class Agent:
             "checks": peer.checks,
             "interval": peer.interval,
             "line": peer.line.decode().rstrip("\n"),
-            "has_it": peer.told == change.state,
-            "settles_for": peer.settles_for(now),
+            "has_it": peer.has(change.state),
+            "settles_for": peer.settles_for(now) if peer.line != change.line else 0.0,
             "polls": peer.polls(now, self._peers.started),
         }
 
@@ -160,15 +160,16 @@ class Agent:
     def _tell(self, state: State, cause: str, problem: str = "") -> None:
         """Answer with this state from now on. C(problem) is one with the state file."""
         line = f"{self._state.answer()} -> {state.answer()} ({cause})"
-        self._state_file_ok = not problem
         if problem:
             log.error(f"{line}: {problem}")
+            # First: whoever is told that the file is not right is also told why.
             self._last_error = (problem, time.time())
         elif state != self._state:
             log.info(line)
+        self._state_file_ok = not problem
         if state != self._state:
             self._counters["changes"] += 1
-            self._change = self._change.next(state, self._peers.settle)
+            self._change = self._change.next(state)
             self._peers.unsaved = True
 
     def _recall(self) -> Change | None:
@@ -176,7 +177,7 @@ class Agent:
         if not os.path.lexists(path):
             return None
         try:
-            change, peers = memory.load(path)
+            change, peers = memory.load(path, self._peers.settle)
         except memory.MemoryUnusableError as error:
             log.error(f"{path}: {error}: what load balancers were told is not known, and is not undone")
             return None
@@ -188,7 +189,7 @@ class Agent:
         path = memory.path_of(self._state_file)
         self._peers.unsaved = False
         try:
-            # The state file's temporary name: whenever the agent is killed, it leaves one file at most.
+            # The state file's temporary name: so an agent that is killed leaves one file at most.
             memory.save(path, self._state_file + ".tmp", self._change, self._peers)
             self._memory_problem = ""
         except OSError as error:
@@ -225,11 +226,11 @@ class Agent:
         """Answer and close. Nothing here waits for the peer."""
         change, now = self._change, time.monotonic()
         peer = self._peers.see(address, now)
-        line = peer.line_for(change, now, self._peers.settle)
+        line, undo = peer.answer(change, now, self._peers.settle)
         with connection:
             try:
                 connection.send(line, socket.MSG_DONTWAIT)
-                self._peers.given(peer, line, change, now)
+                self._peers.given(peer, line, undo, change)
                 connection.shutdown(socket.SHUT_WR)
                 # Closing with bytes unread would send a reset, and that ends the retransmission of the answer.
                 connection.recv(65536, socket.MSG_DONTWAIT)

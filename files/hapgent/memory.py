@@ -14,11 +14,12 @@ import json
 import time
 import typing as t
 
-from hapgent.peers import Change, Peer, Peers
+from hapgent.peers import MOST_PATIENCE_SECONDS, Change, Peer, Peers
 from hapgent.state import UNDOING, State, StateError, from_fields, read, replace
 
 MAX_BYTES = 1024 * 1024
-MOST_INTERVAL_SECONDS = 1e6
+# Whoever was not seen for so long when the agent starts is forgotten.
+MOST_ABSENCE_SECONDS = 7 * 86400
 
 
 class MemoryUnusableError(Exception):
@@ -33,18 +34,22 @@ def path_of(state_file: str) -> str:
 def save(path: str, temporary: str, change: Change, peers: Peers) -> None:
     """Remember. Raises OSError."""
     # From the monotonic clock to seconds since 1970.
-    offset = time.time() - time.monotonic()
+    now = time.monotonic()
+    offset = time.time() - now
     known = {
-        **_told(change.state, change.undo),
+        "state": change.state.fields(),
         "since": change.since,
+        "undo": sorted(change.undo),
         "peers": [
             {
-                **_told(peer.told, peer.undo),
+                "told": [state.fields() for state in peer.told],
+                "undo": {word: until - now for word, until in peer.undo.items()},
                 "address": peer.address,
                 "first_seen": offset + peer.first_seen,
                 "last_seen": offset + peer.last_seen,
                 "checks": peer.checks,
-                "interval": peer.interval,
+                # One that has stopped asking does not begin again with the agent.
+                "interval": peer.interval if peer.polls(now, peers.started) else None,
                 "line": peer.line.decode(),
             }
             for peer in peers.all()
@@ -54,37 +59,45 @@ def save(path: str, temporary: str, change: Change, peers: Peers) -> None:
     replace(path, json.dumps(known, ensure_ascii=False).encode() + b"\n", temporary)
 
 
-def load(path: str) -> tuple[Change, list[Peer]]:
-    """The last change, and the peers. Raises MemoryUnusableError."""
+def load(path: str, settle: float) -> tuple[Change, list[Peer]]:
+    """The last change, and the peers: what is still to be undone is for C(settle) seconds at most.
+
+    Raises MemoryUnusableError.
+    """
+    now = time.time()
     try:
         known = json.loads(read(path, MAX_BYTES))
-        change = Change(from_fields(known["state"]), _number(known["since"], time.time()), _undo(known))
-        return change, [_peer(fields) for fields in known["peers"]]
+        undo = UNDOING & frozenset(known["undo"])
+        change = Change(from_fields(known["state"]), _number(known["since"], now), undo)
+        peers = [
+            _peer(fields, now, change.state, settle)
+            for fields in known["peers"]
+            if fields["last_seen"] > now - MOST_ABSENCE_SECONDS
+        ]
     except StateError as error:
         raise MemoryUnusableError(str(error)) from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise MemoryUnusableError(f"not what an agent has written there ({error!r})") from error
+    return change, peers
 
 
-def _told(state: State | None, undo: frozenset[str]) -> dict[str, t.Any]:
-    return {"state": state and state.fields(), "undo": sorted(undo)}
-
-
-def _undo(fields: dict[str, t.Any]) -> frozenset[str]:
-    return frozenset(fields["undo"]) & UNDOING
+def _peer(fields: dict[str, t.Any], now: float, state: State, settle: float) -> Peer:
+    offset = now - time.monotonic()
+    peer = Peer(str(fields["address"]), _number(fields["last_seen"], now) - offset)
+    peer.address.encode()  # What cannot be written again is an error here.
+    peer.first_seen = _number(fields["first_seen"], now) - offset
+    peer.checks = int(fields["checks"])
+    peer.interval = None if fields["interval"] is None else _number(fields["interval"], MOST_PATIENCE_SECONDS)
+    peer.line = str(fields["line"]).encode()
+    peer.told = tuple(from_fields(told) for told in fields["told"])
+    if state not in peer.told:
+        # An agent that was killed may have told it, and not have remembered that.
+        peer.told += (state,)
+    peer.undo = {
+        word: _number(seconds, settle) + now - offset for word, seconds in fields["undo"].items() if word in UNDOING
+    }
+    return peer
 
 
 def _number(value: t.Any, most: float) -> float:
     return max(0.0, min(most, float(value)))
-
-
-def _peer(fields: dict[str, t.Any]) -> Peer:
-    offset = time.time() - time.monotonic()
-    peer = Peer(str(fields["address"]), _number(fields["last_seen"], time.time()) - offset)
-    peer.first_seen = _number(fields["first_seen"], time.time()) - offset
-    peer.checks = int(fields["checks"])
-    peer.interval = None if fields["interval"] is None else _number(fields["interval"], MOST_INTERVAL_SECONDS)
-    peer.line = str(fields["line"]).encode()
-    peer.told = from_fields(fields["state"])
-    peer.undo = _undo(fields)
-    return peer

@@ -15,8 +15,11 @@ import time
 from hapgent.state import State
 
 MOST_PEERS = 1024
-# Longer gaps say that a peer was away, not how often it asks.
-LONG_GAP_SECONDS = 10.0
+# A check may be late by so much, whatever the interval.
+LEAST_PATIENCE_SECONDS = 10.0
+MOST_PATIENCE_SECONDS = 300.0
+# Longer gaps may say that a peer was away, rather than how often it asks.
+LONG_GAP_SECONDS = 60.0
 
 
 class Change:
@@ -33,18 +36,18 @@ class Change:
         self.undo = undo
         self.line = state.answer().encode() + b"\n"
 
-    def next(self, state: State, settle: float) -> Change:
+    def next(self, state: State) -> Change:
         """The change from this one to C(state), now."""
-        now = time.time()
-        undo = state.undoing(self.state)
-        if now - self.since < settle:
-            # Somebody may have seen this change's predecessor, and not this one.
-            undo |= self.undo
-        return Change(state, now, undo)
+        return Change(state, time.time(), state.undoing(self.state))
 
 
 class Peer:
-    """An address that asks. Its times are on the monotonic clock, in seconds."""
+    """An address that asks. Its times are on the monotonic clock, in seconds.
+
+    C(told) is the state that it was told last, none if it was told nothing, several if it may have been any of them.
+    C(undo) has the words that undo what it was told before, and until when each goes along. C(interval) is the longest
+    time between two checks of late: where it asks for several backends, the others come in between.
+    """
 
     __slots__ = (
         "_change",
@@ -66,8 +69,8 @@ class Peer:
         self.checks = 0
         self.interval: float | None = None
         self.line = b""
-        self.told: State | None = None
-        self.undo: frozenset[str] = frozenset()
+        self.told: tuple[State, ...] = ()
+        self.undo: dict[str, float] = {}
         self._change: Change | None = None
         self._until = math.inf
 
@@ -75,45 +78,56 @@ class Peer:
         """It asks again."""
         gap = now - self.last_seen
         self.last_seen = now
+        if gap > MOST_PATIENCE_SECONDS:
+            return
         if self.interval is None:
             self.interval = gap
+            return
+        if gap > LONG_GAP_SECONDS:
+            gap = min(gap, 3 * self.interval + 1)
+        if gap > self.interval:
+            self.interval = gap
         else:
-            if gap > LONG_GAP_SECONDS:
-                gap = min(gap, 3 * self.interval)
-            self.interval += (gap - self.interval) / 8
+            self.interval -= (self.interval - gap) / 64
 
-    def line_for(self, change: Change, now: float, settle: float) -> bytes:
-        """What it is to be answered."""
+    def answer(self, change: Change, now: float, settle: float) -> tuple[bytes, dict[str, float]]:
+        """What it is to be answered, and what is undone with that."""
+        if self._change is change and now < self._until:
+            return self.line, self.undo
+        undo = self.undo
         if self._change is not change:
-            return change.state.answer(self._undo_for(change) if settle else ()).encode() + b"\n"
-        if now >= self._until:
-            return change.line
-        return self.line
+            of_told = {word for before in self.told for word in change.state.undoing(before)}
+            words = of_told if self.told else change.undo
+            # What undoes an older state keeps its time. Else it would never end where the weight changes all the time.
+            undo = {**undo, **dict.fromkeys(words, now + settle)}
+        undo = {word: until for word, until in undo.items() if now < until}
+        return change.state.answer(undo).encode() + b"\n", undo
 
-    def given(self, line: bytes, change: Change, now: float, settle: float) -> bool:
-        """It was answered with that line. Returns whether that is to be remembered."""
+    def given(self, line: bytes, undo: dict[str, float], change: Change) -> bool:
+        """It was answered with that. Returns whether that is to be remembered."""
         self.checks += 1
-        if self._change is change and line == self.line:
+        if self._change is change and line is self.line:
             return False
-        if line == change.line:
-            self.undo, self._until = frozenset(), math.inf
-        else:
-            self.undo, self._until = self._undo_for(change), now + settle
-        self._change, self.told, self.line = change, change.state, line
+        # In this order: the memory may be saved in between, and is to forget nothing that is owed.
+        self.undo = undo
+        self.told, self.line, self._change = (change.state,), line, change
+        self._until = min(undo.values(), default=math.inf)
         return True
+
+    def has(self, state: State) -> bool:
+        """Whether that is the state it was told last."""
+        return self.told == (state,)
 
     def settles_for(self, now: float) -> float:
         """How many seconds more it is told what undoes the state before."""
-        return 0.0 if self._until == math.inf else max(0.0, self._until - now)
+        return max([0.0, *(until - now for until in self.undo.values())])
 
     def polls(self, now: float, started: float) -> bool:
         """Whether it still asks: it did not miss more than three of its checks, or had no time to."""
-        return self.interval is not None and now - max(self.last_seen, started) <= 3 * self.interval + 1
-
-    def _undo_for(self, change: Change) -> frozenset[str]:
-        if self.told is None:
-            return change.undo
-        return change.state.undoing(self.told) | self.undo
+        if self.interval is None:
+            return False
+        patience = max(LEAST_PATIENCE_SECONDS, min(MOST_PATIENCE_SECONDS, 3 * self.interval))
+        return now - max(self.last_seen, started) <= patience
 
 
 class Peers:
@@ -145,16 +159,11 @@ class Peers:
             self.forgotten += 1
         self._peers[peer.address] = peer
 
-    def given(self, peer: Peer, line: bytes, change: Change, now: float) -> None:
-        """The peer was answered with that line."""
+    def given(self, peer: Peer, line: bytes, undo: dict[str, float], change: Change) -> None:
+        """The peer was answered with that line, and that undid so much."""
         self.checks += 1
-        if peer.given(line, change, now, self.settle):
+        if peer.given(line, undo, change):
             self.unsaved = True
-
-    def suspect(self, undo: frozenset[str]) -> None:
-        """Undo that for each of them: an agent that was killed may have told them what it did not remember."""
-        for peer in self._peers.values():
-            peer.undo |= undo
 
     def all(self) -> list[Peer]:
         """All peers as of now, ordered by address."""

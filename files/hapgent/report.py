@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import signal
 import socket
 import sys
 import time
 import typing as t
 
+from hapgent import SIGNALS
 from hapgent.state import STATUSES
 
 # Where the role puts it for the instance with the default name.
@@ -37,6 +40,11 @@ def main(arguments: list[str]) -> int:
         help=f"of the agent; without it HAPGENT_SOCKET, or else {DEFAULT_SOCKET}",
     )
     options = parser.parse_args(arguments)
+    # A command like others, for Ctrl-C and head; and a path may be no UTF-8.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     status = None
     try:
         status = ask(options.socket)
@@ -78,7 +86,7 @@ def table(status: Status) -> str:
         "reason": state.get("reason"),
         "since": f"{_date(status['since'])}, {_ago(now - status['since'])}",
         "answers on": f"{status['address']} port {status['port']}",
-        "state file": status["state_file"] + ("" if status["state_file_ok"] else f": {status['last_error']}"),
+        "state file": status["state_file"] if status["state_file_ok"] else status["last_error"],
     }
     lines = [f"{name:<12}{value}" for name, value in facts.items() if value is not None]
     rows = [("load balancer", "asks every", "checks", "state")]
@@ -156,6 +164,10 @@ def _metric(
     yield f"# HELP hapgent_{name} {text}"
     yield f"# TYPE hapgent_{name} {kind}"
     for labels, value in values:
-        # A label is quoted as in JSON, as far as there is something to quote.
-        pairs = [f"{key}={json.dumps(label, ensure_ascii=False)}" for key, label in {"socket": path, **labels}.items()]
+        pairs = [f'{key}="{_escaped(label)}"' for key, label in {"socket": path, **labels}.items()]
         yield f"hapgent_{name}{{{','.join(pairs)}}} {float(value):.3f}".removesuffix(".000")
+
+
+def _escaped(label: str) -> str:
+    text = label.encode("utf-8", "replace").decode()
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

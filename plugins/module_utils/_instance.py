@@ -23,6 +23,8 @@ POLL_SECONDS = 0.05
 # What HAProxy reads of an answer at most, by default: tune.chksize in its configuration manual.
 MAX_ANSWER_BYTES = 16384
 MAX_STATUS_BYTES = 4 * 1024 * 1024
+# What each agent with a status socket tells there, at least.
+TOLD = frozenset({"state", "state_file", "answer", "since", "version", "settle", "last_error", "counters", "peers"})
 
 RunCommand = t.Callable[[list[str]], tuple[int, str, str]]
 Status = dict[str, t.Any]
@@ -33,9 +35,13 @@ class InstanceError(Exception):
 
 
 class Instance(t.NamedTuple):
-    """One agent on this host: its process, its status socket or '', the address on which it answers."""
+    """One agent on this host: its process, its state file, its status socket or '', the address on which it answers.
+
+    C(state_file) is the path as the agent sees it.
+    """
 
     pid: int
+    state_file: str
     status_socket: str
     address: str = "127.0.0.1"
     port: int = 9777
@@ -71,29 +77,31 @@ class Instance(t.NamedTuple):
 
     def status(self, deadline: float) -> Status:
         """What the agent tells on its status socket. Raises InstanceError."""
-        try:
-            return self._status(deadline)
-        except (OSError, ValueError) as error:
-            raise InstanceError(
-                f"the agent does not tell its status on {self.status_socket} ({error}): "
-                "see that its service runs, and that you may use the socket"
-            ) from error
-
-    def _status(self, deadline: float) -> Status:
         while True:
             try:
-                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                    connection.settimeout(_seconds_until(deadline))
-                    connection.connect(self.status_socket)
-                    status = json.loads(_receive(connection, deadline, MAX_STATUS_BYTES))
-                break
-            except (FileNotFoundError, ConnectionRefusedError):
+                return self._status(deadline)
+            except (OSError, ValueError) as error:
                 # The agent may be starting again.
-                if time.monotonic() + POLL_SECONDS >= deadline:
-                    raise
-                time.sleep(POLL_SECONDS)
-        if not isinstance(status, dict) or not {"answer", "peers"} <= set(status):
+                passing = isinstance(error, (FileNotFoundError, ConnectionError, ValueError))
+                if not passing or time.monotonic() + POLL_SECONDS >= deadline:
+                    raise InstanceError(
+                        f"the agent of {self.state_file} does not tell its status on {self.status_socket} ({error}): "
+                        "its log says why, and restarting its service does no harm"
+                    ) from error
+            time.sleep(POLL_SECONDS)
+
+    def _status(self, deadline: float) -> Status:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_seconds_until(deadline))
+            connection.connect(self.status_socket)
+            status = json.loads(_receive(connection, deadline, MAX_STATUS_BYTES))
+        if not (isinstance(status, dict) and TOLD.issubset(status)):
             raise ValueError("what is told there is no status")
+        if status["state_file"] != self.state_file:
+            raise InstanceError(
+                f"on {self.status_socket} there is the agent of {status['state_file']}, not that of {self.state_file}: "
+                "give each a HAPGENT_SOCKET of its own"
+            )
         return status
 
     def _ask(self, deadline: float) -> str:
@@ -133,8 +141,8 @@ def _seconds_until(deadline: float) -> float:
 
 
 def running() -> list[int]:
-    """The processes of all agents on this host, but for those in its containers."""
-    return sorted(pid for pid in _agents() if _namespace(pid) == _namespace("self"))
+    """The processes of all agents on this host, but for those in its containers. Raises InstanceError."""
+    return sorted(pid for pid in _agents() if _is_of_this_host(pid))
 
 
 def service_of(pid: int) -> str | None:
@@ -148,40 +156,40 @@ def service_of(pid: int) -> str | None:
     return services[0] if services else None
 
 
-def state_file_of(pid: int) -> str:
-    """The state file that this agent serves, as it was named to it. Raises InstanceError."""
-    return _path(pid, "HAPGENT_STATE_FILE", DEFAULT_STATE_FILE)
+def instance_of(pid: int, address: str = "127.0.0.1", port: int = 9777) -> Instance:
+    """The agent with this process. Raises InstanceError."""
+    status_socket = _path(pid, "HAPGENT_SOCKET", "")
+    if status_socket and not _is_of_this_host(pid):
+        # In a container, the same path leads to another socket.
+        status_socket = f"/proc/{pid}/root{status_socket}"
+    return Instance(pid, _state_file_of(pid), status_socket, address, port)
 
 
-def status_socket_of(pid: int) -> str:
-    """The status socket of this agent, '' if it has none, or if this user may not know."""
-    try:
-        return _path(pid, "HAPGENT_SOCKET", "")
-    except InstanceError:
-        return ""
-
-
-def find_pid(service: str, state_file: str, run_command: RunCommand) -> int:
+def find_pid(service: str, state_file: str, run_command: RunCommand, deadline: float) -> int:
     """The process of the one right agent. Raises InstanceError.
 
-    Where systemd knows the service it is that service's main process; elsewhere it is the process that
-    serves this state file.
+    Where systemd knows the service it is that service's main process, which has to serve this state file; elsewhere
+    it is the process that does.
     """
-    pid = _service_pid(service, run_command)
-    return _pid_by_state_file(service, state_file) if pid is None else pid
+    pid = _service_pid(service, run_command, deadline)
+    if pid is None:
+        return _pid_by_state_file(service, state_file)
+    if not _serves(pid, state_file):
+        raise InstanceError(f"service {service} serves {_state_file_of(pid)}, not {state_file}: name both of one agent")
+    return pid
 
 
-def find_service_pid(service: str, run_command: RunCommand) -> int:
+def find_service_pid(service: str, run_command: RunCommand, deadline: float) -> int:
     """The process of the agent that this systemd service runs. Raises InstanceError."""
-    pid = _service_pid(service, run_command)
+    pid = _service_pid(service, run_command, deadline)
     if pid is None:
         raise InstanceError(f"there is no systemd service {service}: name the service of an agent")
     return pid
 
 
-def _service_pid(service: str, run_command: RunCommand) -> int | None:
+def _service_pid(service: str, run_command: RunCommand, deadline: float) -> int | None:
     """None if systemd does not know the service."""
-    pid = _main_pid(service, run_command) if os.path.isdir("/run/systemd/system") else None
+    pid = _main_pid(service, run_command, deadline) if os.path.isdir("/run/systemd/system") else None
     if pid is not None and _comm(pid) != PROCESS_NAME:
         raise InstanceError(
             f"the main process {pid} of service {service} is {_comm(pid)}, not {PROCESS_NAME}: "
@@ -190,12 +198,14 @@ def _service_pid(service: str, run_command: RunCommand) -> int | None:
     return pid
 
 
-def _main_pid(service: str, run_command: RunCommand) -> int | None:
+def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int | None:
     """The service's main process, or None if systemd has no such service."""
-    rc, out, err = run_command(["systemctl", "show", "--property=LoadState,ActiveState,MainPID", "--", _unit(service)])
-    if rc != 0:
-        raise InstanceError(f"systemctl show {_unit(service)} failed: {err.strip()}")
-    properties = dict(line.partition("=")[::2] for line in out.splitlines())
+    while True:
+        properties = _properties(service, run_command)
+        # It may be starting, again.
+        if properties["ActiveState"] != "activating" or time.monotonic() + POLL_SECONDS >= deadline:
+            break
+        time.sleep(POLL_SECONDS)
     if properties["LoadState"] == "not-found":
         return None
     if properties["MainPID"] == "0":
@@ -204,6 +214,13 @@ def _main_pid(service: str, run_command: RunCommand) -> int | None:
             f"systemctl start {service}, or see why it does not run with systemctl status {service}"
         )
     return int(properties["MainPID"])
+
+
+def _properties(service: str, run_command: RunCommand) -> dict[str, str]:
+    rc, out, err = run_command(["systemctl", "show", "--property=LoadState,ActiveState,MainPID", "--", _unit(service)])
+    if rc != 0:
+        raise InstanceError(f"systemctl show {_unit(service)} failed: {err.strip()}")
+    return dict(line.partition("=")[::2] for line in out.splitlines())
 
 
 def _unit(service: str) -> str:
@@ -235,11 +252,20 @@ def _comm(pid: int) -> str:
         return ""
 
 
-def _namespace(pid: int | str) -> str:
+def _is_of_this_host(pid: int) -> bool:
     try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return ""
+        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
+    except FileNotFoundError:  # It has ended.
+        return False
+    except OSError as error:
+        raise InstanceError(
+            f"cannot look into the agent's process {pid} ({error.strerror}): be root or its user"
+        ) from error
+
+
+def _state_file_of(pid: int) -> str:
+    """The state file that this agent serves, as the agent sees it. Raises InstanceError."""
+    return _path(pid, "HAPGENT_STATE_FILE", DEFAULT_STATE_FILE)
 
 
 def _path(pid: int, name: str, default: str) -> str:
@@ -248,15 +274,17 @@ def _path(pid: int, name: str, default: str) -> str:
             variables = dict(entry.partition(b"=")[::2] for entry in environ.read().split(b"\0"))
         folder = os.readlink(f"/proc/{pid}/cwd")
     except OSError as error:
-        raise InstanceError(f"cannot read the environment of the agent's process {pid}: {error.strerror}") from error
+        raise InstanceError(
+            f"cannot read the environment of the agent's process {pid} ({error.strerror}): be root or its user"
+        ) from error
     path = os.fsdecode(variables.get(name.encode(), default.encode()))
-    return os.path.join(folder, path) if path else ""
+    return os.path.normpath(os.path.join(folder, path)) if path else ""
 
 
 def _serves(pid: int, state_file: str) -> bool:
     try:
         # Through its root: in a container, the same path leads to another file.
-        served = f"/proc/{pid}/root{state_file_of(pid)}"
+        served = f"/proc/{pid}/root{_state_file_of(pid)}"
         # Between two looks, a save may put another file there.
         return any(os.path.samefile(served, state_file) for _attempt in range(3))
     except (InstanceError, OSError):

@@ -28,7 +28,7 @@ class WaitFor:
         self.addresses: list[str] = []
         if wanted == "auto":
             return
-        if str(wanted).isdigit() and int(wanted) >= 1:
+        if str(wanted).isdecimal() and int(wanted) >= 1:
             self.count = int(wanted)
         else:
             self.addresses = _addresses(wanted)
@@ -42,7 +42,8 @@ class WaitFor:
         if self.addresses:
             wanted = self.addresses
         elif self.count:
-            wanted = has_it
+            # One that has gone, with the state, is none of them.
+            wanted = [address for address in polling(peers) if address in has_it]
         else:
             wanted = sorted(peer["address"] for peer in peers if peer["polls"] or peer["address"] in polled_before)
         seen = [address for address in wanted if address in has_it]
@@ -69,8 +70,8 @@ class Account(t.NamedTuple):
 
 
 def polling(peers: list[Peer]) -> list[str]:
-    """The addresses of those that poll."""
-    return [peer["address"] for peer in peers if peer["polls"]]
+    """The addresses of those that poll, ordered."""
+    return sorted(peer["address"] for peer in peers if peer["polls"])
 
 
 def _addresses(wanted: t.Any) -> list[str]:
@@ -78,9 +79,14 @@ def _addresses(wanted: t.Any) -> list[str]:
     if not isinstance(listed, list) or not listed:
         raise WaitForError(_allowed(wanted))
     try:
-        return [str(ipaddress.ip_address(str(address).strip())) for address in listed]
+        return [_as_the_agent_sees_it(ipaddress.ip_address(str(address).strip())) for address in listed]
     except ValueError as error:
         raise WaitForError(f"{_allowed(wanted)} ({error})") from error
+
+
+def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def _allowed(wanted: t.Any) -> str:

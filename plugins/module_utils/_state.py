@@ -58,12 +58,11 @@ class State(t.NamedTuple):
         src/tcpcheck.c in its source.
         """
         words = set()
-        if self.status != before.status:
-            words.add("UP")
+        if self.status not in ADMINISTRATIVE:
             if before.status in ADMINISTRATIVE:
                 words.add("READY")
-        if before.reason and not self.reason:
-            # HAProxy shows the text of the last health word, until the next one.
+        elif self.status != before.status or (before.reason and not self.reason):
+            # HAProxy shows the reason of the last health word, until the next one.
             words.add("UP")
         if before.weight is not None and self.weight is None:
             words.add("100%")

@@ -14,6 +14,7 @@ description:
   - Asks one agent on the managed host, or all that run there, for what it tells HAProxy, since when and why, and for
     the load balancers that ask it.
   - Of an agent without a status socket (C(HAPGENT_SOCKET)), such as hapgent 0.3.2, it tells what its state file says.
+  - Where all agents are asked and one does not tell, that is a warning, and what it would tell is null.
   - The user must be root, or the one who runs the agent.
 extends_documentation_fragment:
   - hapgent.agent._attributes
@@ -33,7 +34,7 @@ options:
     type: str
   timeout:
     description:
-      - Seconds to wait for the agents, altogether.
+      - Seconds to wait for each agent.
     type: float
     default: 10
 """
@@ -155,38 +156,39 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
+    TOLD,
     Instance,
     InstanceError,
     find_service_pid,
+    instance_of,
     running,
     service_of,
-    state_file_of,
-    status_socket_of,
 )
 from ansible_collections.hapgent.agent.plugins.module_utils._state import StateError, load
 
-TOLD = ("state", "answer", "since", "version", "settle", "last_error", "counters", "peers")
 
-
-def describe(pid: int, deadline: float) -> dict[str, t.Any]:
-    """All that is known of the agent with this process. Raises InstanceError."""
-    state_file = state_file_of(pid)
-    instance = Instance(pid, status_socket_of(pid))
-    described: dict[str, t.Any] = {
-        "service": service_of(pid),
-        "pid": pid,
-        "state_file": state_file,
-        "status_socket": instance.status_socket or None,
-        **dict.fromkeys(TOLD),
-    }
+def ask(instance: Instance, timeout: float) -> dict[str, t.Any]:
+    """What the agent tells, or else its state file. Raises InstanceError."""
     if instance.status_socket:
-        status = instance.status(deadline)
-        return {**described, **{name: status[name] for name in TOLD}}
+        status = instance.status(time.monotonic() + timeout)
+        return {name: status[name] for name in TOLD}
     try:
-        state = load(state_file)
+        state = load(instance.state_file)
     except StateError:
-        return described
-    return {**described, "state": state.fields(), "answer": state.answer()}
+        return {}
+    return {"state": state.fields(), "answer": state.answer()}
+
+
+def describe(instance: Instance, told: dict[str, t.Any]) -> dict[str, t.Any]:
+    """All that is returned of one agent."""
+    return {
+        **dict.fromkeys(TOLD),
+        **told,
+        "service": service_of(instance.pid),
+        "pid": instance.pid,
+        "state_file": instance.state_file,
+        "status_socket": instance.status_socket or None,
+    }
 
 
 def main() -> None:
@@ -194,13 +196,23 @@ def main() -> None:
         argument_spec={"service": {"type": "str"}, "timeout": {"type": "float", "default": 10}},
         supports_check_mode=True,
     )
-    service = module.params["service"]
-    deadline = time.monotonic() + module.params["timeout"]
+    service, timeout = module.params["service"], module.params["timeout"]
     try:
-        pids = running() if service is None else [find_service_pid(service, module.run_command)]
-        module.exit_json(changed=False, instances=[describe(pid, deadline) for pid in pids])
+        if service is not None:
+            instance = instance_of(find_service_pid(service, module.run_command, time.monotonic() + timeout))
+            module.exit_json(changed=False, instances=[describe(instance, ask(instance, timeout))])
+        agents = [instance_of(pid) for pid in running()]
     except InstanceError as error:
         module.fail_json(msg=f"{error}.")
+    instances = []
+    for instance in agents:
+        try:
+            told = ask(instance, timeout)
+        except InstanceError as error:
+            module.warn(f"{error}.")
+            told = {}
+        instances.append(describe(instance, told))
+    module.exit_json(changed=False, instances=instances)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ options:
     default: /etc/hapgent/state.json
   service:
     description:
-      - The systemd service of the agent. Its main process is told to read the file again.
+      - The systemd service of the agent, which has to serve O(state_file). Its main process is told to read the file
+        again.
       - Where systemd does not know it, or does not run, the C(hapgent) process that serves O(state_file) is told.
     type: str
     default: hapgent
@@ -116,7 +117,7 @@ options:
       - Whom to wait for.
       - V(auto) is every load balancer that polls the agent. One that did so before the change and is silent since is
         waited for too. If nobody polls at all, that is an error, because then nobody takes the server out.
-      - A number is that many load balancers, whichever they are.
+      - A number is that many load balancers that poll, whichever they are.
       - A list of addresses is those load balancers, as the agent sees them.
     type: raw
     default: auto
@@ -205,7 +206,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     Instance,
     InstanceError,
     find_pid,
-    status_socket_of,
+    instance_of,
 )
 from ansible_collections.hapgent.agent.plugins.module_utils._peers import WaitFor, WaitForError, polling
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
@@ -218,6 +219,8 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     load,
     save,
 )
+
+LAST_LOOK_SECONDS = 5.0
 
 
 class HapgentState:
@@ -234,7 +237,7 @@ class HapgentState:
 
     def run(self) -> None:
         """Do it, and leave the module with what was changed and what was not."""
-        self._lock()
+        lock = self._lock()
         before, after = self._plan()
         self.result.update(before=before.fields(), after=after.fields())
         instance = self._find_instance() if self.module.params["notify"] else None
@@ -252,11 +255,13 @@ class HapgentState:
         if instance:
             self.result["answer"] = after.answer()
         if instance and self.module.params["wait"] and not self.module.check_mode:
+            # Whoever has to change this state meanwhile, can.
+            os.close(lock)
             self._await_peers(instance, after)
         self.module.exit_json(**self.result)
 
-    def _lock(self) -> None:
-        """One run at a time, until this process ends: two would lose each other's changes."""
+    def _lock(self) -> int:
+        """One run at a time, while the descriptor is open: two would lose each other's changes."""
         folder = os.path.dirname(self.path)
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -264,7 +269,8 @@ class HapgentState:
             self._fail(f"{folder}: cannot be read ({error.strerror}). Name the right file with state_file")
         while True:
             try:
-                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
             except BlockingIOError:
                 if time.monotonic() >= self.deadline:
                     self._fail(f"another program has locked {folder} for {self.module.params['timeout']:g} s")
@@ -302,16 +308,15 @@ class HapgentState:
     def _find_instance(self) -> Instance:
         params = self.module.params
         try:
-            pid = find_pid(params["service"], self.path, self.module.run_command)
+            pid = find_pid(params["service"], self.path, self.module.run_command, self.deadline)
+            instance = instance_of(pid, params["address"], params["port"])
         except InstanceError as error:
             self._fail(str(error))
-        status_socket = status_socket_of(pid)
-        if params["wait"] and not status_socket:
+        if params["wait"] and not instance.status_socket:
             self._fail(
-                f"wait needs the status socket of the agent, process {pid}: set HAPGENT_SOCKET for it, as the role "
-                "does, and be root or its user"
+                f"wait needs the status socket of the agent, process {pid}: set HAPGENT_SOCKET for it, as the role does"
             )
-        return Instance(pid, status_socket, params["address"], params["port"])
+        return instance
 
     def _ask(self, instance: Instance) -> str:
         try:
@@ -351,19 +356,27 @@ class HapgentState:
         deadline = time.monotonic() + timeout
         told = f"The file {self.path} says {state.answer()} and the agent tells it"
         while True:
+            over = time.monotonic() >= deadline
             try:
-                peers = instance.status(deadline + POLL_SECONDS)["peers"]
+                # Also in the end, it is asked who does not have it.
+                status = instance.status(max(deadline, time.monotonic()) + LAST_LOOK_SECONDS)
             except InstanceError as error:
                 self.module.fail_json(msg=f"{told}, but whom is not known: {error}.", **self.result)
-            account = self.wait_for.account(peers, self.polled_before)
+            if status["state"] != state.fields():
+                self.result["answer"] = status["answer"]
+                self.module.fail_json(
+                    msg=f"{told}, but somebody has changed the state meanwhile: it answers {status['answer']}.",
+                    **self.result,
+                )
+            account = self.wait_for.account(status["peers"], self.polled_before)
             self.result.update(seen_by=account.seen_by, not_seen_by=account.not_seen_by)
             if account.complete:
                 return
-            if time.monotonic() >= deadline:
+            if over:
                 break
             time.sleep(POLL_SECONDS)
         if account.not_seen_by:
-            problem = f"not to {account.missing(peers)} within {timeout:g} s"
+            problem = f"not to {account.missing(status['peers'])} within {timeout:g} s"
         elif account.seen_by:
             problem = f"only to {len(account.seen_by)} load balancers of {self.wait_for.count} within {timeout:g} s"
         else:

@@ -100,7 +100,13 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
     listed = json.loads(
         run("ansible-doc", "--json", "--metadata-dump", "hapgent.agent", ANSIBLE_COLLECTIONS_PATH=str(stripped))
     )
-    module = listed["all"]["module"]["hapgent.agent.hapgent_state"]
-    assert module["doc"]["version_added"] == "1.0.0"
-    assert {"check_mode", "diff_mode", "idempotent", "platform", "action_group"} <= set(module["doc"]["attributes"])
-    assert set(module["return"]) == {"before", "after", "answer"}
+    modules = listed["all"]["module"]
+    returned = {
+        "hapgent.agent.hapgent_info": {"instances"},
+        "hapgent.agent.hapgent_state": {"before", "after", "answer", "seen_by", "not_seen_by"},
+    }
+    assert set(modules) == set(returned)
+    for name, module in modules.items():
+        assert module["doc"]["version_added"] == "1.0.0"
+        assert {"check_mode", "diff_mode", "idempotent", "platform", "action_group"} <= set(module["doc"]["attributes"])
+        assert set(module["return"]) == returned[name]

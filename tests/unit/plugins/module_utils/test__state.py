@@ -16,6 +16,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     FAIL,
     LIMITS,
     STATUSES,
+    UNDOING,
     State,
     StateError,
     dump,
@@ -29,12 +30,19 @@ from hypothesis import strategies as st
 
 ONE_STATUS = "allowed is one of UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED"
 ONE_OBJECT = "allowed is one JSON object"
+FIELDS = "allowed are status, weight, maxconn, reason"
+PLAIN_TEXT = "allowed is text of 1 to 120 bytes in UTF-8, without control characters and #"
 
+# A character is four bytes at most. Cc are the control characters, Cs are the halves of surrogate pairs.
+reasons = st.text(
+    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="#"), min_size=1, max_size=30
+).filter(str.strip)
 states = st.builds(
     State,
     st.sampled_from(STATUSES),
     st.none() | st.integers(0, LIMITS["weight"]),
     st.none() | st.integers(0, LIMITS["maxconn"]),
+    st.none() | reasons,
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -48,6 +56,7 @@ fields_near_a_state = st.fixed_dictionaries(
         "status": st.sampled_from(STATUSES) | json_values,
         "weight": st.floats(-1, 300) | st.integers(-1, 300) | json_values,
         "maxconn": st.integers(-1, 70_000) | json_values,
+        "reason": st.text(max_size=130) | json_values,
     },
 )
 # The same examples in each run, and nothing written into the working folder.
@@ -63,6 +72,16 @@ same_examples = settings(derandomize=True, database=None, deadline=None)
         (State("UP", 77, 300), "UP 77% maxconn:300"),
         (State("DRAIN", 0, 0), "DRAIN 0% maxconn:0"),
         (FAIL, "FAIL"),
+        # HAProxy shows the text of a health word only, so an administrative word has UP beside it.
+        (State("UP", reason="all is well"), "UP # all is well"),
+        (State("DOWN", reason="no disk"), "DOWN # no disk"),
+        (State("FAIL", reason="no disk"), "FAIL # no disk"),
+        (State("STOPPED", reason="no disk"), "STOPPED # no disk"),
+        (State("READY", reason="no disk"), "READY UP # no disk"),
+        (State("DRAIN", reason="no disk"), "DRAIN UP # no disk"),
+        (State("MAINT", reason="no disk"), "MAINT UP # no disk"),
+        (State("DRAIN", 77, 300, "no disk"), "DRAIN UP 77% maxconn:300 # no disk"),
+        (State("UP", reason="für Ödön, 5 €"), "UP # für Ödön, 5 €"),
     ],
 )
 def test_answer(state: State, answer: str) -> None:
@@ -78,6 +97,8 @@ def test_answer(state: State, answer: str) -> None:
         ({"status": "UP", "weight": 50.0, "maxconn": 1e2}, State("UP", 50, 100)),
         ({"status": "UP", "weight": 0, "maxconn": 0}, State("UP", 0, 0)),
         ({"status": "UP", "weight": 255, "maxconn": 65535}, State("UP", 255, 65535)),
+        ({"reason": "x", "status": "UP"}, State("UP", reason="x")),
+        ({"status": "UP", "reason": None}, State("UP")),
     ],
 )
 def test_fields_of_a_state(fields: dict[str, Any], state: State) -> None:
@@ -85,6 +106,71 @@ def test_fields_of_a_state(fields: dict[str, Any], state: State) -> None:
     assert made == state
     # 50.0 would be another answer.
     assert not any(isinstance(value, float) for value in made)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "x",
+        "0",
+        "x" * 120,
+        # Bytes are counted: two, three and four for each of these.
+        "ä" * 60,
+        "€" * 40,
+        "😀" * 30,
+        # It is told as it was given.
+        " x ",
+        '"quoted", \\ and %s',
+        # The neighbours of what is forbidden: space, ~, the first after the control characters.
+        "a b~\xa0c",
+        # Words of the answer are no words after the #.
+        "DOWN 0% maxconn:1",
+        "a\u2028b",
+    ],
+)
+def test_reason(reason: str) -> None:
+    assert from_fields({"status": "UP", "reason": reason}) == State("UP", reason=reason)
+    assert parse(dump(State("UP", reason=reason))) == State("UP", reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("", '""'),
+        (" ", '" "'),
+        ("\xa0\u2003", r'"\u00a0\u2003"'),
+        ("x" * 121, f'"{"x" * 60}...'),
+        # 120 characters and less, but more bytes.
+        ("x" * 119 + "ä", f'"{"x" * 60}...'),
+        ("ä" * 61, '"' + r"\u00e4" * 10 + "..."),
+        ("€" * 40 + "x", '"' + r"\u20ac" * 10 + "..."),
+        ("😀" * 30 + "x", '"' + r"\ud83d\ude00" * 5 + "..."),
+        ("a#b", '"a#b"'),
+        ("#", '"#"'),
+        ("a\0b", r'"a\u0000b"'),
+        ("a\tb", r'"a\tb"'),
+        # HAProxy ends the line at both.
+        ("a\nb", r'"a\nb"'),
+        ("a\rb", r'"a\rb"'),
+        ("a\n", r'"a\n"'),
+        ("a\x1fb", r'"a\u001fb"'),
+        ("a\x7fb", r'"a\u007fb"'),
+        ("a\x80b", r'"a\u0080b"'),
+        ("a\x9fb", r'"a\u009fb"'),
+        ("\ud83d", r'"\ud83d"'),
+        ("a\udcffb", r'"a\udcffb"'),
+        (5, "5"),
+        (0, "0"),
+        (True, "true"),
+        (False, "false"),
+        (["x"], '["x"]'),
+        ({}, "{}"),
+    ],
+)
+def test_reason_that_is_none(reason: object, shown: str) -> None:
+    with pytest.raises(StateError) as caught:
+        from_fields({"status": "UP", "reason": reason})
+    assert str(caught.value) == f"reason is {shown}: {PLAIN_TEXT}"
 
 
 @pytest.mark.parametrize(
@@ -104,8 +190,8 @@ def test_fields_of_a_state(fields: dict[str, Any], state: State) -> None:
         ({"status": "UP", "weight": float("nan")}, "weight is NaN: allowed is a whole number from 0 to 255"),
         ({"status": "UP", "maxconn": 65536}, "maxconn is 65536: allowed is a whole number from 0 to 65535"),
         ({"status": "UP", "maxconn": {}}, "maxconn is {}: allowed is a whole number from 0 to 65535"),
-        ({"status": "UP", "wait": 1}, 'unknown field "wait": allowed are status, weight, maxconn'),
-        ({"Status": "UP"}, 'unknown field "Status": allowed are status, weight, maxconn'),
+        ({"status": "UP", "wait": 1}, f'unknown field "wait": {FIELDS}'),
+        ({"Status": "UP"}, f'unknown field "Status": {FIELDS}'),
     ],
 )
 def test_fields_of_no_state(fields: dict[str, Any], message: str) -> None:
@@ -123,6 +209,7 @@ def test_fields_of_no_state(fields: dict[str, Any], message: str) -> None:
         (b'{"status": "\xff"}', f"not UTF-8 at byte 12: {ONE_OBJECT} in UTF-8"),
         (b'{"status": "UP", "status": "UP"}', 'field "status" is there more than once: allowed is once'),
         (b'{"status": "UP", "weight": 1, "weight": 2}', 'field "weight" is there more than once: allowed is once'),
+        (b'{"status": "UP", "reason": "\\ud83d"}', rf'reason is "\ud83d": {PLAIN_TEXT}'),
     ],
 )
 def test_bytes_of_no_state(raw: bytes, message: str) -> None:
@@ -165,6 +252,9 @@ def test_any_fields_are_a_state_or_not(fields: dict[str, Any]) -> None:
             value = getattr(state, name)
             assert value == fields.get(name)
             assert value is None or 0 <= value <= LIMITS[name]
+        assert state.reason == fields.get("reason")
+        assert state.reason is None or (state.reason.strip() and 1 <= len(state.reason.encode()) <= 120)
+        assert not {"#", "\n", "\r"} & set(state.answer().partition(" # ")[2])
 
 
 @same_examples
@@ -177,6 +267,173 @@ def test_what_is_written_is_read(state: State) -> None:
 def test_written_as_people_read_it() -> None:
     assert dump(State("UP", 77, 300)) == b'{\n  "status": "UP",\n  "weight": 77,\n  "maxconn": 300\n}\n'
     assert dump(FAIL) == b'{\n  "status": "FAIL"\n}\n'
+    assert dump(State("UP", reason="für 5 €")) == '{\n  "status": "UP",\n  "reason": "für 5 €"\n}\n'.encode()
+
+
+# What undoes another state
+
+
+@pytest.mark.parametrize(
+    ("state", "undoing", "answer"),
+    [
+        # A health word is there already, so UP has no place.
+        (State("UP"), "UP", "UP"),
+        (State("DOWN"), "UP", "DOWN"),
+        (State("UP"), "READY", "UP READY"),
+        (State("DOWN"), "READY UP", "DOWN READY"),
+        (State("STOPPED"), "READY", "STOPPED READY"),
+        # An administrative word is there already, so READY has none.
+        (State("DRAIN"), "READY", "DRAIN"),
+        (State("DRAIN"), "UP", "DRAIN UP"),
+        (State("MAINT"), "UP READY", "MAINT UP"),
+        (State("READY"), "UP READY", "READY UP"),
+        (State("DRAIN", reason="no disk"), "UP", "DRAIN UP # no disk"),
+        (State("UP", reason="no disk"), "UP READY", "UP READY # no disk"),
+        (State("UP"), "100%", "UP 100%"),
+        (State("UP", 77), "100%", "UP 77%"),
+        (State("UP", 0), "100%", "UP 0%"),
+        (State("UP", None, 300), "100%", "UP 100% maxconn:300"),
+        (State("UP", 77, 300, "no disk"), "UP READY 100%", "UP READY 77% maxconn:300 # no disk"),
+        (State("DRAIN", None, 300, "no disk"), "UP READY 100%", "DRAIN UP 100% maxconn:300 # no disk"),
+    ],
+)
+def test_answer_with_what_undoes_another_state(state: State, undoing: str, answer: str) -> None:
+    assert state.answer(frozenset(undoing.split())) == answer
+    assert answer in state.answers()
+
+
+# A line for each status before, a column for each after it: what HAProxy is told. It ends what the state before has
+# done, whichever of the two switches that has moved.
+LINES_AFTER_STATUSES = """
+before   UP        DOWN        READY     DRAIN     FAIL        MAINT     STOPPED
+UP       UP        DOWN        READY_UP  DRAIN_UP  FAIL        MAINT_UP  STOPPED
+DOWN     UP        DOWN        READY_UP  DRAIN_UP  FAIL        MAINT_UP  STOPPED
+READY    UP_READY  DOWN_READY  READY     DRAIN_UP  FAIL_READY  MAINT_UP  STOPPED_READY
+DRAIN    UP_READY  DOWN_READY  READY_UP  DRAIN     FAIL_READY  MAINT_UP  STOPPED_READY
+FAIL     UP        DOWN        READY_UP  DRAIN_UP  FAIL        MAINT_UP  STOPPED
+MAINT    UP_READY  DOWN_READY  READY_UP  DRAIN_UP  FAIL_READY  MAINT     STOPPED_READY
+STOPPED  UP        DOWN        READY_UP  DRAIN_UP  FAIL        MAINT_UP  STOPPED
+"""
+
+
+def pairs(table: str) -> list[tuple[str, str, str]]:
+    """The table's cells: the status before, the one after, what is there."""
+    header, *lines = (line.split() for line in table.strip().splitlines())
+    return [(line[0], after, cell) for line in lines for after, cell in zip(header[1:], line[1:], strict=True)]
+
+
+def test_each_pair_of_statuses_is_in_the_table() -> None:
+    assert [(before, after) for before, after, _cell in pairs(LINES_AFTER_STATUSES)] == [
+        (before, after) for before in STATUSES for after in STATUSES
+    ]
+
+
+@pytest.mark.parametrize(("before", "after", "line"), pairs(LINES_AFTER_STATUSES))
+def test_line_that_undoes_a_status(before: str, after: str, line: str) -> None:
+    state = State(after)
+    assert state.answer(state.undoing(State(before))) == line.replace("_", " ")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        # Only a configured weight that nobody tells has to be given back.
+        (State("UP", 50), State("UP"), {"100%"}),
+        (State("UP", 0), State("UP"), {"100%"}),
+        (State("UP", 100), State("UP"), {"100%"}),
+        (State("UP", 50), State("UP", 60), set()),
+        (State("UP"), State("UP", 60), set()),
+        (State("UP", 50), State("UP", 50), set()),
+        # Nothing gives a configured maxconn back.
+        (State("UP", None, 300), State("UP"), set()),
+        (State("UP"), State("UP", None, 300), set()),
+        # The text goes with the next health word.
+        (State("UP", reason="x"), State("UP"), set()),
+        (State("DRAIN", reason="x"), State("DRAIN"), {"UP"}),
+        (State("DRAIN", reason="x"), State("DRAIN", reason="y"), set()),
+        (State("DRAIN"), State("DRAIN", reason="x"), set()),
+        # All at once.
+        (State("DRAIN", 50, 300, "x"), State("UP"), {"READY", "100%"}),
+        (State("DRAIN", 50, 300, "x"), State("DRAIN"), {"UP", "100%"}),
+        (State("DOWN", 50), State("FAIL", 60), set()),
+    ],
+)
+def test_what_undoes_weight_and_reason(before: State, after: State, words: set[str]) -> None:
+    assert after.undoing(before) == words
+
+
+def in_haproxy(*lines: str) -> dict[str, object]:
+    """What a server is in HAProxy after these lines, but for its maxconn: each word moves what it is about.
+
+    Source: agent-check in section 5.2 of HAProxy's configuration manual.
+    """
+    server: dict[str, object] = {"administration": "READY", "health": "UP", "weight": "100%", "text": ""}
+    for line in lines:
+        words, _mark, text = line.partition(" # ")
+        for word in words.split():
+            if word in ("READY", "DRAIN", "MAINT"):
+                server["administration"] = word
+            elif word in ("UP", "DOWN", "FAIL", "STOPPED"):
+                server.update(health=word, text=text)
+            elif word.endswith("%"):
+                server["weight"] = word
+    return server
+
+
+@same_examples
+@given(states, states)
+def test_after_what_undoes_a_state_nothing_of_it_is_left(before: State, after: State) -> None:
+    line = after.answer(after.undoing(before))
+    assert in_haproxy(before.answer(), line) == in_haproxy(after.answer())
+
+
+@same_examples
+@given(states, states, states)
+def test_after_what_undoes_two_states_nothing_of_them_is_left(first: State, second: State, third: State) -> None:
+    # Whether a load balancer was told the second one is not known.
+    line = third.answer(third.undoing(second) | second.undoing(first))
+    for told in ([first], [first, second], [second]):
+        assert in_haproxy(*(state.answer() for state in told), line) == in_haproxy(third.answer())
+
+
+# Lines of one state
+
+
+@pytest.mark.parametrize(
+    ("state", "lines"),
+    [
+        (State("UP"), {"UP", "UP READY", "UP 100%", "UP READY 100%"}),
+        (State("DRAIN"), {"DRAIN", "DRAIN UP", "DRAIN 100%", "DRAIN UP 100%"}),
+        (State("UP", 77), {"UP 77%", "UP READY 77%"}),
+        (State("MAINT", 0, 5), {"MAINT 0% maxconn:5", "MAINT UP 0% maxconn:5"}),
+        (State("DRAIN", 77, reason="x"), {"DRAIN UP 77% # x"}),
+        (State("DOWN", reason="x"), {"DOWN # x", "DOWN READY # x", "DOWN 100% # x", "DOWN READY 100% # x"}),
+    ],
+)
+def test_all_lines_in_which_a_state_may_be_told(state: State, lines: set[str]) -> None:
+    assert state.answers() == lines
+
+
+@same_examples
+@given(states, st.sets(st.sampled_from(sorted(UNDOING))))
+def test_every_line_is_among_them(state: State, undoing: set[str]) -> None:
+    assert state.answer(undoing) in state.answers()
+    assert state.answer() in state.answers()
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "changed"),
+    [
+        (State("UP"), "DRAIN", State("DRAIN")),
+        (State("UP", 77, 300), "DRAIN", State("DRAIN", 77, 300)),
+        # The reason was one for the status before.
+        (State("DRAIN", 77, 300, "no disk"), "UP", State("UP", 77, 300)),
+        (State("DRAIN", 77, 300, "no disk"), "DRAIN", State("DRAIN", 77, 300, "no disk")),
+        (State("DOWN", reason="no disk"), "FAIL", State("FAIL")),
+    ],
+)
+def test_same_state_with_another_status(state: State, status: str, changed: State) -> None:
+    assert state.with_status(status) == changed
 
 
 # The file

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
 
 if TYPE_CHECKING:
-    from tests.conftest import Agent, Agents
+    from tests.conftest import Agent, Agents, Eventually
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.hapgent_state"
 # The folders of the collections and of Ansible, for interpreters that have neither.
@@ -64,6 +65,11 @@ def saved(agent: Agent) -> object:
     return json.loads(agent.state_file.read_bytes())
 
 
+def names_beside(agent: Agent) -> list[str]:
+    """The files in its folder, but for its memory."""
+    return sorted(set(os.listdir(agent.state_file.parent)) - {f"{agent.state_file.name}.memory"})
+
+
 def looks(path: Path) -> tuple[bytes, int, int]:
     """What would be different if somebody had written the file."""
     return path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns
@@ -75,6 +81,10 @@ def assert_nothing_changed(result: Result, *named: str) -> None:
     assert not result.get("changed")
     for word in [*named, "Nothing was changed"]:
         assert word in result["msg"]
+
+
+def warnings(result: Result) -> str:
+    return json.dumps(result.get("warnings", []))
 
 
 FULL = b'{"status": "UP", "weight": 77, "maxconn": 300}'
@@ -116,6 +126,54 @@ CHANGES: dict[str, tuple[bytes, Result, Result, str]] = {
         {"status": "UP", "weight": 50, "maxconn": 9},
         "UP 50% maxconn:9",
     ),
+    "reason": (
+        FULL,
+        {"reason": "all is well"},
+        {"status": "UP", "weight": 77, "maxconn": 300, "reason": "all is well"},
+        "UP 77% maxconn:300 # all is well",
+    ),
+    "status and reason": (
+        b'{"status": "UP"}',
+        {"status": "DRAIN", "reason": "€" * 40},
+        {"status": "DRAIN", "reason": "€" * 40},
+        f"DRAIN UP # {'€' * 40}",
+    ),
+    "reason stays with the same status": (
+        b'{"status": "DRAIN", "reason": "no disk"}',
+        {"status": "DRAIN", "weight": 5},
+        {"status": "DRAIN", "weight": 5, "reason": "no disk"},
+        "DRAIN UP 5% # no disk",
+    ),
+    "reason stays without a status": (
+        b'{"status": "DOWN", "reason": "no disk"}',
+        {"unset": ["weight"], "maxconn": 5},
+        {"status": "DOWN", "maxconn": 5, "reason": "no disk"},
+        "DOWN maxconn:5 # no disk",
+    ),
+    "reason goes with its status": (
+        b'{"status": "DRAIN", "weight": 5, "reason": "no disk"}',
+        {"status": "UP"},
+        {"status": "UP", "weight": 5},
+        "UP 5%",
+    ),
+    "same reason for another status": (
+        b'{"status": "DRAIN", "reason": "no disk"}',
+        {"status": "MAINT", "reason": "no disk"},
+        {"status": "MAINT", "reason": "no disk"},
+        "MAINT UP # no disk",
+    ),
+    "another reason": (
+        b'{"status": "DRAIN", "reason": "no disk"}',
+        {"reason": "new disk"},
+        {"status": "DRAIN", "reason": "new disk"},
+        "DRAIN UP # new disk",
+    ),
+    "unset reason": (
+        b'{"status": "DRAIN", "weight": 5, "reason": "no disk"}',
+        {"unset": ["reason"]},
+        {"status": "DRAIN", "weight": 5},
+        "DRAIN 5%",
+    ),
 }
 
 
@@ -134,7 +192,7 @@ def test_changes_what_is_named_and_then_nothing(
     assert (done["changed"], done["before"], done["after"], done["answer"]) == (True, before, after, answer)
     assert agent.ask() == f"{answer}\n".encode()
     assert saved(agent) == after
-    assert os.listdir(agent.state_file.parent) == ["state.json"]
+    assert names_beside(agent) == ["state.json"]
 
     # Check mode had told all of this.
     for key in ("changed", "before", "after", "answer", "diff"):
@@ -168,7 +226,29 @@ def test_names_nothing_and_changes_nothing(agents: Agents) -> None:
 
 
 def test_unsets_what_is_not_set(agents: Agents) -> None:
-    assert not change(agents.start(), unset=["weight"])["changed"]
+    assert not change(agents.start(), unset=["weight", "maxconn", "reason"])["changed"]
+
+
+def test_warns_that_haproxy_keeps_maxconn(agents: Agents) -> None:
+    agent = agents.start(FULL)
+    for check in (True, False):
+        assert "HAProxy keeps maxconn 300" in warnings(change(agent, check=check, unset=["maxconn"]))
+    # Not for ever.
+    assert warnings(change(agent, unset=["maxconn"])) == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"maxconn": 5},
+        {"maxconn": 300},
+        {"status": "DRAIN"},
+        {"unset": ["weight"]},
+        {"weight": 300, "unset": ["maxconn"]},
+    ],
+)
+def test_warns_of_nothing_else(agents: Agents, arguments: Result) -> None:
+    assert warnings(change(agents.start(FULL), **arguments)) == "[]"
 
 
 def test_shows_the_difference(agents: Agents) -> None:
@@ -219,7 +299,7 @@ def test_replaces_what_a_killed_run_left(agents: Agents, tmp_path: Path) -> None
     agent.state_file.with_name("state.json.ansible.tmp").symlink_to(other)
     assert change(agent, status="DRAIN")["changed"]
     assert other.read_bytes() == b"not to be touched"
-    assert os.listdir(agent.state_file.parent) == ["state.json"]
+    assert names_beside(agent) == ["state.json"]
 
 
 @pytest.mark.parametrize(
@@ -262,6 +342,13 @@ def test_file_that_cannot_be_written(agents: Agents) -> None:
         ({"maxconn": -1}, ["maxconn is -1", "0 to 65535"]),
         ({"weight": 5, "unset": ["weight"]}, ["weight", "named", "unset"]),
         ({"maxconn": 5, "unset": ["maxconn"]}, ["maxconn", "named", "unset"]),
+        ({"reason": "x", "unset": ["reason"]}, ["reason", "named", "unset"]),
+        ({"reason": ""}, ['reason is ""', "1 to 120 bytes"]),
+        ({"reason": " "}, ['reason is " "', "1 to 120 bytes"]),
+        ({"reason": "x" * 121}, ["reason is", "1 to 120 bytes"]),
+        ({"reason": "ä" * 61}, ["reason is", "1 to 120 bytes"]),
+        ({"reason": "disk #3"}, ['reason is "disk #3"', "without control characters and #"]),
+        ({"reason": "no\ndisk"}, [r'reason is "no\ndisk"', "without control characters and #"]),
         ({"port": 0}, ["port", "0"]),
         ({"port": -1}, ["port", "-1"]),
         ({"port": 65536}, ["port", "65536"]),
@@ -291,7 +378,9 @@ def test_port_out_of_its_range_is_no_other_port(agents: Agents) -> None:
         ({"status": ""}, ["status", "READY"]),
         ({"weight": "50%"}, ["weight", "int"]),
         ({"weight": 1.5}, ["weight", "int"]),
-        ({"unset": ["status"]}, ["unset", "weight, maxconn"]),
+        ({"unset": ["status"]}, ["unset", "weight, maxconn, reason"]),
+        ({"wait": "for me"}, ["wait", "bool"]),
+        ({"wait_timeout": "a minute"}, ["wait_timeout", "float"]),
         ({"state": "UP"}, ["state", "Supported parameters"]),
     ],
 )
@@ -456,19 +545,12 @@ def test_without_notify_it_needs_no_agent(agents: Agents) -> None:
     assert not change(agent, status="DRAIN", notify=False, check=True)["changed"]
 
 
-def test_runs_as_ansible_runs_it(agents: Agents, tmp_path: Path) -> None:
-    """The whole way once: Ansible packs the module, with what it imports, for the host."""
-    agent = agents.start(FULL)
+def run_ansible(tmp_path: Path, *arguments: str) -> str:
+    """What Ansible prints when it runs the module here."""
     ansible_command = shutil.which("ansible", path=str(Path(sys.executable).parent))
     assert ansible_command
-    arguments = {
-        "status": "DRAIN",
-        "state_file": str(agent.state_file),
-        "service": SERVICE,
-        "port": agent.port,
-    }
     done = subprocess.run(
-        [ansible_command, "localhost", "-c", "local", "-m", "hapgent.agent.hapgent_state", "-a", json.dumps(arguments)],
+        [ansible_command, "localhost", "-c", "local", "-m", "hapgent.agent.hapgent_state", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -482,6 +564,19 @@ def test_runs_as_ansible_runs_it(agents: Agents, tmp_path: Path) -> None:
         },
     )
     assert "CHANGED" in done.stdout, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_runs_as_ansible_runs_it(agents: Agents, tmp_path: Path) -> None:
+    """The whole way once: Ansible packs the module, with what it imports, for the host."""
+    agent = agents.start(FULL)
+    arguments = {
+        "status": "DRAIN",
+        "state_file": str(agent.state_file),
+        "service": SERVICE,
+        "port": agent.port,
+    }
+    run_ansible(tmp_path, "-a", json.dumps(arguments))
     assert agent.ask() == b"DRAIN 77% maxconn:300\n"
 
 
@@ -505,3 +600,422 @@ def test_does_not_wait_for_another_run_for_ever(agents: Agents) -> None:
     assert agent.state_file.read_bytes() == FULL
     os.close(folder)
     assert change(agent, status="DRAIN")["changed"]
+
+
+# Agents that settle, and agents with a status socket
+
+# Never over while a test runs.
+LONG = 3600
+
+
+def start_with_status(agents: Agents, tmp_path: Path, state: bytes = b'{"status": "UP"}', **options: Any) -> Agent:
+    """An agent that tells its status, settles, and was not asked yet."""
+    agent = agents.start(
+        state,
+        state_file=tmp_path / "state.json",
+        environment={"HAPGENT_SOCKET": str(tmp_path / "status.sock"), "HAPGENT_SETTLE": str(LONG)},
+        wait=False,
+        **options,
+    )
+    agent.await_log("answering")
+    return agent
+
+
+def start_without_status(agents: Agents, _tmp_path: Path, state: bytes = b'{"status": "UP"}') -> Agent:
+    """An agent that settles."""
+    return agents.start(state, environment={"HAPGENT_SETTLE": str(LONG)})
+
+
+def read_status(path: Path) -> bytes:
+    with socket.socket(socket.AF_UNIX) as reader:
+        reader.settimeout(15)
+        reader.connect(str(path))
+        return b"".join(iter(lambda: reader.recv(65536), b""))
+
+
+def status(agent: Agent) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(read_status(agent.state_file.with_name("status.sock")))
+    return document
+
+
+with_and_without_status = pytest.mark.parametrize(
+    "start", [start_with_status, start_without_status], ids=["status socket", "no status socket"]
+)
+
+# What is asked for, what is answered then, and what a load balancer is told for a while.
+WHILE_IT_SETTLES: list[tuple[Result, str, str]] = [
+    ({"status": "DRAIN", "reason": "no disk"}, "DRAIN UP # no disk", "DRAIN UP # no disk"),
+    ({"status": "UP"}, "UP", "UP READY"),
+    ({"weight": 50}, "UP 50%", "UP READY 50%"),
+    ({"unset": ["weight"]}, "UP", "UP READY 100%"),
+    ({"status": "MAINT"}, "MAINT", "MAINT UP 100%"),
+]
+
+
+@with_and_without_status
+def test_changes_what_is_named_and_then_nothing_while_the_agent_settles(
+    agents: Agents, tmp_path: Path, start: Callable[..., Agent]
+) -> None:
+    agent = start(agents, tmp_path)
+    assert agent.ask() == b"UP\n"
+    for wanted, answer, told in WHILE_IT_SETTLES:
+        done = change(agent, **wanted)
+        assert (done["changed"], done["answer"]) == (True, answer)
+        assert f"agent answers: {answer}\n" in done["diff"]["after"]
+        assert agent.ask() == f"{told}\n".encode()
+
+        again = change(agent, **wanted)
+        assert (again["changed"], again["answer"]) == (False, answer)
+        assert again["diff"]["before"] == again["diff"]["after"]
+        assert "seen_by" not in done
+        assert "not_seen_by" not in done
+
+
+@with_and_without_status
+def test_agent_that_settles_answers_something_else_than_its_file_says(
+    agents: Agents, tmp_path: Path, start: Callable[..., Agent]
+) -> None:
+    agent = start(agents, tmp_path, b'{"status": "DRAIN"}')
+    agent.reload(b'{"status": "UP"}', b"UP READY\n")
+    agent.write_state(b'{"status": "DOWN"}')
+
+    predicted = change(agent, check=True, status="DOWN")
+    done = change(agent, status="DOWN")
+
+    assert (done["changed"], done["answer"]) == (True, "DOWN")
+    for key in ("changed", "before", "after", "answer", "diff"):
+        assert predicted[key] == done[key]
+    assert done["before"] == done["after"] == {"status": "DOWN"}
+    assert "agent answers: UP" in done["diff"]["before"]
+    assert agent.ask() == b"DOWN READY\n"
+    assert not change(agent, status="DOWN")["changed"]
+
+
+def test_who_asks_on_the_status_socket_is_no_load_balancer(
+    agents: Agents, tmp_path: Path, eventually: Eventually
+) -> None:
+    agent = start_with_status(agents, tmp_path)
+    with polled(agent, eventually, {FAST: 0.1}):
+        # Whatever the port is, nobody is asked there.
+        assert change(agent, status="DRAIN", port=1, address="192.0.2.1")["answer"] == "DRAIN"
+        assert change(agent, status="UP", port=1, wait=True)["answer"] == "UP"
+        assert not change(agent, status="UP", port=1)["changed"]
+    assert [peer["address"] for peer in status(agent)["peers"]] == [FAST]
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["", "check"])
+def test_agent_with_a_status_socket_that_hangs(agents: Agents, tmp_path: Path, check: bool) -> None:
+    agent = start_with_status(agents, tmp_path, FULL)
+    with agent.paused():
+        result = change(agent, check=check, status="DRAIN", timeout=0.5)
+    assert_nothing_changed(result, "does not tell its status", str(tmp_path / "status.sock"), "timed out")
+    assert agent.state_file.read_bytes() == FULL
+
+
+# Waiting for load balancers
+
+# They ask often, seldom, or not at all. The agent listens on 127.0.0.1, and nobody asks from there.
+FAST, SLOW, NOBODY = "127.0.0.2", "127.0.0.3", "127.0.0.9"
+
+
+def ask_from(agent: Agent, address: str) -> bytes:
+    with socket.create_connection((agent.ip, agent.port), 15, source_address=(address, 0)) as client:
+        return agent.read_to_end(client)
+
+
+class LoadBalancer:
+    """Asks the agent from an address of its own, every so many seconds, until it is stopped."""
+
+    def __init__(self, agent: Agent, address: str, inter: float) -> None:
+        self.address = address
+        self.told: list[bytes] = []
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._ask_on, args=(agent, inter))
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._enough.set()
+        self._thread.join()
+
+    def _ask_on(self, agent: Agent, inter: float) -> None:
+        while not self._enough.is_set():
+            # It may be about to start.
+            with contextlib.suppress(ConnectionError):
+                self.told.append(ask_from(agent, self.address))
+            self._enough.wait(inter)
+
+
+@contextlib.contextmanager
+def polled(agent: Agent, eventually: Eventually, inters: dict[str, float]) -> Iterator[dict[str, LoadBalancer]]:
+    """Have load balancers with these addresses and intervals ask the agent, which has noticed that they do."""
+    balancers = {address: LoadBalancer(agent, address, inter) for address, inter in inters.items()}
+    try:
+        eventually(
+            lambda: {peer["address"] for peer in status(agent)["peers"] if peer["polls"]} >= set(inters), "polls"
+        )
+        yield balancers
+    finally:
+        for balancer in balancers.values():
+            balancer.stop()
+
+
+class Relay:
+    """Between whoever asks for the status and the agent: sees each status before the one who asks does."""
+
+    def __init__(self, agent: Agent, see: Callable[[Relay, dict[str, Any]], None]) -> None:
+        path = agent.state_file.with_name("status.sock")
+        self._behind = path.rename(path.with_name("behind.sock"))
+        self._see = see
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        """From now on, nobody listens there."""
+        # Closing alone would not wake the thread.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def join(self) -> None:
+        self.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                reader = self._listener.accept()[0]
+            except OSError:
+                return
+            with reader:
+                status = read_status(self._behind)
+                self._see(self, json.loads(status))
+                reader.sendall(status)
+
+
+@contextlib.contextmanager
+def relayed(agent: Agent, see: Callable[[Relay, dict[str, Any]], None]) -> Iterator[None]:
+    relay = Relay(agent, see)
+    try:
+        yield
+    finally:
+        relay.join()
+
+
+def assert_not_told(result: Result, agent: Agent, *named: str) -> None:
+    """The module failed after it had made a change that not all load balancers have, and says so."""
+    assert result["failed"]
+    assert result["changed"]
+    assert (result["before"], result["after"]) == ({"status": "UP"}, {"status": "DRAIN"})
+    assert result["answer"] == "DRAIN"
+    assert saved(agent) == {"status": "DRAIN"}
+    for word in [f"{agent.state_file} says DRAIN and the agent tells it, but", *named]:
+        assert word in result["msg"]
+
+
+def test_waits_until_all_that_poll_were_told(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    agent = start_with_status(agents, tmp_path)
+    # Asked once, long ago for all that the agent knows: it is not waited for.
+    ask_from(agent, NOBODY)
+    with polled(agent, eventually, {FAST: 0.3, SLOW: 1.5}) as balancers:
+        result = change(agent, status="DRAIN", wait=True)
+    assert (result["changed"], result["answer"]) == (True, "DRAIN")
+    assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
+    for balancer in balancers.values():
+        assert balancer.told[0] == b"UP\n"
+        assert balancer.told[-1] == b"DRAIN UP\n"
+
+
+# Whom to wait for, and who is told to have it.
+THESE: dict[str, tuple[object, list[list[str]]]] = {
+    "a number": (2, [[FAST, SLOW]]),
+    "the number of a key=value argument": ("2", [[FAST, SLOW]]),
+    # Whichever they are.
+    "fewer than there are": (1, [[FAST], [SLOW], [FAST, SLOW]]),
+    "one address": ([SLOW], [[SLOW]]),
+    "addresses, in their order": ([SLOW, FAST], [[SLOW, FAST]]),
+    "the address of a key=value argument": (SLOW, [[SLOW]]),
+    "the addresses of a key=value argument": (f"{SLOW}, {FAST}", [[SLOW, FAST]]),
+}
+
+
+@pytest.mark.parametrize(("wait_for", "seen_by"), THESE.values(), ids=THESE)
+def test_waits_for_these(
+    agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, seen_by: list[list[str]]
+) -> None:
+    agent = start_with_status(agents, tmp_path)
+    with polled(agent, eventually, {FAST: 0.05, SLOW: 0.2}) as balancers:
+        result = change(agent, status="DRAIN", wait=True, wait_for=wait_for)
+    assert result["changed"]
+    assert result["seen_by"] in seen_by
+    assert result["not_seen_by"] == []
+    for address in result["seen_by"]:
+        assert balancers[address].told[-1] == b"DRAIN UP\n"
+
+
+def test_waits_for_an_ipv6_address_however_it_is_written(
+    agents: Agents, tmp_path: Path, eventually: Eventually
+) -> None:
+    agent = start_with_status(agents, tmp_path, ip="::1")
+    with polled(agent, eventually, {"::1": 0.1}):
+        result = change(agent, status="DRAIN", wait=True, wait_for=["0:0:0:0:0:0:0:1"])
+    assert result["seen_by"] == ["::1"]
+
+
+def test_waits_as_ansible_runs_it(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    agent = start_with_status(agents, tmp_path)
+    arguments = f"status=DRAIN wait=yes wait_for={FAST},{SLOW} state_file={agent.state_file} service={SERVICE}"
+    with polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}):
+        done = run_ansible(tmp_path, "--one-line", "-a", arguments)
+    result = json.loads(done.split("=>", 1)[1])
+    assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
+
+
+def test_one_that_falls_silent_during_the_change_is_waited_for(
+    agents: Agents, tmp_path: Path, eventually: Eventually
+) -> None:
+    agent = start_with_status(agents, tmp_path)
+    with polled(agent, eventually, {FAST: 0.2, SLOW: 0.3}) as balancers:
+
+        def stop(_relay: Relay, _status: dict[str, Any]) -> None:
+            # The module learns that it polls, and then it does no more.
+            balancers[SLOW].stop()
+
+        with relayed(agent, stop):
+            # Longer than the agent itself counts on one that asks every 0.3 s.
+            result = change(agent, status="DRAIN", wait=True, wait_timeout=3)
+    assert_not_told(result, agent, f"not to {SLOW} (last seen ", " s ago) within 3 s")
+    assert (result["seen_by"], result["not_seen_by"]) == ([FAST], [SLOW])
+    assert set(balancers[SLOW].told) == {b"UP\n"}
+
+
+def test_nobody_polls(agents: Agents, tmp_path: Path) -> None:
+    agent = start_with_status(agents, tmp_path)
+    result = change(agent, status="DRAIN", wait=True, wait_timeout=0.5)
+    assert_not_told(result, agent, "nobody has asked it for 0.5 s", "agent-check", "agent-port", "firewall")
+    assert (result["seen_by"], result["not_seen_by"]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("wait_for", "named"),
+    [
+        (3, ["only to 2 load balancers of 3 within 1 s"]),
+        ([FAST, NOBODY], [f"not to {NOBODY} (never seen) within 1 s"]),
+        (f"{NOBODY},{SLOW},198.51.100.11", [f"not to {NOBODY} (never seen), 198.51.100.11 (never seen) within 1 s"]),
+    ],
+)
+def test_not_all_are_told(
+    agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, named: list[str]
+) -> None:
+    agent = start_with_status(agents, tmp_path)
+    with polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}):
+        result = change(agent, status="DRAIN", wait=True, wait_for=wait_for, wait_timeout=1)
+    assert_not_told(result, agent, *named)
+    listed = str(wait_for)
+    assert result["seen_by"] == [address for address in (FAST, SLOW) if wait_for == 3 or address in listed]
+    assert result["not_seen_by"] == [address for address in (NOBODY, "198.51.100.11") if address in listed]
+
+
+def test_an_address_that_was_seen_before_and_is_silent(agents: Agents, tmp_path: Path) -> None:
+    agent = start_with_status(agents, tmp_path)
+    ask_from(agent, NOBODY)
+    result = change(agent, status="DRAIN", wait=True, wait_for=[NOBODY], wait_timeout=0.5)
+    assert_not_told(result, agent, f"not to {NOBODY} (last seen ", " s ago) within 0.5 s")
+
+
+def test_waits_although_nothing_is_to_be_changed(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    agent = start_with_status(agents, tmp_path)
+    # The run before has failed, or did not wait.
+    assert change(agent, status="DRAIN", wait=True, wait_timeout=0.2)["failed"]
+    with polled(agent, eventually, {FAST: 0.2, SLOW: 0.4}):
+        result = change(agent, status="DRAIN", wait=True)
+    assert (result["changed"], result["answer"]) == (False, "DRAIN")
+    assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
+
+
+def test_nobody_polls_and_nothing_is_to_be_changed(agents: Agents, tmp_path: Path) -> None:
+    agent = start_with_status(agents, tmp_path)
+    result = change(agent, status="UP", wait=True, wait_timeout=0.5)
+    assert result["failed"]
+    assert not result["changed"]
+    assert "says UP and the agent tells it, but nobody has asked it for 0.5 s" in result["msg"]
+
+
+def test_waits_when_only_the_agent_is_told(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    agent = start_with_status(agents, tmp_path)
+    agent.write_state(b'{"status": "DRAIN"}')
+    with polled(agent, eventually, {FAST: 0.1}) as balancers:
+        result = change(agent, status="DRAIN", wait=True)
+    assert (result["changed"], result["seen_by"]) == (True, [FAST])
+    assert balancers[FAST].told[-1] == b"DRAIN UP\n"
+
+
+def test_check_mode_does_not_wait(agents: Agents, tmp_path: Path) -> None:
+    agent = start_with_status(agents, tmp_path)
+    result = change(agent, check=True, status="DRAIN", wait=True)
+    assert (result["changed"], result["answer"]) == (True, "DRAIN")
+    assert not {"seen_by", "not_seen_by"} & set(result)
+    assert saved(agent) == {"status": "UP"}
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["", "check"])
+def test_does_not_wait_without_a_status_socket(agents: Agents, check: bool) -> None:
+    agent = agents.start(FULL)
+    result = change(agent, check=check, status="DRAIN", wait=True)
+    assert_nothing_changed(result, "wait needs the status socket", str(agent.pid), "set HAPGENT_SOCKET")
+    assert agent.state_file.read_bytes() == FULL
+    assert agent.ask() == b"UP 77% maxconn:300\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"wait": True, "notify": False}, ["wait is true and notify is false"]),
+        ({"wait": True, "wait_for": "all"}, ["wait_for is 'all'", "auto, a number from 1 on, or a list of addresses"]),
+        ({"wait": True, "wait_for": 0}, ["wait_for is 0", "auto, a number from 1 on, or a list of addresses"]),
+        ({"wait": True, "wait_for": []}, ["wait_for is []", "auto, a number from 1 on, or a list of addresses"]),
+        ({"wait": True, "wait_for": [FAST, "lb1"]}, ["wait_for is", "'lb1' does not appear to be an IPv4 or IPv6"]),
+        # It is wrong before somebody waits.
+        ({"wait_for": -1}, ["wait_for is -1"]),
+    ],
+)
+def test_argument_that_nobody_can_wait_with(
+    agents: Agents, tmp_path: Path, arguments: Result, named: list[str]
+) -> None:
+    agent = start_with_status(agents, tmp_path, FULL)
+    assert_nothing_changed(change(agent, status="DRAIN", **arguments), *named)
+    assert agent.state_file.read_bytes() == FULL
+    assert status(agent)["answer"] == "UP 77% maxconn:300"
+
+
+def test_agent_that_dies_while_somebody_waits(agents: Agents, tmp_path: Path) -> None:
+    agent = start_with_status(agents, tmp_path)
+
+    def kill(relay: Relay, status: dict[str, Any]) -> None:
+        # The module learns that the agent tells the state, and nothing after that.
+        if status["answer"] == "DRAIN":
+            agent.kill()
+            relay.close()
+
+    with relayed(agent, kill):
+        result = change(agent, status="DRAIN", wait=True, wait_for=[FAST], wait_timeout=0.5)
+    assert_not_told(result, agent, "whom is not known", "does not tell its status", str(tmp_path / "status.sock"))
+
+
+def test_agent_that_starts_again_while_somebody_waits(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    agent = start_with_status(agents, tmp_path)
+    with ThreadPoolExecutor() as runs:
+        run = runs.submit(change, agent, status="DRAIN", wait=True, wait_for=[FAST], wait_timeout=30)
+        eventually(lambda: bool(status(agent)["answer"] == "DRAIN"), "DRAIN")
+        agent.kill()
+        again = agents.start(
+            None,
+            state_file=agent.state_file,
+            port=agent.port,
+            environment={"HAPGENT_SOCKET": str(tmp_path / "status.sock"), "HAPGENT_SETTLE": str(LONG)},
+        )
+        assert ask_from(again, FAST).split()[0] == b"DRAIN"
+        result = run.result()
+    assert (result["changed"], result["seen_by"], result["not_seen_by"]) == (True, [FAST], [])

@@ -1,0 +1,426 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The module hapgent_info, run as Ansible runs it, on hosts of their own with real agents."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ansible
+import pytest
+import yaml
+from ansible_collections.hapgent.agent.plugins.module_utils import _state
+from ansible_collections.hapgent.agent.plugins.module_utils._instance import service_of
+from ansible_collections.hapgent.agent.plugins.modules import hapgent_info
+
+if TYPE_CHECKING:
+    from tests.conftest import Agent, Agents, Eventually
+
+MODULE = "ansible_collections.hapgent.agent.plugins.modules.hapgent_info"
+# The folders of the collections and of Ansible, for interpreters that have neither.
+IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
+# No systemd knows it.
+SERVICE = "no-service-of-this-name"
+# Never over while a test runs.
+LONG = 3600
+
+Result = dict[str, Any]
+
+
+class Host:
+    """A namespace of processes: the agents in it see no others, as on a host of their own.
+
+    Other tests, and people, may have agents on this machine, and one that hangs would be in the way.
+    """
+
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+        self._as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+        command = ["unshare", *self._as_root, "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
+        if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode != 0:
+            pytest.skip("needs namespaces")
+        # The first process: all others end with it.
+        self._first = subprocess.Popen(
+            [*command, "sh", "-c", "echo ready && exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._first.stdout
+        assert self._first.stdout.readline() == "ready\n"
+
+    def enter(self) -> list[str]:
+        """The command that runs another one there."""
+        namespaces = f"/proc/{self._first.pid}/ns"
+        user = [f"--user={namespaces}/user", "--preserve-credentials"] if self._as_root else []
+        return ["nsenter", *user, f"--mount={namespaces}/mnt", f"--pid={namespaces}/pid_for_children"]
+
+    def start(
+        self,
+        state: bytes = b'{"status": "UP"}',
+        *,
+        status_socket: Path | None = None,
+        settle: int = 0,
+    ) -> Agent:
+        """Start an agent there that nobody has asked yet."""
+        enter = f"os.environ['PATH'] = {os.environ['PATH']!r}; os.execvp('nsenter', {self.enter()} + sys.argv[1:])"
+        environment = {"HAPGENT_SETTLE": str(settle)}
+        if status_socket:
+            environment["HAPGENT_SOCKET"] = str(status_socket)
+        agent = self._agents.start(state, before_exec=enter, environment=environment, wait=False)
+        agent.await_log("answering")
+        return agent
+
+    def run(
+        self,
+        command: Sequence[str] = (),
+        python: str = sys.executable,
+        check: bool = False,
+        **arguments: Any,
+    ) -> Result:
+        """What the module returns when it is called there with these arguments, by this command."""
+        given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}}
+        done = subprocess.run(
+            [*self.enter(), *command, python, "-m", MODULE],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, IMPORTS))},
+        )
+        assert done.stdout, done.stderr
+        result: Result = json.loads(done.stdout)
+        assert done.returncode == (1 if result.get("failed") else 0)
+        return result
+
+    def instances(self, **options: Any) -> list[Result]:
+        """The agents that the module finds there."""
+        result = self.run(**options)
+        assert not result.get("failed"), result
+        assert result["changed"] is False
+        found: list[Result] = result["instances"]
+        return found
+
+    def end(self) -> None:
+        self._first.kill()
+        self._first.communicate()
+
+
+@pytest.fixture
+def host(agents: Agents) -> Iterator[Host]:
+    host = Host(agents)
+    yield host
+    host.end()
+
+
+def here(agent: Agent) -> int:
+    """The process of an agent that was started on a host, as this test sees it. nsenter is its parent."""
+    return int(Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text(encoding="ascii"))
+
+
+def there(agent: Agent) -> int:
+    """The same process, as its host sees it. Source: proc_pid_status(5)."""
+    status = Path(f"/proc/{here(agent)}/status").read_text(encoding="utf-8")
+    (line,) = [line for line in status.splitlines() if line.startswith("NSpid:")]
+    return int(line.split()[-1])
+
+
+def ask_from(agent: Agent, address: str) -> bytes:
+    with socket.create_connection((agent.ip, agent.port), 15, source_address=(address, 0)) as client:
+        return agent.read_to_end(client)
+
+
+def reload(host: Host, agent: Agent, content: bytes, answer: str, eventually: Eventually) -> None:
+    """Put another state file there and have the agent read it, without asking it like a load balancer."""
+    agent.write_state(content)
+    os.kill(here(agent), signal.SIGHUP)
+    eventually(lambda: host.instances()[0]["answer"] == answer, answer)
+
+
+def known(instance: Result) -> Result:
+    return {name: value for name, value in instance.items() if value is not None}
+
+
+# Agents with a status socket
+
+
+def test_tells_the_state_and_who_has_it(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+    path = tmp_path / "status.sock"
+    agent = host.start(b'{"status": "DRAIN", "weight": 5}', status_socket=path, settle=LONG)
+    before = time.time()
+    assert ask_from(agent, "127.0.0.2") == b"DRAIN 5%\n"
+    assert ask_from(agent, "127.0.0.3") == b"DRAIN 5%\n"
+    reload(host, agent, b'{"status": "UP", "weight": 5, "reason": "new disk"}', "UP 5% # new disk", eventually)
+    assert ask_from(agent, "127.0.0.3") == b"UP READY 5% # new disk\n"
+
+    (instance,) = host.instances()
+
+    assert instance["pid"] == there(agent)
+    assert instance["state_file"] == str(agent.state_file)
+    assert instance["status_socket"] == str(path)
+    assert instance["state"] == {"status": "UP", "weight": 5, "reason": "new disk"}
+    assert instance["answer"] == "UP 5% # new disk"
+    assert before <= instance["since"] <= time.time()
+    assert instance["settle"] == LONG
+    assert instance["last_error"] is None
+    assert (instance["counters"]["checks"], instance["counters"]["reloads"]) == (3, 1)
+    # Who asks for the status is no load balancer.
+    missed, seen = instance["peers"]
+    assert (missed["address"], missed["checks"], missed["interval"]) == ("127.0.0.2", 1, None)
+    assert (missed["has_it"], missed["line"]) == (False, "DRAIN 5%")
+    assert (seen["address"], seen["checks"], seen["polls"]) == ("127.0.0.3", 2, True)
+    assert (seen["has_it"], seen["line"]) == (True, "UP READY 5% # new disk")
+    assert before <= seen["first_seen"] < seen["last_seen"] <= time.time()
+    assert 0 < seen["interval"] <= seen["last_seen"] - seen["first_seen"] + 1
+    assert 0 < seen["settles_for"] <= LONG
+
+
+def test_invalid_state_file(host: Host, tmp_path: Path) -> None:
+    agent = host.start(b'{"status": "up"}', status_socket=tmp_path / "status.sock")
+    (instance,) = host.instances()
+    assert (instance["state"], instance["answer"]) == ({"status": "FAIL"}, "FAIL")
+    for word in [str(agent.state_file), 'status is "up"']:
+        assert word in instance["last_error"]
+
+
+def test_state_that_the_agent_tells_is_not_the_one_in_its_file(host: Host, tmp_path: Path) -> None:
+    agent = host.start(status_socket=tmp_path / "status.sock")
+    agent.write_state(b'{"status": "DRAIN"}')
+    (instance,) = host.instances()
+    assert (instance["state"], instance["answer"]) == ({"status": "UP"}, "UP")
+
+
+def test_documents_what_it_returns(host: Host, tmp_path: Path) -> None:
+    documented = yaml.safe_load(hapgent_info.RETURN)["instances"]["contains"]
+    agent = host.start(status_socket=tmp_path / "status.sock")
+    host.start()
+    # One has asked once, and one twice.
+    for address in ["127.0.0.2", "127.0.0.3", "127.0.0.3"]:
+        ask_from(agent, address)
+
+    told, not_told = sorted(host.instances(), key=lambda instance: instance["status_socket"] is None)
+
+    assert set(told) == set(not_told) == set(documented)
+    assert_types(told, documented)
+    for peer in told["peers"]:
+        assert set(peer) == set(documented["peers"]["contains"])
+        assert_types(peer, documented["peers"]["contains"])
+
+
+def assert_types(values: Result, documented: Result) -> None:
+    types: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict, "list": list}
+    for name, value in values.items():
+        if value is None:
+            assert "null" in str(documented[name]["description"])
+        else:
+            assert isinstance(value, types[documented[name]["type"]])
+            assert isinstance(value, bool) == (documented[name]["type"] == "bool")
+
+
+# Agents without one
+
+
+def test_without_a_status_socket_it_tells_what_the_file_says(host: Host) -> None:
+    agent = host.start(b'{"status": "DRAIN", "maxconn": 3e2, "reason": "no disk"}')
+    (instance,) = host.instances()
+    assert known(instance) == known(
+        {
+            "service": service_of(here(agent)),
+            "pid": there(agent),
+            "state_file": str(agent.state_file),
+            "state": {"status": "DRAIN", "maxconn": 300, "reason": "no disk"},
+            "answer": "DRAIN UP maxconn:300 # no disk",
+        }
+    )
+
+
+@pytest.mark.parametrize("content", [b'{"status": "up"}', b"", b'{"status": "UP", "reason": "#"}'])
+def test_without_a_status_socket_and_with_an_invalid_file(host: Host, content: bytes) -> None:
+    agent = host.start(content)
+    (instance,) = host.instances()
+    assert (instance["pid"], instance["state_file"]) == (there(agent), str(agent.state_file))
+    assert (instance["state"], instance["answer"]) == (None, None)
+
+
+def test_without_a_status_socket_nobody_is_asked(host: Host) -> None:
+    # An agent that hangs is no problem then.
+    agent = host.start()
+    os.kill(here(agent), signal.SIGSTOP)
+    (instance,) = host.instances(timeout=0.5)
+    assert instance["answer"] == "UP"
+
+
+# All agents of a host
+
+
+def test_all_agents_of_a_host(host: Host, tmp_path: Path) -> None:
+    agents = {
+        there(agent): agent
+        for agent in [
+            host.start(b'{"status": "UP"}', status_socket=tmp_path / "0.sock"),
+            host.start(b'{"status": "DRAIN"}'),
+            host.start(b'{"status": "MAINT"}', status_socket=tmp_path / "2.sock"),
+        ]
+    }
+    instances = host.instances()
+    assert [instance["pid"] for instance in instances] == sorted(agents)
+    for instance in instances:
+        agent = agents[instance["pid"]]
+        assert instance["state_file"] == str(agent.state_file)
+        assert instance["state"] == json.loads(agent.state_file.read_bytes())
+    assert {instance["status_socket"] for instance in instances} == {
+        str(tmp_path / "0.sock"),
+        None,
+        str(tmp_path / "2.sock"),
+    }
+
+
+def test_host_without_agents(host: Host, agents: Agents) -> None:
+    # This one is of the tests' own host.
+    agents.start()
+    assert host.instances() == []
+
+
+def test_agents_that_have_ended_are_none(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+    path = tmp_path / "status.sock"
+    agent = host.start(status_socket=path)
+    os.kill(here(agent), signal.SIGKILL)
+    agent.await_exit()
+    assert path.exists()
+    # Its host forgets it when its parent has.
+    eventually(lambda: host.instances() == [], "no agent")
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["", "check"])
+def test_changes_nothing(host: Host, tmp_path: Path, check: bool) -> None:
+    content = b'{"status":"DRAIN"}'
+    agent = host.start(content, status_socket=tmp_path / "status.sock")
+    for _round in range(2):
+        (instance,) = host.instances(check=check)
+        assert (instance["pid"], instance["answer"]) == (there(agent), "DRAIN")
+        assert (instance["peers"], instance["counters"]["checks"], instance["counters"]["reloads"]) == ([], 0, 0)
+    assert agent.state_file.read_bytes() == content
+
+
+def test_runs_with_each_python(host: Host, tmp_path: Path, python: str) -> None:
+    host.start(status_socket=tmp_path / "status.sock")
+    (instance,) = host.instances(python=python)
+    assert instance["answer"] == "UP"
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_agent_that_hangs(host: Host, tmp_path: Path, others: int) -> None:
+    path = tmp_path / "status.sock"
+    for number in range(others):
+        host.start(status_socket=tmp_path / f"{number}.sock")
+    agent = host.start(status_socket=path)
+    os.kill(here(agent), signal.SIGSTOP)
+    started = time.monotonic()
+    result = host.run(timeout=0.5)
+    assert time.monotonic() - started < 15
+    (warning,) = result["warnings"]
+    for word in ["does not tell its status", str(path), "timed out", "its log says why"]:
+        assert word in str(warning)
+    told = {instance["status_socket"]: instance["answer"] for instance in result["instances"]}
+    assert told == {str(path): None, **{str(tmp_path / f"{number}.sock"): "UP" for number in range(others)}}
+
+
+def test_the_one_agent_that_is_asked_hangs(host: Host, tmp_path: Path) -> None:
+    agent = host.start(status_socket=tmp_path / "status.sock")
+    command = with_systemd(host, tmp_path, f"LoadState=loaded\nActiveState=active\nMainPID={there(agent)}")
+    os.kill(here(agent), signal.SIGSTOP)
+    result = host.run(command=command, service="hapgent-api", timeout=0.5)
+    assert result["failed"]
+    assert "does not tell its status" in result["msg"]
+
+
+# The agent of one service
+
+
+def test_unknown_service(host: Host, tmp_path: Path) -> None:
+    host.start(status_socket=tmp_path / "status.sock")
+    result = host.run(service=SERVICE)
+    assert result["failed"]
+    assert f"there is no systemd service {SERVICE}: name the service of an agent" in result["msg"]
+
+
+def with_systemd(host: Host, folder: Path, printed: str) -> list[str]:
+    """The command that runs another one there, as if systemd ran there, and systemctl printed this."""
+    command = "mount -t tmpfs host /run && mkdir -p /run/systemd/system"
+    subprocess.run([*host.enter(), "sh", "-c", command], check=True)
+    systemctl = folder / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(f'#!/bin/sh\necho "$@" >>{folder}/asked\necho {shlex.quote(printed)}\n', encoding="utf-8")
+    systemctl.chmod(0o755)
+    return ["env", f"PATH={systemctl.parent}:{os.environ['PATH']}"]
+
+
+def test_agent_of_one_service(host: Host, tmp_path: Path) -> None:
+    wanted = host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "wanted.sock")
+    other = host.start(status_socket=tmp_path / "other.sock")
+    # It is not asked.
+    os.kill(here(other), signal.SIGSTOP)
+    cgroup = tmp_path / "cgroup"
+    cgroup.write_text("0::/system.slice/hapgent-api.service\n", encoding="utf-8")
+    subprocess.run([*host.enter(), "mount", "--bind", cgroup, f"/proc/{there(wanted)}/cgroup"], check=True)
+    command = with_systemd(host, tmp_path, f"LoadState=loaded\nActiveState=active\nMainPID={there(wanted)}")
+
+    (instance,) = host.instances(command=command, service="hapgent-api")
+
+    assert (instance["pid"], instance["service"]) == (there(wanted), "hapgent-api")
+    assert (instance["answer"], instance["status_socket"]) == ("DRAIN", str(tmp_path / "wanted.sock"))
+    (asked,) = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
+    assert asked.startswith("show ")
+    assert asked.endswith(" hapgent-api.service")
+
+
+@pytest.mark.parametrize(
+    ("printed", "named"),
+    [
+        ("LoadState=not-found\nActiveState=inactive\nMainPID=0", "there is no systemd service hapgent-api"),
+        ("LoadState=loaded\nActiveState=inactive\nMainPID=0", "service hapgent-api does not run, it is inactive"),
+        ("LoadState=loaded\nActiveState=failed\nMainPID=0", "systemctl status hapgent-api"),
+        # The first process of that host.
+        ("LoadState=loaded\nActiveState=active\nMainPID=1", "the main process 1 of service hapgent-api is cat, not"),
+    ],
+)
+def test_service_without_an_agent(host: Host, tmp_path: Path, printed: str, named: str) -> None:
+    host.start(status_socket=tmp_path / "status.sock")
+    result = host.run(command=with_systemd(host, tmp_path, printed), service="hapgent-api")
+    assert result["failed"]
+    assert named in result["msg"]
+
+
+def test_runs_as_ansible_runs_it(host: Host, tmp_path: Path) -> None:
+    """The whole way once: Ansible packs the module, with what it imports, for the host."""
+    agent = host.start(status_socket=tmp_path / "status.sock")
+    ansible_command = shutil.which("ansible", path=str(Path(sys.executable).parent))
+    assert ansible_command
+    done = subprocess.run(
+        [*host.enter(), ansible_command, "localhost", "-c", "local", "-m", "hapgent.agent.hapgent_info", "--one-line"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(IMPORTS[0]),
+            # Not everybody who runs tests has a home.
+            "ANSIBLE_HOME": str(tmp_path / "ansible"),
+            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+        },
+    )
+    assert "SUCCESS" in done.stdout, done.stdout + done.stderr
+    (instance,) = json.loads(done.stdout.split("=>", 1)[1])["instances"]
+    assert (instance["pid"], instance["answer"]) == (there(agent), "UP")
