@@ -46,6 +46,7 @@ def peer(address: str, *words: str, last_seen: float = 0.0) -> dict[str, Any]:
         # As the agent writes them.
         (["2001:DB8:0:0:0:0:0:13"], 0, [C]),
         (["::FFFF"], 0, ["::ffff"]),
+        ([f"::ffff:{A}"], 0, [A]),
     ],
 )
 def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> None:
@@ -68,6 +69,7 @@ def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> N
         "00",
         "-1",
         "+1",
+        "\u00b2",
         "1.5",
         "all",
         "AUTO",
@@ -144,6 +146,7 @@ ACCOUNTS: dict[str, Row] = {
     "two of two": (2, [], [peer(B, "has_it", "polls"), peer(A, "has_it", "polls")], [A, B], [], True),
     "two of one": (1, [], [peer(A, "has_it", "polls"), peer(B, "has_it", "polls")], [A, B], [], True),
     "one of one, and one without it": (1, [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], True),
+    "two of two, one of them has gone": (2, [], [peer(A, "has_it", "polls"), peer(B, "has_it")], [A], [], False),
     "a number of nobody": (1, [], [], [], [], False),
     "an address that has it": ([A], [], [peer(A, "has_it", "polls")], [A], [], True),
     "an address that has it and is silent": ([A], [], [peer(A, "has_it")], [A], [], True),

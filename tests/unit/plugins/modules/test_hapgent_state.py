@@ -990,6 +990,30 @@ def test_argument_that_nobody_can_wait_with(
     assert status(agent)["answer"] == "UP 77% maxconn:300"
 
 
+def test_somebody_changes_the_state_while_somebody_waits(
+    agents: Agents, tmp_path: Path, eventually: Eventually
+) -> None:
+    agent = start_with_status(agents, tmp_path)
+    with ThreadPoolExecutor() as runs:
+        run = runs.submit(change, agent, status="DRAIN", wait=True, wait_for=[NOBODY], wait_timeout=30)
+        eventually(lambda: bool(status(agent)["answer"] == "DRAIN"), "DRAIN")
+        # Whoever waits is in nobody's way.
+        assert change(agent, status="UP")["changed"]
+        result = run.result()
+    assert result["failed"]
+    assert result["changed"]
+    assert "somebody has changed the state meanwhile: it answers UP" in result["msg"]
+    assert result["answer"] == "UP"
+
+
+def test_status_socket_of_another_agent(agents: Agents, tmp_path: Path) -> None:
+    other = start_with_status(agents, tmp_path)
+    agent = agents.start(environment={"HAPGENT_SOCKET": str(tmp_path / "status.sock")})
+    result = change(agent, status="DRAIN")
+    assert_nothing_changed(result, f"there is the agent of {other.state_file}, not that of {agent.state_file}")
+    assert (saved(agent), saved(other)) == ({"status": "UP"}, {"status": "UP"})
+
+
 def test_agent_that_dies_while_somebody_waits(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
 
