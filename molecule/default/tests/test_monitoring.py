@@ -1,0 +1,52 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The documented timer writes metrics for node_exporter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from lab import HOSTS, eventually, run
+
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "monitoring.md"
+UNITS = dict(re.findall(r"```ini\n# (/etc/\S+)\n(.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), re.DOTALL))
+FOLDER = "/var/lib/prometheus/node-exporter"
+HOST = "hapgent-trixie"
+
+
+@pytest.fixture
+def _timer() -> Generator[None, None, None]:
+    assert len(UNITS) == 2
+    # Debian's package of node_exporter makes it.
+    run(HOST, f"mkdir -p {FOLDER}")
+    for path, content in UNITS.items():
+        assert run(HOST, f"cat >{path} <<'END'\n{content}\nEND").returncode == 0
+    yield
+    run(
+        HOST,
+        f"systemctl disable --now hapgent-metrics.timer; rm -r {FOLDER} {' '.join(UNITS)}; systemctl daemon-reload",
+    )
+
+
+@pytest.mark.usefixtures("_timer")
+def test_the_documented_timer_writes_metrics() -> None:
+    units = "hapgent-metrics.timer hapgent-metrics.service"
+    assert run(HOST, f"systemd-analyze verify {units}").stderr == ""
+    # As documented, but sooner.
+    sooner = "sed -i 's/=15s/=1s/' /etc/systemd/system/hapgent-metrics.timer"
+    assert run(HOST, f"{sooner} && systemctl enable --now hapgent-metrics.timer").returncode == 0
+
+    def metrics() -> str:
+        return run(HOST, f"cat {FOLDER}/hapgent.prom").stdout
+
+    assert eventually(lambda: 'hapgent_up{socket="/run/hapgent/hapgent/status.sock"} 1\n' in metrics(), True)
+    for address in HOSTS.values():
+        assert re.search(rf'^hapgent_peer_polls{{.*peer="{address}"}} 1$', metrics(), re.MULTILINE)
+    # And again.
+    written = run(HOST, f"stat --format=%i {FOLDER}/hapgent.prom").stdout
+    assert eventually(lambda: run(HOST, f"stat --format=%i {FOLDER}/hapgent.prom").stdout != written, True)
