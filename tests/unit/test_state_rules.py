@@ -1,0 +1,1032 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The rules of the state, against statements of them that share no code with the agent.
+
+First what a state is and how it is written. Then that every change lands: the agent, without its threads and signals,
+meets a model of HAProxy's servers, and time is what the test says it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+ROOT = Path(__file__).parents[2]
+with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
+    # Not by its name: mypy looks for the agent elsewhere.
+    hapgent: Any = {
+        name: importlib.import_module(f"hapgent.{name}")
+        for name in ("agent", "log", "memory", "peers", "settings", "state")
+    }
+
+# The same examples in each run, and nothing written into the working folder.
+same_examples = settings(derandomize=True, database=None, deadline=None)
+
+
+# What a state is: the statement
+
+
+class Meant(NamedTuple):
+    """The fields of a state."""
+
+    status: str
+    weight: int | None = None
+    maxconn: int | None = None
+    reason: str | None = None
+
+
+UP_AND_DOWN = ("UP", "DOWN", "FAIL", "STOPPED")
+ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
+STATUSES = (*UP_AND_DOWN, *ADMINISTRATIVE)
+
+# The grammar of RFC 8259, as far as a state file may use it: one object, with nothing in it that has an inside.
+BLANK = r"[ \t\n\r]*"
+STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
+NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+MEMBER = rf"{BLANK}({STRING}){BLANK}:{BLANK}({STRING}|{NUMBER}|null){BLANK}"
+OBJECT = re.compile(rf"{BLANK}\{{(?:{MEMBER}(?:,{MEMBER})*)?\}}{BLANK}")
+ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
+def what_it_says(raw: bytes) -> Meant | None:
+    """The state that a file with these bytes is, or None if it is none."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    if not OBJECT.fullmatch(text):
+        return None
+    members = re.findall(MEMBER, text)
+    fields = {of_string(name): value for name, value in members}
+    if len(fields) != len(members) or not fields.keys() <= {"status", "weight", "maxconn", "reason"}:
+        return None
+    status = of_string(fields.get("status", ""))
+    weight = in_range(fields.get("weight", "null"), 255)
+    maxconn = in_range(fields.get("maxconn", "null"), 65535)
+    reason = of_reason(fields.get("reason", "null"))
+    if status not in STATUSES or "wrong" in (weight, maxconn) or reason == "":
+        return None
+    return Meant(status, weight, maxconn, reason)  # type: ignore[arg-type]
+
+
+def of_string(written: str) -> str | None:
+    """The text of a string in JSON; None if it is not a string, or not one in Unicode."""
+    if not written.startswith('"'):
+        return None
+    unescaped = re.sub(
+        r"\\(?:u(....)|(.))",
+        lambda found: chr(int(found[1], 16)) if found[1] else ESCAPES.get(found[2], found[2]),
+        written[1:-1],
+    )
+    try:
+        return unescaped.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        return None
+
+
+def in_range(written: str, most: int) -> int | str | None:
+    if written == "null":
+        return None
+    # As a double, like everywhere in JSON: 50.0 and 5e1 are 50.
+    wrong = written.startswith('"') or not 0 <= float(written) <= most or float(written) != int(float(written))
+    return "wrong" if wrong else int(float(written))
+
+
+def of_reason(written: str) -> str | None:
+    """The reason, or '' if it cannot be one."""
+    if written == "null":
+        return None
+    text = of_string(written)
+    if text is None or len(text.encode()) > 120 or "#" in text:
+        return ""
+    categories = {unicodedata.category(character) for character in text}
+    # Cc is C0, DEL and C1.
+    return "" if "Cc" in categories or categories <= {"Zs", "Zl", "Zp"} else text
+
+
+def line_of(state: Meant) -> str:
+    """What HAProxy is to be told of this state when nothing has to be undone."""
+    line = state.status
+    if state.reason and state.status in ADMINISTRATIVE:
+        # HAProxy shows a reason only beside a health word.
+        line += " UP"
+    if state.weight is not None:
+        line += f" {state.weight}%"
+    if state.maxconn is not None:
+        line += f" maxconn:{state.maxconn}"
+    if state.reason:
+        line += f" # {state.reason}"
+    return line
+
+
+# What a state is: documents, near to what is one
+
+plain_texts = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="#"), max_size=40)
+texts = plain_texts | st.text(max_size=5) | st.text(st.sampled_from(" \xa0\u2003\u2028\t#\x1f\x7f\x9f\ud83d\ude00a"))
+# The longest and one byte more.
+long_texts = st.builds(
+    lambda character, more: character * (120 // len(character.encode())) + "." * more,
+    st.sampled_from(["a", "é", "…", "🚦", '"']),
+    st.integers(0, 1),
+)
+written_texts = st.builds(
+    lambda text, write: write(text),
+    texts | long_texts,
+    st.sampled_from(
+        [
+            json.dumps,
+            lambda text: json.dumps(text, ensure_ascii=False),
+            # Control characters as they are, which JSON does not allow.
+            lambda text: f'"{text}"',
+            lambda text: '"' + "".join(f"\\u{ord(character):04X}" for character in text if character < "\uffff") + '"',
+        ]
+    ),
+)
+good_numbers = st.integers(0, 255).map(str) | st.sampled_from(
+    ["0", "-0", "0.0", "1", "50.0", "5e1", "5E+1", "2550e-1", "255.0", "null"]
+)
+bad_numbers = ["255.5", "-1", "1.5", "1e400", "00", "01", "+1", ".5", "5.", "1e", "0x10", "1_0", "٣", "NaN", "Infinity"]
+written_numbers = (
+    st.sampled_from(["0", "-0.0", "255", "256", "256.0", "65535", "65535.0", "65536", "1e-400", "true", "false"])
+    | st.sampled_from(bad_numbers)
+    | st.integers(-1, 70_000).map(str)
+    | st.floats().map(json.dumps)
+    | st.just("1" * 5000)
+)
+written_values = (
+    written_texts
+    | written_numbers
+    | st.sampled_from(["null", "[]", "{}", '["UP"]', '{"status": "UP"}', '"50"', "[" * 3000, ""])
+)
+written_statuses = st.sampled_from(STATUSES).flatmap(
+    lambda status: st.sampled_from(
+        [*[f'"{status}"'] * 12, status, f'"{status.lower()}"', f'" {status}"', f'"\\u{ord(status[0]):04x}{status[1:]}"']
+    )
+)
+good_values = {
+    '"weight"': good_numbers,
+    '"maxconn"': good_numbers,
+    '"reason"': plain_texts.filter(bool).map(json.dumps) | st.just("null"),
+}
+odd_members = st.sampled_from(
+    [
+        ('"status"', written_statuses),
+        ('"st\\u0061tus"', written_statuses),
+        ('"Status"', written_statuses),
+        ('"weight"', written_numbers),
+        ('"maxconn"', written_numbers),
+        ('"reason"', written_texts),
+        ('"reason"', written_texts),
+        ('"wait"', st.just("null")),
+        *((name, written_values) for name in ('"status"', '"weight"', '"maxconn"', '"reason"')),
+    ]
+)
+blanks = st.sampled_from(["", " ", "\n  ", "\t\r", "\xa0", "\ufeff", ","])
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> bytes:
+    """What looks like a state file, and is one about every other time."""
+    members = {name: draw(values) for name, values in good_values.items() if draw(st.booleans())}
+    members['"status"'] = draw(written_statuses)
+    written = [f"{name}:{value}" for name, value in members.items()]
+    if draw(st.booleans()):
+        name, values = draw(odd_members)
+        if draw(st.booleans()):
+            # Instead of one, not once more.
+            written = [member for member in written if not member.startswith(f"{name}:")]
+        written.append(f"{name}:{draw(values)}")
+    written = draw(st.permutations(written))
+    raw = f"{{{','.join(written)}}}".encode("utf-8", "surrogatepass")
+    if draw(st.booleans()):
+        # Between two of what JSON is made of.
+        at = draw(st.sampled_from([match.end() for match in re.finditer(rb"^|[{:,]|}$", raw)]))
+        raw = raw[:at] + draw(blanks).encode() + raw[at:]
+    if draw(st.integers(0, 9)) == 5:
+        at = draw(st.integers(0, len(raw)))
+        raw = raw[:at] + draw(st.binary(max_size=2)) + raw[at + draw(st.integers(0, 2)) :]
+    return raw
+
+
+meanings = st.builds(
+    Meant,
+    st.sampled_from(STATUSES),
+    st.none() | st.integers(0, 255),
+    st.none() | st.integers(0, 65535),
+    st.none() | plain_texts.filter(lambda text: text and not text.isspace() and len(text.encode()) <= 120),
+)
+
+
+def parsed(raw: bytes) -> Meant | None:
+    try:
+        return Meant(*hapgent["state"].parse(raw))
+    except hapgent["state"].StateError:
+        return None
+
+
+# What a state is: the tests
+
+
+def test_the_documents_are_states_and_are_not() -> None:
+    seen = []
+    settings(same_examples, max_examples=300)(given(documents())(lambda raw: seen.append(what_it_says(raw))))()
+    found = [meant for meant in seen if meant]
+    assert 0.2 < len(found) / len(seen) < 0.8
+    for field in Meant._fields:
+        assert len({getattr(meant, field) for meant in found}) >= 7
+
+
+@settings(same_examples, max_examples=2500)
+@given(documents())
+def test_a_file_is_the_state_that_the_rules_say_or_none(raw: bytes) -> None:
+    assert parsed(raw) == what_it_says(raw)
+
+
+@settings(same_examples, max_examples=300)
+@given(st.binary(max_size=100) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_the_state_that_the_rules_say_or_none(raw: bytes) -> None:
+    assert parsed(raw) == what_it_says(raw)
+
+
+def test_each_character_is_allowed_in_a_reason_or_not() -> None:
+    characters = itertools.chain(range(0x3100), range(0xD7F0, 0xE010), range(0xFE00, 0x10010), [0xE0001, 0x10FFFF])
+    for character in map(chr, characters):
+        for reason in (character, f"a{character}"):
+            raw = json.dumps({"status": "UP", "reason": reason}).encode()
+            assert parsed(raw) == what_it_says(raw), repr(reason)
+
+
+def test_a_field_may_not_be_there_twice_whatever_it_says() -> None:
+    for name, value in [("status", '"UP"'), ("weight", "1"), ("weight", "null"), ("maxconn", "1"), ("reason", '"a"')]:
+        member = f'"{name}": {value}'
+        once = member if name == "status" else f'"status": "UP", {member}'
+        assert parsed(f"{{{once}}}".encode()) is not None
+        for again in (member, f'"\\u{ord(name[0]):04x}{name[1:]}": {value}', f'"{name}": null'):
+            assert parsed(f"{{{once}, {again}}}".encode()) is None
+
+
+@same_examples
+@given(meanings)
+def test_what_is_written_is_read_by_everybody(meant: Meant) -> None:
+    raw = hapgent["state"].dump(hapgent["state"].State(*meant))
+    assert parsed(raw) == meant
+    assert what_it_says(raw) == meant
+    written = {name: value for name, value in meant._asdict().items() if value is not None}
+    assert json.loads(raw) == written
+    assert raw.decode() == json.dumps(written, indent=2, ensure_ascii=False) + "\n"
+
+
+@same_examples
+@given(meanings)
+def test_the_answer_is_the_line_of_the_rules(meant: Meant) -> None:
+    assert hapgent["state"].State(*meant).answer() == line_of(meant)
+
+
+# HAProxy's servers: the model
+
+# What goes along with a state for a while, to undo the one before.
+UNDOING = {"UP", "READY", "100%"}
+# What each status means on a server that is new.
+SHOWN = {
+    "UP": "UP",
+    "READY": "UP",
+    "DOWN": "DOWN",
+    "FAIL": "DOWN",
+    "STOPPED": "DOWN",
+    "DRAIN": "DRAIN",
+    "MAINT": "MAINT",
+}
+HEALTH = {"up": True, "down": False, "fail": False, "stopped": False}
+
+
+@dataclasses.dataclass
+class Server:
+    """A server line in HAProxy with its agent-check, configured with weight 100.
+
+    Source: src/tcpcheck.c in HAProxy's source, from "The agent supports strings made of a single line" on.
+    """
+
+    # Whether an end of maintenance alone leaves it down. HAProxy 2.6 does not, 3.4 does.
+    down_after_maint: bool
+    administration: str = "ready"
+    healthy: bool = True
+    weight: int = 100
+    maxconn: int | None = None
+    text: str | None = None
+
+    def reload(self) -> None:
+        """HAProxy is started anew."""
+        fresh = type(self)(self.down_after_maint)
+        for field in dataclasses.fields(fresh):
+            setattr(self, field.name, getattr(fresh, field.name))
+
+    def administer(self, word: str) -> None:
+        """By the agent, or by an operator: set server ... state."""
+        if self.administration == "maint" != word and self.down_after_maint:
+            self.healthy = False
+        self.administration = word
+
+    def obey(self, answer: bytes) -> None:
+        """What an answer of the agent does. A word that is absent changes nothing."""
+        line, end, _rest = answer.partition(b"\n")
+        assert end, "a line without an end is thrown away"
+        words, sharp, text = line.decode().partition("#")
+        last: dict[str, str] = {}
+        for word in re.split("[ \t,]+", words.strip(" \t,").lower()):
+            if word in HEALTH:
+                last["health"] = word
+            elif word in ("ready", "drain", "maint"):
+                last["administration"] = word
+            elif re.fullmatch("[0-9]+%", word):
+                last["weight"] = word[:-1]
+            elif re.fullmatch("maxconn:[0-9]+", word):
+                last["maxconn"] = word.partition(":")[2]
+            else:
+                raise AssertionError(f"HAProxy knows no word {word!r}")
+        if "administration" in last:
+            self.administer(last["administration"])
+        if "weight" in last:
+            self.weight = int(last["weight"])
+        if "maxconn" in last:
+            self.maxconn = int(last["maxconn"])
+        if "health" in last:
+            self.healthy = HEALTH[last["health"]]
+            self.text = text.lstrip(" \t") if sharp else None
+
+    def shows(self) -> str:
+        """The status on its stats page."""
+        if self.administration == "maint":
+            return "MAINT"
+        if not self.healthy:
+            return "DOWN"
+        return "DRAIN" if self.administration == "drain" else "UP"
+
+    def differs_from(self, state: Meant, drained_by_hand: bool = False) -> str:
+        """In what it is not what this state means, '' if it is."""
+        shows = SHOWN[state.status]
+        administration = "ready" if shows in ("UP", "DOWN") else shows.lower()
+        if drained_by_hand and state.status in UP_AND_DOWN:
+            administration = "drain"
+            shows = "DRAIN" if shows == "UP" else shows
+        wanted = {
+            "status": (self.shows(), shows),
+            "administration": (self.administration, administration),
+            "weight": (self.weight, 100 if state.weight is None else state.weight),
+            # Nothing gives a configured maxconn back.
+            "maxconn": (self.maxconn, self.maxconn if state.maxconn is None else state.maxconn),
+            "text": (self.text, state.reason),
+        }
+        return ", ".join(f"{name} is {has}, not {want}" for name, (has, want) in wanted.items() if has != want)
+
+
+def after(lines: list[str], down_after_maint: bool) -> Server:
+    server = Server(down_after_maint)
+    for line in lines:
+        server.obey(line.encode() + b"\n")
+    return server
+
+
+def test_the_model_does_what_haproxy_was_seen_to_do() -> None:
+    # Source: what was tried with HAProxy 2.6.12 and 3.4.0.
+    for lines, shown in [
+        (["drain", "up"], "DRAIN"),
+        (["maint", "up"], "MAINT"),
+        (["down", "ready"], "DOWN"),
+        (["down", "drain"], "DOWN"),
+        (["drain", "up ready"], "UP"),
+        (["maint", "up ready"], "UP"),
+    ]:
+        assert after(lines, False).shows() == after(lines, True).shows() == shown
+    for down_after_maint, right in [(False, 38), (True, 36)]:
+        pairs = itertools.product(STATUSES, repeat=2)
+        assert sum(after([*pair], down_after_maint).shows() == SHOWN[pair[1]] for pair in pairs) == right
+    server = Server(True)
+    server.obey(b"drain # kernel\n")
+    assert server.text is None
+    server.obey(b"UP,drain\t50%  maxconn:7 # kernel, new\n")
+    assert not server.differs_from(Meant("DRAIN", 50, 7, "kernel, new"))
+
+
+SOME_STATES = [
+    Meant(status, weight, None, reason)
+    for status, weight, reason in itertools.product(STATUSES, (None, 30, 0), (None, "one", "two"))
+]
+
+
+@pytest.mark.parametrize("down_after_maint", [False, True])
+def test_each_state_alone_lands_on_a_server_that_is_new(down_after_maint: bool) -> None:
+    for state in SOME_STATES:
+        assert not after([line_of(state)], down_after_maint).differs_from(state)
+
+
+@pytest.mark.parametrize("down_after_maint", [False, True])
+def test_each_change_lands_and_stays(down_after_maint: bool) -> None:
+    for before, state in itertools.product(SOME_STATES, repeat=2):
+        was, is_ = (hapgent["state"].State(*meant) for meant in (before, state))
+        line = is_.answer(is_.undoing(was))
+        server = after([was.answer(), line], down_after_maint)
+        assert not server.differs_from(state), (before, line)
+        server.obey(is_.answer().encode() + b"\n")
+        assert not server.differs_from(state), (before, line)
+        assert line in is_.answers()
+
+
+# The agent among load balancers: what it meets
+
+
+class Clock:
+    """Stands in for the module time where the agent looks at it."""
+
+    strftime = staticmethod(time.strftime)
+    localtime = staticmethod(time.localtime)
+
+    def __init__(self) -> None:
+        # Quarters of seconds, so that no sum is rounded.
+        self.wall = 1_800_000_000.0
+        self.booted = self.wall - 1000.0
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.wall - self.booted
+
+    def monotonic_ns(self) -> int:
+        return int(self.monotonic() * 1e9)
+
+    def reboot(self) -> None:
+        self.booted = self.wall
+
+
+class Connection:
+    """A check of a load balancer, as the agent sees it."""
+
+    def __init__(self, reset: bool) -> None:
+        self._reset = reset
+        self.answer = b""
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        pass
+
+    def send(self, line: bytes, _flags: int) -> int:
+        if self._reset:
+            raise ConnectionResetError
+        self.answer = line
+        return len(line)
+
+    def shutdown(self, _how: int) -> None:
+        pass
+
+    def recv(self, _size: int, _flags: int) -> bytes:
+        return b""
+
+
+class Listener:
+    """The socket on which the agent listens."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Connection, tuple[str, int]]] = []
+
+    def setblocking(self, _flag: bool) -> None:
+        pass
+
+    def getsockname(self) -> tuple[str, int]:
+        return "192.0.2.7", 9777
+
+    def accept(self) -> tuple[Connection, tuple[str, int]]:
+        return self.waiting.pop()
+
+
+class RunningAgent:
+    """The real agent: its two threads take turns here, and signals are handed to it."""
+
+    def __init__(self, state_file: Path, settle: int) -> None:
+        self._listener = Listener()
+        configured = hapgent["settings"].from_environment(
+            {"HAPGENT_STATE_FILE": str(state_file), "HAPGENT_SETTLE": str(settle)}
+        )
+        self._agent = hapgent["agent"].Agent(self._listener, configured)
+
+    @property
+    def answers(self) -> str:
+        """With what, when there is nothing to be undone."""
+        answer: str = json.loads(self._agent.status())["answer"]
+        return answer
+
+    def peers(self) -> list[dict[str, Any]]:
+        peers: list[dict[str, Any]] = json.loads(self._agent.status())["peers"]
+        return peers
+
+    def ask(self, address: str, reset: bool = False) -> bytes:
+        connection = Connection(reset)
+        self._listener.waiting.append((connection, (address, 50000)))
+        self._agent._answer_one()
+        return connection.answer
+
+    def receive(self, number: signal.Signals) -> None:
+        """As in its loop in run()."""
+        if number != signal.SIGALRM:
+            self._agent._obey(number)
+        if self._agent._peers.unsaved:
+            self._agent._remember()
+
+    def stop(self) -> None:
+        self.receive(signal.SIGTERM)
+        self._agent._remember()
+        os.close(self._agent._wake_read)
+
+    def kill(self) -> None:
+        os.close(self._agent._wake_read)
+        os.close(self._agent._wake_write)
+
+
+@contextlib.contextmanager
+def instead_of_the_system() -> Iterator[Clock]:
+    """Time is the test's, nothing is logged, and the disk keeps what it is given."""
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        for name in ("agent", "memory", "peers"):
+            stack.enter_context(mock.patch.object(hapgent[name], "time", clock))
+        stack.enter_context(mock.patch.object(hapgent["log"], "_write"))
+        stack.enter_context(mock.patch.object(os, "fsync"))
+        yield clock
+
+
+class Backend:
+    """A server in one load balancer, and what is owed to it."""
+
+    def __init__(self, down_after_maint: bool) -> None:
+        self.server = Server(down_after_maint)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        self.server.reload()
+        # Whether its administration is what an operator set by hand.
+        self.by_hand = False
+        # Whether that was a drain, which has to stay until the next change.
+        self.drain_stays = False
+        # Whether an answer arrived since the change, or was not needed.
+        self.reached = True
+        # Else until when the agent says what it has to know, once others at its address, or answers that were lost,
+        # have begun that time.
+        self.told_until: float | None = None
+        # Whether it was not reached in that time.
+        self.missed_it = False
+        # Whether it is as the agent's last answer left it.
+        self.as_told = False
+
+
+class LoadBalancer:
+    """An address that asks, for each of its backends."""
+
+    def __init__(self, address: str, *backends: Backend) -> None:
+        self.address = address
+        self.backends = backends
+        self.last_seen: float | None = None
+        # Whether the agent would know it after a kill, and the first answer since the change.
+        self.known = self.answer_known = False
+        self.changes_since_seen = 0
+        # From when on it is to be told the bare state. None until it asks after a change.
+        self.bare_from: float | None = None
+        # Whether it was told the bare state, and whether the agent would know that after a kill.
+        self.settled = False
+        self.remembered = False
+        # Whether the state was administrative since it settled, or ever: then READY may be among its words.
+        self.ready_may_be_due = False
+
+    def expect_a_change(self) -> None:
+        self.changes_since_seen += 1
+        self.bare_from = None
+        self.settled = self.remembered = False
+        for backend in self.backends:
+            backend.drain_stays = backend.reached = False
+
+    def is_forgotten(self) -> None:
+        """A limit: who is not known is told what undoes the state before the last change, and no more than that."""
+        self.last_seen = self.bare_from = None
+        self.ready_may_be_due = True
+        self.known = self.settled = self.remembered = False
+        for backend in self.backends:
+            backend.drain_stays = False
+            backend.missed_it |= self.changes_since_seen > 1 or backend.told_until is not None
+
+
+# Few values, so that the same ones meet again.
+changes = st.builds(
+    Meant,
+    st.sampled_from(STATUSES),
+    st.sampled_from([None, None, 0, 30]),
+    st.sampled_from([None, None, None, 7]),
+    st.sampled_from([None, None, "release 4.2", "é: kernel, maint 50%"]),
+)
+settles = st.sampled_from([2, 5, 60])
+balancer_numbers = st.integers(0, 2)
+backend_numbers = st.integers(0, 1)
+
+
+class Changes(RuleBasedStateMachine):
+    """Changes of state, checks, restarts, cuts, hands: in any order and at any pace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stack = contextlib.ExitStack()
+        self._clock = self._stack.enter_context(instead_of_the_system())
+        self._file = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "state.json"
+        self._agent: RunningAgent | None = None
+        self._stopped_at = self._clock.wall
+        self._balancers = [
+            LoadBalancer("198.51.100.11", Backend(False)),
+            LoadBalancer("198.51.100.12", Backend(True), Backend(True)),
+            LoadBalancer("2001:db8::13", Backend(True)),
+        ]
+
+    def teardown(self) -> None:
+        if self._agent:
+            self._agent.kill()
+        self._stack.close()
+
+    # The agent
+
+    @initialize(state=changes, settle=settles)
+    def begin(self, state: Meant, settle: int) -> None:
+        self._state = state
+        self._settle = settle
+        self._write(state)
+        self.start()
+
+    def _write(self, state: Meant) -> None:
+        self._in_file = state
+        self._file.write_bytes(json.dumps(state._asdict()).encode())
+
+    def _expect(self, state: Meant) -> None:
+        """The agent has read this."""
+        if state != self._state:
+            self._state = state
+            for balancer in self._balancers:
+                balancer.expect_a_change()
+                if balancer.last_seen is None:
+                    balancer.is_forgotten()
+        if state.status in ADMINISTRATIVE:
+            for balancer in self._balancers:
+                balancer.ready_may_be_due = True
+
+    def _expect_memory(self) -> None:
+        """The agent has saved what it knows."""
+        for balancer in self._balancers:
+            balancer.known = balancer.answer_known = balancer.last_seen is not None
+            if balancer.settled:
+                balancer.remembered = True
+                if self._state.status in UP_AND_DOWN:
+                    balancer.ready_may_be_due = False
+
+    @precondition(lambda self: self._agent)
+    @rule(state=changes)
+    def change(self, state: Meant) -> None:
+        self._write(state)
+        self.reload()
+
+    @precondition(lambda self: self._agent)
+    @rule(status=st.sampled_from(STATUSES))
+    def change_the_status_alone(self, status: str) -> None:
+        self.change(self._state._replace(status=status))
+
+    @precondition(lambda self: self._agent)
+    @rule()
+    def reload(self) -> None:
+        """Of a file that is the same, if this is a step of its own."""
+        assert self._agent
+        self._agent.receive(signal.SIGHUP)
+        self._expect(self._in_file)
+        self._expect_memory()
+
+    @precondition(lambda self: self._agent)
+    @rule()
+    def break_the_file(self) -> None:
+        assert self._agent
+        self._file.write_bytes(b'{"status": "UP"')
+        self._in_file = Meant("FAIL")
+        self.reload()
+
+    @precondition(lambda self: self._agent)
+    @rule(number=st.sampled_from([signal.SIGUSR1, signal.SIGUSR2]))
+    def send_a_signal(self, number: signal.Signals) -> None:
+        assert self._agent
+        self._agent.receive(number)
+        status = "UP" if number == signal.SIGUSR1 else "DOWN"
+        # A reason is one for its status.
+        state = self._state if self._state.status == status else self._state._replace(status=status, reason=None)
+        self._in_file = state
+        self._expect(state)
+        self._expect_memory()
+        assert what_it_says(self._file.read_bytes()) == state
+
+    @precondition(lambda self: self._agent)
+    @rule()
+    def stop(self) -> None:
+        assert self._agent
+        self._agent.stop()
+        self._agent = None
+        self._stopped_at = self._clock.wall
+        self._expect_memory()
+
+    @precondition(lambda self: self._agent)
+    @rule()
+    def kill(self) -> None:
+        """A limit: what happened in the second before is not known to anybody. So it is said for longer."""
+        assert self._agent
+        self._agent.kill()
+        self._agent = None
+        self._stopped_at = self._clock.wall
+        for balancer in self._balancers:
+            if not balancer.known and balancer.last_seen is not None:
+                balancer.is_forgotten()
+            if not balancer.remembered:
+                balancer.settled = False
+                if balancer.bare_from is not None:
+                    balancer.bare_from = math.inf if balancer.answer_known else None
+                for backend in balancer.backends:
+                    backend.drain_stays = False
+
+    @precondition(lambda self: not self._agent)
+    @rule(state=changes)
+    def edit_while_stopped(self, state: Meant) -> None:
+        self._write(state)
+
+    @precondition(lambda self: not self._agent)
+    @rule(settle=st.sampled_from([None, None, 2, 5, 60]), reboot=st.booleans())
+    def start(self, settle: int | None = None, reboot: bool = False) -> None:
+        if settle is not None:
+            self._settle = settle
+        if reboot:
+            self._clock.reboot()
+        self._agent = RunningAgent(self._file, self._settle)
+        # Nobody can ask meanwhile, so that is no time; and it is told for as long as the agent now says, at most.
+        stopped_for = self._clock.wall - self._stopped_at
+        for balancer in self._balancers:
+            if balancer.bare_from is not None:
+                balancer.bare_from = min(balancer.bare_from + stopped_for, self._clock.wall + self._settle)
+            for backend in balancer.backends:
+                if backend.told_until is not None:
+                    backend.told_until = min(backend.told_until + stopped_for, self._clock.wall + self._settle)
+            if balancer.last_seen is not None and balancer.last_seen <= self._clock.wall - 7 * 86400:
+                balancer.is_forgotten()
+        self._expect(self._in_file)
+        self._expect_memory()
+
+    @precondition(lambda self: self._agent)
+    @rule(graceful=st.booleans())
+    def restart(self, graceful: bool) -> None:
+        if graceful:
+            self.stop()
+        else:
+            self.kill()
+        self.start()
+
+    # Time
+
+    @rule(seconds=st.sampled_from([0.25, 0.5, 1.0, 1.75, 3.0]))
+    def wait(self, seconds: float) -> None:
+        before = self._clock.wall
+        self._clock.wall += seconds
+        if self._agent and int(self._clock.wall) > int(before):
+            self._agent.receive(signal.SIGALRM)
+            self._expect_memory()
+
+    @rule(times=st.sampled_from([0.5, 1, 1, 3, 1000, 20000]))
+    def wait_for_long(self, times: float) -> None:
+        self.wait(times * self._settle)
+
+    # Load balancers
+
+    @precondition(lambda self: self._agent)
+    @rule(number=balancer_numbers, which=backend_numbers, fate=st.sampled_from(["arrives"] * 4 + ["lost", "reset"]))
+    def poll(self, number: int, which: int, fate: str = "arrives") -> None:
+        assert self._agent
+        balancer = self._balancers[number]
+        backend = balancer.backends[which % len(balancer.backends)]
+        answer = self._agent.ask(balancer.address, reset=fate == "reset")
+        if fate == "reset":  # Then the agent knows that it was in vain.
+            assert answer == b""
+            return
+        self._see_line(balancer, answer)
+        for other in balancer.backends:
+            if not other.reached and other.told_until is None:
+                other.told_until = self._clock.wall + self._settle
+            # A limit: the agent cannot know who is behind an address, and what is lost on the way. See the README.
+            other.missed_it |= other.told_until is not None and self._clock.wall >= other.told_until
+        if fate == "lost":  # Then the agent does not know.
+            backend.as_told = False
+            return
+        backend.server.obey(answer)
+        backend.reached = backend.as_told = True
+        backend.told_until = None
+        if {"READY", "DRAIN", "MAINT"} & set(answer.decode().partition("#")[0].split()):
+            backend.by_hand = False
+        self._see_server(backend)
+
+    def _see_line(self, balancer: LoadBalancer, answer: bytes) -> None:
+        line = answer.decode().removesuffix("\n")
+        bare = line_of(self._state)
+        more = set(line.partition(" #")[0].split()) - set(bare.partition(" #")[0].split())
+        assert more <= UNDOING
+        assert line.partition(" #")[2] == bare.partition(" #")[2]
+        if balancer.bare_from is None:
+            balancer.bare_from = self._clock.wall + self._settle
+            balancer.answer_known = False
+        if balancer.settled or self._clock.wall >= balancer.bare_from or self._settle == 0:
+            assert line == bare
+        if line == bare:
+            balancer.settled = True
+        elif self._state.status in UP_AND_DOWN and "READY" in more:
+            assert balancer.ready_may_be_due, f"{line} ends drains that nobody asked to end"
+        balancer.last_seen = self._clock.wall
+        balancer.changes_since_seen = 0
+
+    def _see_server(self, backend: Backend) -> None:
+        wrong = backend.server.differs_from(self._state, drained_by_hand=backend.by_hand)
+        if wrong and backend.missed_it:
+            backend.begin_anew()
+        else:
+            assert not wrong, f"{backend.server}: {wrong}"
+        if backend.drain_stays:
+            assert backend.server.administration == "drain", "an operator's drain was undone"
+
+    @precondition(lambda self: self._agent)
+    @rule()
+    def poll_all(self) -> None:
+        for number, balancer in enumerate(self._balancers):
+            for which in range(len(balancer.backends)):
+                self.poll(number, which)
+
+    @precondition(lambda self: self._agent)
+    @rule()
+    def let_all_settle(self) -> None:
+        self.poll_all()
+        self.wait(self._settle)
+        self.poll_all()
+        self.wait(1.0)
+        for balancer in self._balancers:
+            assert balancer.settled
+            assert balancer.remembered
+
+    @rule(number=balancer_numbers)
+    def reload_haproxy(self, number: int) -> None:
+        for backend in self._balancers[number].backends:
+            backend.begin_anew()
+
+    @rule(number=balancer_numbers, which=backend_numbers, word=st.sampled_from(["drain", "drain", "ready"]))
+    def set_by_hand(self, number: int, which: int, word: str) -> None:
+        balancer = self._balancers[number]
+        backend = balancer.backends[which % len(balancer.backends)]
+        backend.server.administer(word)
+        backend.by_hand = word == "drain"
+        backend.as_told = False
+        backend.drain_stays = backend.by_hand and balancer.settled and self._state.status in UP_AND_DOWN
+
+    @invariant()
+    def the_agent_knows_its_state_and_a_bounded_number_of_peers(self) -> None:
+        if self._agent:
+            assert self._agent.answers == line_of(self._state)
+            peers = self._agent.peers()
+            assert len(peers) <= len(self._balancers)
+            assert all(0 <= peer["settles_for"] <= self._settle for peer in peers)
+
+    @invariant()
+    def who_is_said_to_have_the_state_has_it(self) -> None:
+        if self._agent and self._settle:
+            have_it = [peer["address"] for peer in self._agent.peers() if peer["has_it"]]
+            for balancer in self._balancers:
+                # Of more than one, the address has it when the first one has it.
+                backend = balancer.backends[0]
+                if balancer.address in have_it and len(balancer.backends) == 1 and backend.as_told:
+                    wrong = backend.server.differs_from(self._state, backend.by_hand)
+                    assert not wrong, f"the agent says of {backend.server} that it has the state: {wrong}"
+
+
+class ChangesWithoutSettling(Changes):
+    """With settle 0 the agent says what hapgent 0.3.2 said: nothing is undone, and no drain by hand."""
+
+    @initialize(state=changes, settle=st.just(0))
+    def begin(self, state: Meant, settle: int) -> None:
+        super().begin(state, settle)
+
+    @precondition(lambda self: not self._agent)
+    @rule(settle=st.just(0), reboot=st.booleans())
+    def start(self, settle: int | None = None, reboot: bool = False) -> None:
+        super().start(settle, reboot)
+
+    def _see_server(self, backend: Backend) -> None:
+        if backend.drain_stays:
+            assert backend.server.administration == "drain"
+
+
+UP, DRAIN = Meant("UP"), Meant("DRAIN")
+# A load balancer is told DRAIN, and nobody remembers that.
+TOLD_AND_KILLED = [("poll", 0, 0), ("wait", 1.0), ("change", DRAIN), ("poll", 0, 0), ("kill",)]
+AND_UP_AGAIN = [
+    pytest.param(UP, [*TOLD_AND_KILLED, ("edit_while_stopped", UP), ("start", 60)], id="while stopped"),
+    pytest.param(UP, [*TOLD_AND_KILLED, ("start", 60), ("change", UP)], id="after the start"),
+    pytest.param(
+        UP,
+        [*TOLD_AND_KILLED, ("start", 60), ("change", Meant("MAINT")), ("restart", True), ("change", UP)],
+        id="after one more change and restart",
+    ),
+    pytest.param(
+        DRAIN,
+        [("poll", 0, 0), ("kill",), ("start", 60), ("change", UP), ("wait", 100.0), ("change", Meant("UP", 30))],
+        id="of one not known",
+    ),
+]
+
+
+@pytest.mark.parametrize(("state", "steps"), AND_UP_AGAIN)
+def test_what_an_agent_did_in_the_second_before_it_was_killed_is_undone(
+    state: Meant, steps: list[tuple[Any, ...]]
+) -> None:
+    do(state, [*steps, ("poll", 0, 0)])
+
+
+@pytest.mark.parametrize(("state", "steps"), AND_UP_AGAIN)
+def test_what_an_agent_did_in_the_second_before_it_was_killed_is_not_taken_for_something_else(
+    state: Meant, steps: list[tuple[Any, ...]]
+) -> None:
+    do(state, [*steps, ("who_is_said_to_have_the_state_has_it",)])
+
+
+def test_settling_ends_when_the_agent_is_started_without_it() -> None:
+    do(DRAIN, [("poll", 0, 0), ("change", UP), ("poll", 0, 0), ("stop",), ("start", 0), ("poll", 0, 0)])
+
+
+def do(state: Meant, steps: list[tuple[Any, ...]]) -> None:
+    machine = Changes()
+    try:
+        machine.begin(state, 60)
+        for name, *arguments in steps:
+            getattr(machine, name)(*arguments)
+    finally:
+        machine.teardown()
+
+
+def test_the_agent_remembers_a_bounded_number_of_peers_and_reads_that_again(tmp_path: Path) -> None:
+    # The longest that there is: of the reason, each byte is written as two, and so it is once more in the line.
+    longest = Meant("STOPPED", 255, 65535, '"' * 120)
+    state_file = tmp_path / "state.json"
+    with instead_of_the_system() as clock:
+        clock.wall += 1 / 3
+        state_file.write_bytes(json.dumps(longest._replace(status="MAINT")._asdict()).encode())
+        agent = RunningAgent(state_file, 60)
+        state_file.write_bytes(json.dumps(longest._asdict()).encode())
+        agent.receive(signal.SIGHUP)
+        addresses = [f"2001:0db8:0000:0000:0000:0000:ffff:{number:04x}%enp0s31f6" for number in range(1100)]
+        for _round in range(2):
+            for address in addresses:
+                clock.wall += 1 / 3
+                agent.ask(address)
+        kept = [peer["address"] for peer in agent.peers()]
+        assert kept == addresses[-1024:]
+        agent.stop()
+        agent = RunningAgent(state_file, 60)
+        assert [peer["address"] for peer in agent.peers()] == kept
+        agent.kill()
+
+
+@settings(same_examples, max_examples=50)
+@given(st.integers(1, 5), st.lists(st.sampled_from("abcdefgh"), max_size=40))
+def test_the_peers_that_asked_last_are_known(most: int, askers: list[str]) -> None:
+    peers = hapgent["peers"].Peers(60)
+    with mock.patch.object(hapgent["peers"], "MOST_PEERS", most):
+        for now, address in enumerate(askers):
+            peers.see(address, float(now))
+    last = list(dict.fromkeys(reversed(askers)))[:most]
+    assert [peer.address for peer in peers.all()] == sorted(last)
+
+
+TestChanges = Changes.TestCase
+TestChanges.settings = settings(same_examples, max_examples=250, stateful_step_count=40)
+TestChangesWithoutSettling = ChangesWithoutSettling.TestCase
+TestChangesWithoutSettling.settings = settings(same_examples, max_examples=30, stateful_step_count=30)
