@@ -18,7 +18,7 @@ from hapgent.peers import MOST_PATIENCE_SECONDS, Change, Peer, Peers
 from hapgent.state import UNDOING, State, StateError, from_fields, read, replace
 
 MAX_BYTES = 1024 * 1024
-# Whoever was not seen for so long when the agent starts is forgotten.
+# Whoever had not been seen for so long when this was saved is forgotten.
 MOST_ABSENCE_SECONDS = 7 * 86400
 
 
@@ -37,6 +37,7 @@ def save(path: str, temporary: str, change: Change, peers: Peers) -> None:
     now = time.monotonic()
     offset = time.time() - now
     known = {
+        "saved": offset + now,
         "state": change.state.fields(),
         "since": change.since,
         "undo": sorted(change.undo),
@@ -72,7 +73,7 @@ def load(path: str, settle: float) -> tuple[Change, list[Peer]]:
         peers = [
             _peer(fields, now, change.state, settle)
             for fields in known["peers"]
-            if fields["last_seen"] > now - MOST_ABSENCE_SECONDS
+            if fields["last_seen"] > known["saved"] - MOST_ABSENCE_SECONDS
         ]
     except StateError as error:
         raise MemoryUnusableError(str(error)) from error

@@ -45,8 +45,8 @@ class Peer:
     """An address that asks. Its times are on the monotonic clock, in seconds.
 
     C(told) is the state that it was told last, none if it was told nothing, several if it may have been any of them.
-    C(undo) has the words that undo what it was told before, and until when each goes along. C(interval) is the longest
-    time between two checks of late: where it asks for several backends, the others come in between.
+    C(undo) has the words that undo what it was told before, and until when each goes along. C(interval) is how often
+    it asks, of late; None as long as nobody can say.
     """
 
     __slots__ = (
@@ -85,10 +85,8 @@ class Peer:
             return
         if gap > LONG_GAP_SECONDS:
             gap = min(gap, 3 * self.interval + 1)
-        if gap > self.interval:
-            self.interval = gap
-        else:
-            self.interval -= (self.interval - gap) / 64
+        # The longer a gap, the more it counts: one that asks for several backends may ask for all of them at once.
+        self.interval += (gap - self.interval) * gap / (gap + 7 * self.interval + 1e-9)
 
     def answer(self, change: Change, now: float, settle: float) -> tuple[bytes, dict[str, float]]:
         """What it is to be answered, and what is undone with that."""

@@ -585,23 +585,24 @@ PEER = (
 )
 UNUSABLE = {
     "empty": b"",
-    "torn off": b'{"state": {"status": "UP"}, "undo": [], "since": 1, "pe',
+    "torn off": b'{"state": {"status": "UP"}, "undo": [], "saved": 1, "since": 1, "pe',
     "zeros": bytes(4096),
     "not UTF-8": b'{"\xff": 1}',
     "a list": b"[]",
     "null": b"null",
     "no field": b"{}",
-    "no state": b'{"state": {"status": "up"}, "undo": [], "since": 1, "peers": []}',
-    "state null": b'{"state": null, "undo": [], "since": 1, "peers": []}',
-    "undo a number": b'{"state": {"status": "UP"}, "undo": 3, "since": 1, "peers": []}',
+    "no state": b'{"state": {"status": "up"}, "undo": [], "saved": 1, "since": 1, "peers": []}',
+    "state null": b'{"state": null, "undo": [], "saved": 1, "since": 1, "peers": []}',
+    "undo a number": b'{"state": {"status": "UP"}, "undo": 3, "saved": 1, "since": 1, "peers": []}',
     "since a word": b'{"state": {"status": "UP"}, "undo": [], "since": "now", "peers": []}',
-    "since beyond every float": b'{"state": {"status": "UP"}, "undo": [], "since": 1%s, "peers": []}' % (b"0" * 400),
-    "peers null": b'{"state": {"status": "UP"}, "undo": [], "since": 1, "peers": null}',
-    "a peer without a line": b'{"state": {"status": "UP"}, "undo": [], "since": 1, "peers": [%s}]}' % PEER,
-    "half a letter": b'{"state": {"status": "UP"}, "undo": [], "since": 1, "peers": [%s, "line": "UP"}]}'
+    "since beyond every float": b'{"state": {"status": "UP"}, "undo": [], "saved": 1, "since": 1%s, "peers": []}'
+    % (b"0" * 400),
+    "peers null": b'{"state": {"status": "UP"}, "undo": [], "saved": 1, "since": 1, "peers": null}',
+    "a peer without a line": b'{"state": {"status": "UP"}, "undo": [], "saved": 1, "since": 1, "peers": [%s}]}' % PEER,
+    "half a letter": b'{"state": {"status": "UP"}, "undo": [], "saved": 1, "since": 1, "peers": [%s, "line": "UP"}]}'
     % PEER.replace(b"127.0.0.2", b"\\ud83d"),
     "nested too deep": b"[" * 100_000,
-    "too large": b'{"state": {"status": "UP"}, "undo": [], "since": 1, "peers": []}'.ljust(1024 * 1024 + 1),
+    "too large": b'{"state": {"status": "UP"}, "undo": [], "saved": 1, "since": 1, "peers": []}'.ljust(1024 * 1024 + 1),
 }
 
 

@@ -129,9 +129,9 @@ def test_as_memory(agents: Agents, tmp_path: Path) -> None:
     state_file = tmp_path / "folder" / "state.json"
     state_file.parent.mkdir()
     memory = state_file.with_name("state.json.memory")
-    true_fields = {"state": {"status": "UP"}, "undo": ["READY"], "since": 1e9, "peers": []}
+    true_fields = {"state": {"status": "UP"}, "undo": ["READY"], "saved": 1e9, "since": 1e9, "peers": []}
     peer = {
-        **{name: true_fields[name] for name in ("state", "undo")},
+        **{"told": [{"status": "UP"}], "undo": {"READY": 50.0}},
         **{"address": "127.0.0.1", "first_seen": 1e9, "last_seen": 1e9, "checks": 1, "interval": 2.0, "line": "UP\n"},
     }
     mistakes = st.fixed_dictionaries({}, optional=dict.fromkeys(true_fields, values)).map(

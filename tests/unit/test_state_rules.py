@@ -982,6 +982,17 @@ def test_settling_ends_when_the_agent_is_started_without_it() -> None:
     do(DRAIN, [("poll", 0, 0), ("change", UP), ("poll", 0, 0), ("stop",), ("start", 0), ("poll", 0, 0)])
 
 
+def test_who_asks_all_the_time_is_known_after_a_kill_however_long_nothing_changed() -> None:
+    eight_days = ("wait", 8 * 86400.0)
+    do(
+        DRAIN,
+        [
+            *[("poll", 0, 0), ("change", UP), ("let_all_settle",), ("set_by_hand", 0, 0, "drain")],
+            *[("poll", 0, 0), eight_days, ("poll", 0, 0), ("kill",), ("start",), ("poll", 0, 0)],
+        ],
+    )
+
+
 def do(state: Meant, steps: list[tuple[Any, ...]]) -> None:
     machine = Changes()
     try:
