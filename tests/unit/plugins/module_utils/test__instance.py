@@ -25,6 +25,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     TOLD,
     Instance,
     InstanceError,
+    _is_of_this_host,
     _main_pid,
     find_pid,
     find_service_pid,
@@ -190,6 +191,14 @@ def test_agents_of_containers_do_not_run_here(agents: Agents) -> None:
     assert inside not in found
 
 
+def test_process_that_has_ended_is_not_of_this_host(agents: Agents) -> None:
+    # It may end while somebody looks at all of them.
+    agent = agents.start()
+    assert _is_of_this_host(agent.pid)
+    agent.kill()
+    assert not _is_of_this_host(agent.pid)
+
+
 # What it was started with
 
 
@@ -324,6 +333,56 @@ def test_service_without_a_main_process(done: tuple[int, str, str], named: list[
         _main_pid("hapgent", lambda _command: done, in_seconds(10))
     for word in named:
         assert word in str(caught.value)
+
+
+def test_waits_for_a_service_that_is_about_to_start() -> None:
+    printed = iter(["LoadState=loaded\nActiveState=activating\nMainPID=0\n"] * 3 + [RUNNING])
+    assert _main_pid("hapgent", lambda _command: (0, next(printed), ""), in_seconds(15)) == 4711
+
+
+def test_does_not_wait_for_a_service_for_ever() -> None:
+    printed = "LoadState=loaded\nActiveState=activating\nMainPID=0\n"
+    with ThreadPoolExecutor() as threads:
+        deadline = in_seconds(0.3)
+        # The other end gives up too, or a module that waits for ever would hold up this test.
+        asked = threads.submit(
+            _main_pid, "hapgent", lambda _command: (int(in_seconds(0) > deadline + 10), printed, ""), deadline
+        )
+        with pytest.raises(InstanceError, match="service hapgent does not run, it is activating"):
+            asked.result()
+
+
+@pytest.mark.parametrize(("served", "named"), [("here.json", ""), ("other.json", "name both of one agent")])
+def test_service_has_to_serve_the_state_file(tmp_path: Path, served: str, named: str) -> None:
+    for name in ("here.json", "other.json"):
+        (tmp_path / name).write_bytes(b'{"status": "UP"}')
+    # systemd runs where it has this folder. Its service is the process that asks: a name and a variable make an agent.
+    shell = [*namespaces("--mount", "--propagation", "private"), "sh", "-c"]
+    script = 'mount -t tmpfs host /run && mkdir -p /run/systemd/system && exec "$@"'
+    code = f"""
+import os, time
+from {find_pid.__module__} import InstanceError, find_pid
+with open("/proc/self/comm", "w") as comm:
+    comm.write("hapgent")
+printed = f"LoadState=loaded\\nActiveState=active\\nMainPID={{os.getpid()}}\\n"
+try:
+    found = find_pid("hapgent", {str(tmp_path / "here.json")!r}, lambda command: (0, printed, ""), time.monotonic() + 10)
+    print("found" if found == os.getpid() else found)
+except InstanceError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [*shell, script, "sh", sys.executable, "-c", code],
+        env={**os.environ, "HAPGENT_STATE_FILE": str(tmp_path / served)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if served == "here.json":
+        assert done.stdout == "found\n"
+    else:
+        for word in ["service hapgent serves", str(tmp_path / "other.json"), str(tmp_path / "here.json"), named]:
+            assert word in done.stdout
 
 
 # Asking it
@@ -528,6 +587,42 @@ def test_waits_for_the_status_of_an_agent_that_starts_again(
         asked = threads.submit(instance.status, in_seconds(15))
         again, _instance = start_with_status(agents, path, state_file=agent.state_file, port=agent.port)
         assert asked.result()["pid"] == again.pid
+
+
+def test_asks_again_where_the_status_was_cut_off(tmp_path: Path) -> None:
+    # The agent ends while it tells it, and starts again.
+    whole = json.dumps({**dict.fromkeys(TOLD), "state_file": "/s.json", "answer": "UP"}).encode()
+    path = tmp_path / "status.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def run() -> None:
+            for content in [b"", whole[:20], whole]:
+                client = listener.accept()[0]
+                with client:
+                    client.sendall(content)
+
+        threading.Thread(target=run, daemon=True).start()
+        assert Instance(1, "/s.json", str(path)).answer(in_seconds(15)) == "UP"
+
+
+def test_socket_of_a_container(agents: Agents, tmp_path: Path) -> None:
+    # What is in this folder, only the container sees.
+    inside = tmp_path / "run"
+    inside.mkdir()
+    unshare = namespaces("--pid", "--mount", "--propagation", "private", "--fork", "--kill-child")
+    shell = [*unshare, "sh", "-c", f'mount -t tmpfs host {inside} && exec "$@"', "sh"]
+    container = agents.start(
+        b'{"status": "DRAIN"}',
+        before_exec=f"os.environ['PATH'] = {os.environ['PATH']!r}; os.execvp('unshare', {shell} + sys.argv[1:])",
+        environment={"HAPGENT_SOCKET": str(inside / "status.sock")},
+    )
+    assert not (inside / "status.sock").exists()
+    pid = int(Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text(encoding="ascii"))
+
+    assert find_pid(SERVICE, str(container.state_file), run_command, in_seconds(10)) == pid
+    assert instance_of(pid).answer(in_seconds(10)) == "DRAIN"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -792,7 +793,9 @@ class Relay:
             with reader:
                 status = read_status(self._behind)
                 self._see(self, json.loads(status))
-                reader.sendall(status)
+                # The one who asks may have gone.
+                with contextlib.suppress(BrokenPipeError):
+                    reader.sendall(status)
 
 
 @contextlib.contextmanager
@@ -916,6 +919,14 @@ def test_not_all_are_told(
     listed = str(wait_for)
     assert result["seen_by"] == [address for address in (FAST, SLOW) if wait_for == 3 or address in listed]
     assert result["not_seen_by"] == [address for address in (NOBODY, "198.51.100.11") if address in listed]
+
+
+def test_tells_who_was_not_told_although_the_agent_is_slow(agents: Agents, tmp_path: Path) -> None:
+    agent = start_with_status(agents, tmp_path)
+    # The time to wait is over while the module asks for the last time.
+    with relayed(agent, lambda _relay, _status: time.sleep(0.2)):
+        result = change(agent, status="DRAIN", wait=True, wait_for=[NOBODY], wait_timeout=0.5)
+    assert_not_told(result, agent, f"not to {NOBODY} (never seen) within 0.5 s")
 
 
 def test_an_address_that_was_seen_before_and_is_silent(agents: Agents, tmp_path: Path) -> None:
