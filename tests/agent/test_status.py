@@ -643,10 +643,8 @@ def test_json_is_the_document(agents: Agents, path: Path) -> None:
 
 
 def test_socket_is_the_argument_or_that_of_the_environment(agents: Agents, tmp_path: Path) -> None:
-    told = {}
-    for name in ["one", "other"]:
-        told[tmp_path / name] = start(agents, tmp_path / name).pid
-    one, other = told
+    one, other = tmp_path / "one", tmp_path / "other"
+    told = {path: start(agents, path).pid for path in (one, other)}
     environment = {"HAPGENT_SOCKET": str(one)}
     assert json.loads(shown("--json", environment=environment))["pid"] == told[one]
     assert json.loads(shown("--json", other, environment=environment))["pid"] == told[other]
