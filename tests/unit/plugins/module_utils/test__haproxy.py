@@ -1,0 +1,434 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What HAProxy 2.2, 2.6 and 3.0 said of the servers in haproxy/haproxy.cfg, and what is made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils._haproxy import (
+    FormatError,
+    HalfAnswerError,
+    SelectionError,
+    Server,
+    Statistics,
+    parse_page,
+    parse_socket,
+)
+
+FOLDER = Path(__file__).parent / "haproxy"
+VERSIONS = ["2.2", "2.6", "3.0"]
+
+
+def socket_answer(version: str) -> str:
+    return (FOLDER / f"{version}-socket.txt").read_text(encoding="utf-8")
+
+
+def page_text(version: str) -> str:
+    return (FOLDER / f"{version}-page.csv").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def on_socket(version: str) -> Statistics:
+    return parse_socket(socket_answer(version))
+
+
+@pytest.fixture(scope="module")
+def on_page(version: str) -> Statistics:
+    return parse_page(page_text(version))
+
+
+def by_title(statistics: Statistics) -> dict[str, Server]:
+    return {server.title: server for server in statistics.servers}
+
+
+AGENT_OR_HAND, TRACKING = ["agent_or_hand"], ["tracking"]
+
+# Status, whether it takes new sessions, administrative state and what set it, weight, configured weight.
+SERVERS: dict[str, tuple[str, bool, str, list[str], int, int]] = {
+    "web/up": ("UP", True, "ready", [], 100, 100),
+    "web/drain": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
+    "web/drainup": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
+    "web/drainreason": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
+    "web/handdrain": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
+    "web/nocheckdrain": ("DRAIN", False, "drain", ["hand"], 1, 1),
+    "web/maint": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
+    "web/maintup": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
+    "web/handmaint": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
+    "web/conf": ("MAINT", False, "maint", ["configuration"], 100, 100),
+    # Disabled on its server line, and enabled by hand: a bit stays.
+    "web/confready": ("UP", True, "ready", [], 100, 100),
+    "web/down": ("DOWN (agent)", False, "ready", [], 100, 100),
+    "web/draindown": ("DOWN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
+    "web/downhealth": ("DOWN", False, "ready", [], 100, 100),
+    "web/half": ("UP", True, "ready", [], 50, 100),
+    "web/zero": ("UP", False, "ready", [], 0, 100),
+    "web/halflow": ("UP", False, "ready", [], 0, 1),
+    "web/w0": ("UP", False, "ready", [], 0, 0),
+    "web/nocheck": ("no check", True, "ready", [], 1, 1),
+    "web/silent": ("no check", True, "ready", [], 100, 100),
+    "web/backup": ("UP", True, "ready", [], 1, 1),
+    "track/drain": ("DRAIN (agent)", False, "drain", TRACKING, 1, 1),
+    "track/chain": ("DRAIN (agent)", False, "drain", TRACKING, 1, 1),
+    "track/maint": ("MAINT (via web/maint)", False, "maint", TRACKING, 1, 1),
+    "track/conf": ("MAINT (via web/conf)", False, "maint", TRACKING, 1, 1),
+    "track/down": ("DOWN (agent)", False, "ready", [], 1, 1),
+    "track/nocheck": ("UP", True, "ready", [], 1, 1),
+}
+
+
+@pytest.mark.parametrize("title", SERVERS)
+def test_servers_on_the_socket(on_socket: Statistics, title: str) -> None:
+    server = by_title(on_socket)[title]
+    assert (
+        server.status,
+        server.takes_new_sessions,
+        server.admin_state,
+        server.admin_by,
+        server.weight,
+        server.configured_weight,
+    ) == SERVERS[title]
+
+
+@pytest.mark.parametrize("title", SERVERS)
+def test_servers_on_the_page(on_page: Statistics, title: str) -> None:
+    """It tells less, and what it tells is the same."""
+    server = by_title(on_page)[title]
+    status, takes, admin_state, admin_by, weight, _configured_weight = SERVERS[title]
+    assert (server.status, server.takes_new_sessions, server.weight) == (status, takes, weight)
+    assert server.admin_state == (None if status.startswith("DOWN") else admin_state)
+    assert server.admin_by == (admin_by if "via" in status else [])
+    assert server.configured_weight is None
+
+
+# Result, code, text of the agent check; None is none.
+CHECKS: dict[str, tuple[str, int | None, str | None] | None] = {
+    "web/up": ("L7OK", 0, "via agent : up"),
+    "web/upreason": ("L7OK", 0, "via agent : up (all is well)"),
+    "web/drain": ("CHECKED", None, None),
+    "web/drainreason": ("L7OK", 0, 'via agent : up (kernel, upgrade "x")'),
+    "web/ready": ("CHECKED", None, None),
+    "web/junk": ("CHECKED", None, "agent reports an error : hello"),
+    "web/dead": ("L4CON", None, "Connection refused"),
+    "web/draindown": ("L7STS", 0, "via agent : down"),
+    "web/disabledagent": None,
+    "web/noagent": None,
+    "track/drain": None,
+}
+
+
+@pytest.mark.parametrize("title", CHECKS)
+def test_agent_checks(on_socket: Statistics, title: str) -> None:
+    check = by_title(on_socket)[title].agent_check
+    assert (check and (check["result"], check["code"], check["text"])) == CHECKS[title]
+
+
+def test_check_that_runs() -> None:
+    """As HAProxy 2.2 was seen: what the agent answered before is not said meanwhile."""
+    server = by_title(parse_socket(socket_answer("2.2")))["web/maintup"]
+    assert server.agent_check == {"result": "L7OK", "code": 0, "text": None, "running": True}
+    assert server.is_being_asked
+
+
+def test_health_checks(on_socket: Statistics) -> None:
+    servers = by_title(on_socket)
+    assert servers["web/nocheck"].health_check is None
+    assert servers["web/maint"].health_check is None
+    check = servers["web/downhealth"].health_check
+    assert check
+    assert (check["result"], check["text"]) == ("L4CON", "Connection refused")
+    # The text with a line end is in the row of one server, and does not make two of it.
+    assert len(on_socket.servers) == 47
+
+
+def test_the_rest(version: str, on_socket: Statistics, on_page: Statistics) -> None:
+    assert on_socket.process
+    assert on_socket.process.version.startswith(version)
+    assert on_socket.process.pid in (60, 61)
+    assert on_socket.process.uptime == 8
+    assert on_page.process is None
+    for statistics in (on_socket, on_page):
+        assert statistics.backends == ["web", "track", "static", "hash", "consistent", "random", "hdr", "empty"]
+        servers = by_title(statistics)
+        assert {server.address for server in servers.values()} == {"127.0.0.1:8080", "127.0.0.1:8081"}
+        assert {server.balance for server in servers.values()} >= {"roundrobin", "static-rr", "source"}
+        assert [server.name for server in servers.values() if server.backup] == ["backup"]
+        assert servers["track/chain"].tracks == "track/drain"
+        assert servers["web/up"].tracks is None
+        assert {(server.sessions, server.queue) for server in servers.values()} == {(0, 0)}
+        assert all(0 < server.last_change < 20 for server in servers.values())
+
+
+# What is no such answer
+
+
+def test_each_half_of_an_answer(version: str) -> None:
+    """However much of it there is: it is never taken for all, nor for something else than HAProxy."""
+    answer = socket_answer(version)
+    ends = [*range(14, len(answer) - 2, 97), *range(len(answer) - 60, len(answer) - 2)]
+    for end in ends:
+        with pytest.raises(HalfAnswerError):
+            parse_socket(answer[:end])
+
+
+def test_each_half_of_a_page(version: str) -> None:
+    """It has no end of its own, HTTP tells that. What can be seen is that a line or a backend is not complete."""
+    text = page_text(version)
+    lines = text.splitlines(keepends=True)
+    row_ends = {len("".join(lines[: number + 1])) for number, line in enumerate(lines) if ",BACKEND," in line}
+    frontends = {len("".join(lines[: number + 1])) for number, line in enumerate(lines) if ",FRONTEND," in line}
+    header = {len(lines[0])}
+    for end in {*range(20, len(text), 97), *(len("".join(lines[:number])) for number in range(1, len(lines)))}:
+        if end not in row_ends | frontends | header:
+            with pytest.raises(HalfAnswerError):
+                parse_page(text[:end])
+
+
+@pytest.mark.parametrize("answer", ["", "\n\n", "hello", "UP 50%\n", "Permission denied\n\n", "<html>", "\x00"])
+def test_no_answer_of_haproxy(answer: str) -> None:
+    for parse in (parse_socket, parse_page):
+        with pytest.raises(FormatError) as caught:
+            parse(answer)
+        assert not isinstance(caught.value, HalfAnswerError)
+
+
+def test_statistics_of_something_else() -> None:
+    with pytest.raises(FormatError, match="not as expected"):
+        parse_page("# pxname,svname,type,\nweb,web7,2,\nweb,BACKEND,1,\n")
+
+
+# What is waited for
+
+
+def server(**fields: Any) -> Server:
+    """A server that is up, but for these fields."""
+    check = {"result": "L7OK", "code": 0, "text": None, "running": False}
+    usual: dict[str, Any] = {
+        "backend": "web",
+        "name": "web7",
+        "address": "192.0.2.7:8080",
+        "balance": "roundrobin",
+        "backup": False,
+        "status": "UP",
+        "admin": 0,
+        "tracks": None,
+        "weight": 100,
+        "user_weight": 100,
+        "configured_weight": 100,
+        "sessions": 0,
+        "queue": 0,
+        "last_change": 9,
+        "agent_state": 0x16,
+        "agent_check": check,
+        "health_check": check,
+    }
+    return Server(**{**usual, **fields})
+
+
+# The server, how many sessions may be left, what it is then.
+MEETS: dict[str, tuple[dict[str, Any], int, set[str]]] = {
+    "up": ({}, 0, {"up"}),
+    "up, and going down": ({"status": "UP 1/3"}, 0, {"up"}),
+    "no check": ({"status": "no check", "agent_check": None}, 0, {"up"}),
+    "up with a small weight": ({"weight": 1}, 0, {"up"}),
+    "weight 0": ({"weight": 0}, 0, {"drained"}),
+    "no check, weight 0": ({"status": "no check", "weight": 0}, 0, {"drained"}),
+    "drained": ({"status": "DRAIN"}, 0, {"drained"}),
+    "drained by an agent": ({"status": "DRAIN (agent)"}, 0, {"drained"}),
+    "drained, and going down": ({"status": "DRAIN 1/3"}, 0, {"drained"}),
+    "drained, one session": ({"status": "DRAIN", "sessions": 1}, 0, set()),
+    "drained, one session may be": ({"status": "DRAIN", "sessions": 1}, 1, {"drained"}),
+    "drained, two sessions": ({"status": "DRAIN", "sessions": 2}, 1, set()),
+    "drained, one in the queue": ({"status": "DRAIN", "queue": 1}, 0, set()),
+    "no new sessions": ({"status": "NOLB"}, 0, {"drained"}),
+    "no new sessions, and going down": ({"status": "NOLB 1/2"}, 0, {"drained"}),
+    "down": ({"status": "DOWN"}, 0, {"drained", "down"}),
+    "down by an agent": ({"status": "DOWN (agent)"}, 0, {"drained", "down"}),
+    "down, and going up": ({"status": "DOWN 1/2"}, 0, {"drained", "down"}),
+    "down, with a session": ({"status": "DOWN", "sessions": 1}, 0, {"down"}),
+    "in maintenance": ({"status": "MAINT"}, 0, {"drained", "maint"}),
+    "in maintenance by tracking": ({"status": "MAINT (via web/web7)"}, 0, {"drained", "maint"}),
+    "in maintenance without an address": ({"status": "MAINT (resolution)"}, 0, {"drained", "maint"}),
+    "in maintenance, with a session": ({"status": "MAINT", "sessions": 1}, 0, {"maint"}),
+    "agent not asked yet": ({"agent_check": {"result": "INI", "text": None, "running": True}}, 0, set()),
+    "agent does not answer": ({"agent_check": {"result": "L4CON", "text": None, "running": False}}, 0, {"up"}),
+}
+
+
+@pytest.mark.parametrize(("fields", "max_sessions", "met"), MEETS.values(), ids=MEETS)
+def test_what_a_server_meets(fields: dict[str, Any], max_sessions: int, met: set[str]) -> None:
+    one = server(**fields)
+    assert {wanted for wanted in ("drained", "up", "down", "maint") if one.meets(wanted, max_sessions)} == met
+
+
+@pytest.mark.parametrize(
+    ("fields", "left"),
+    [
+        ({"status": "DRAIN", "sessions": 1}, "web/web7 (DRAIN, 1 session)"),
+        (
+            {"status": "DRAIN (agent)", "sessions": 12, "queue": 3},
+            "web/web7 (DRAIN (agent), 12 sessions, 3 in its queue)",
+        ),
+        ({}, "web/web7 (UP, 0 sessions, takes new sessions)"),
+        ({"weight": 0, "sessions": 2}, "web/web7 (UP, 2 sessions, weight 0)"),
+    ],
+)
+def test_what_is_said_of_a_server(fields: dict[str, Any], left: str) -> None:
+    assert server(**fields).left() == left
+
+
+# Bits of srv_admin_state, whether it has an agent check, what is made of that.
+@pytest.mark.parametrize(
+    ("admin", "agent_state", "state", "by"),
+    [
+        (0x00, 0x16, "ready", []),
+        (0x04, 0x16, "ready", []),
+        (0x40, 0x16, "ready", []),
+        (0x08, 0x00, "drain", ["hand"]),
+        (0x08, 0x16, "drain", ["agent_or_hand"]),
+        # The agent may have said it before its check was disabled.
+        (0x08, 0x12, "drain", ["agent_or_hand"]),
+        (0x10, 0x00, "drain", ["tracking"]),
+        (0x18, 0x00, "drain", ["hand", "tracking"]),
+        (0x01, 0x00, "maint", ["hand"]),
+        (0x01, 0x16, "maint", ["agent_or_hand"]),
+        (0x05, 0x16, "maint", ["configuration"]),
+        (0x02, 0x00, "maint", ["tracking"]),
+        (0x03, 0x00, "maint", ["hand", "tracking"]),
+        (0x20, 0x16, "maint", ["resolution"]),
+        # In both, it is in maintenance.
+        (0x09, 0x00, "maint", ["hand"]),
+    ],
+)
+def test_administrative_part(admin: int, agent_state: int, state: str, by: list[str]) -> None:
+    check = server().agent_check if agent_state & 0x04 else None
+    one = server(admin=admin, agent_state=agent_state, agent_check=check)
+    assert (one.admin_state, one.admin_by) == (state, by)
+
+
+# Which servers
+
+
+def test_select() -> None:
+    servers = [server(backend=backend, name=name) for backend, name in (("web", "a"), ("web", "b"), ("api", "b"))]
+    statistics = Statistics(None, ["web", "api", "empty"], servers)
+    assert statistics.select([], []) == servers
+    assert statistics.select([], ["b"]) == servers[1:]
+    assert statistics.select(["api", "web"], ["b"]) == servers[1:]
+    assert statistics.select(["empty"], []) == []
+    with pytest.raises(SelectionError, match=r"^HAProxy has no backend shop: it has web, api, empty$"):
+        statistics.select(["web", "shop"], ["a"])
+    with pytest.raises(SelectionError, match=r"^HAProxy has no server c: it has web/a, web/b, api/b$"):
+        statistics.select([], ["a", "c"])
+    with pytest.raises(SelectionError, match=r"^backend api, empty has no server a: it has api/b$"):
+        statistics.select(["api", "empty"], ["a"])
+    with pytest.raises(SelectionError, match=r"^HAProxy has no backend web: it has none$"):
+        Statistics(None, [], []).select(["web"], [])
+
+
+# What makes agent checks useless
+
+STATIC = "via agent : up (Backend is using a static LB algorithm and only accepts weights '0%' and '100%'. )"
+# The server, how the warning begins; '' is none.
+WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "well": ({}, ""),
+    "no agent check": ({"agent_state": 0, "agent_check": None}, "has no agent-check on its server line: no agent"),
+    "disabled": ({"agent_state": 0x12, "agent_check": None}, "the agent check was disabled by hand"),
+    "neither, on the page": (
+        {"agent_state": None, "agent_check": None},
+        "has no agent-check on its server line, or it",
+    ),
+    "not asked yet": ({"agent_check": {"result": "INI", "text": None}}, ""),
+    "down": ({"agent_check": {"result": "L7STS", "text": "via agent : down"}}, ""),
+    "no health word": ({"agent_check": {"result": "CHECKED", "text": None}}, ""),
+    "refused": (
+        {"agent_check": {"result": "L4CON", "text": "Connection refused"}},
+        "the agent does not answer (L4CON, Co",
+    ),
+    "timed out": ({"agent_check": {"result": "L4TOUT", "text": None}}, "the agent does not answer (L4TOUT)"),
+    "silent": ({"agent_check": {"result": "L7TOUT", "text": None}}, "the agent does not answer (L7TOUT)"),
+    "no line": (
+        {"agent_check": {"result": "L7RSP", "text": "Ignoring incomplete line"}},
+        "the agent does not answer (L7",
+    ),
+    "junk": (
+        {"agent_check": {"result": "CHECKED", "text": "agent reports an error : hello"}},
+        "HAProxy does not understand what the agent answers (agent reports an error : hello)",
+    ),
+    "static": (
+        {"balance": "source", "agent_check": {"result": "L7OK", "text": STATIC}},
+        "balance source takes no weight but 0% and 100%",
+    ),
+    "static, of which the name is not told": (
+        {"balance": None, "agent_check": {"result": "L7OK", "text": STATIC}},
+        "balance of this backend takes no weight",
+    ),
+    "weight 1": ({"configured_weight": 1, "user_weight": 1}, "of the configured weight 1, less than 100% is"),
+    "weight 3": ({"configured_weight": 3, "user_weight": 3}, "of the configured weight 3, less than 34% is"),
+    "weight 9": ({"configured_weight": 9, "user_weight": 9}, "of the configured weight 9, less than 12% is"),
+    "weight 10": ({"configured_weight": 10, "user_weight": 10}, ""),
+    "weight 10, rounded": (
+        {"configured_weight": 10, "user_weight": 0},
+        "of the configured weight 10, less than 10% is",
+    ),
+    "weight 100, told 0": ({"configured_weight": 100, "user_weight": 0}, ""),
+    "weight 256": ({"configured_weight": 256, "user_weight": 0}, ""),
+    "weight 0": ({"configured_weight": 0, "user_weight": 0}, "the configured weight is 0"),
+    "weight 1, static": ({"configured_weight": 1, "user_weight": 1, "balance": "static-rr"}, ""),
+    "weight not told": ({"configured_weight": None, "user_weight": None, "weight": 1}, ""),
+}
+
+
+@pytest.mark.parametrize(("fields", "warning"), WARNINGS.values(), ids=WARNINGS)
+def test_warnings(fields: dict[str, Any], warning: str) -> None:
+    one = server(**fields)
+    found = Statistics(None, ["web"], [one]).warnings([one])
+    assert len(found) == bool(warning)
+    assert all(text.startswith(f"web/web7: {warning}") and text.endswith(".") for text in found)
+
+
+def test_one_warning_for_all_that_have_the_same() -> None:
+    servers = [server(name=name, agent_state=0, agent_check=None) for name in ("a", "b")] + [server()]
+    (warning,) = Statistics(None, ["web"], servers).warnings(servers)
+    assert warning == "web/a, web/b: has no agent-check on its server line: no agent can drain it."
+    assert Statistics(None, ["web"], servers).warnings(servers[2:]) == []
+
+
+def test_servers_that_track() -> None:
+    deaf = {"agent_state": 0, "agent_check": None, "configured_weight": 1}
+    web = [server(name="agent"), server(name="none", **deaf)]
+    api = [
+        server(backend="api", name="well", tracks="web/agent", **deaf),
+        server(backend="api", name="chain", tracks="api/well", **deaf),
+        server(backend="api", name="bad", tracks="web/none", **deaf),
+        # A stats page may show some of the backends only.
+        server(backend="api", name="hidden", tracks="shop/x", **deaf),
+        server(backend="api", name="circle", tracks="api/circle", **deaf),
+    ]
+    found = Statistics(None, [], web + api).warnings(api[:4])
+    assert found == ["api/bad: tracks web/none, which has no agent check that is enabled: no agent can drain it."]
+    # That cannot be in HAProxy, but a loop without an end is worse.
+    assert len(Statistics(None, [], web + api).warnings(api[4:])) == 1
+
+
+def test_warnings_as_seen() -> None:
+    for version in VERSIONS[1:]:
+        statistics = parse_socket(socket_answer(version))
+        titles = {
+            title for text in statistics.warnings(statistics.servers) for title in text.split(": ")[0].split(", ")
+        }
+        assert titles == {
+            *("web/dead", "web/junk", "web/disabledagent", "web/halflow", "web/noagent", "web/nocheck"),
+            *("web/nocheckdrain", "web/backup", "web/w0", "consistent/a", "random/a", "hdr/a", "track/nocheck"),
+            *("static/halfstatic", "static/halfstaticr", "hash/halfsrc"),
+        }
