@@ -1,0 +1,930 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The module haproxy_server_info, run as Ansible runs it, against a real HAProxy."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import ansible
+import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _state
+
+if TYPE_CHECKING:
+    from tests.conftest import Agents, Eventually
+
+MODULE = "ansible_collections.hapgent.agent.plugins.modules.haproxy_server_info"
+# The folders of the collections and of Ansible, for interpreters that have neither.
+IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
+CACHE = Path(__file__).parents[4] / ".cache" / "haproxy"
+# What tests/tools/install got, or else what the machine has.
+HAPROXY = str(CACHE / "usr/sbin/haproxy") if CACHE.exists() else shutil.which("haproxy") or "haproxy"
+LIBRARIES = os.pathsep.join(str(folder) for folder in CACHE.glob("usr/lib/*-linux-gnu*"))
+PATIENCE_SECONDS = 15.0
+
+Result = dict[str, Any]
+
+
+def command_of(python: str, arguments: Result, check: bool = False) -> tuple[list[str], str, dict[str, str]]:
+    given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, IMPORTS))}
+    return [python, "-m", MODULE], json.dumps(given), environment
+
+
+def run_module(
+    *, python: str = sys.executable, check: bool = False, as_nobody: bool = False, **arguments: Any
+) -> Result:
+    """What the module returns when it is called with these arguments."""
+    command, given, environment = command_of(python, arguments, check)
+    done = subprocess.run(
+        command,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment,
+        cwd="/",
+        user=65534 if as_nobody else None,
+    )
+    assert done.stdout, done.stderr
+    result: Result = json.loads(done.stdout)
+    assert done.returncode == (1 if result.get("failed") else 0)
+    assert not result.get("changed")
+    return result
+
+
+def assert_failed(result: Result, *named: str) -> None:
+    assert result.get("failed"), result
+    for word in named:
+        assert word in result["msg"]
+
+
+def warnings(result: Result) -> str:
+    return json.dumps(result.get("warnings", []))
+
+
+class Waiting:
+    """The module while it waits."""
+
+    def __init__(self, arguments: Result) -> None:
+        command, self._given, environment = command_of(sys.executable, arguments)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+        assert self._process.stdin
+        self._process.stdin.write(self._given)
+        self._process.stdin.close()
+        self._process.stdin = None
+
+    def still(self, seconds: float = 1.5) -> bool:
+        """Whether it goes on waiting."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.poll() is None
+
+    def result(self) -> Result:
+        out, err = self._process.communicate(timeout=PATIENCE_SECONDS)
+        assert out, err
+        result: Result = json.loads(out)
+        return result
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class LineAgent(socketserver.ThreadingTCPServer):
+    """Answers every check with the same line."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+        super().__init__(("127.0.0.1", 0), LineHandler)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class LineHandler(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        agent = cast("LineAgent", self.server)
+        self.request.sendall(f"{agent.line}\n".encode())
+
+
+class Service(socketserver.ThreadingTCPServer):
+    """A service whose sessions last until the client ends them."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ServiceHandler)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class ServiceHandler(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        while received := self.request.recv(4096):
+            self.request.sendall(received)
+
+
+def free_port() -> int:
+    with socket.socket() as reservation:
+        reservation.bind(("127.0.0.1", 0))
+        return int(reservation.getsockname()[1])
+
+
+class LoadBalancer:
+    """A real HAProxy in front of one service, with the stats socket and the stats page that a test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "admin.sock"
+        self.tcp = f"127.0.0.1:{free_port()}"
+        self.page = f"http://127.0.0.1:{free_port()}/stats"
+        self.ports: dict[str, int] = {}
+        self._stack = contextlib.ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._service = self._stack.enter_context(Service())
+        self._stack.callback(self._service.shutdown)
+        self._sections: list[str] = []
+
+    def agent(self, line: str) -> LineAgent:
+        agent = self._stack.enter_context(LineAgent(line))
+        self._stack.callback(agent.shutdown)
+        return agent
+
+    def backend(self, name: str, *lines: str) -> None:
+        """A backend with a frontend. In its lines, SERVICE is the address of the service."""
+        self.ports[name] = free_port()
+        self._sections += [
+            f"frontend to_{name}",
+            f"    bind 127.0.0.1:{self.ports[name]}",
+            f"    default_backend {name}",
+            f"backend {name}",
+            *(f"    {line.replace('SERVICE', f'127.0.0.1:{self._service.port}')}" for line in lines),
+        ]
+
+    def section(self, *lines: str) -> None:
+        self._sections += lines
+
+    def start(self) -> None:
+        config = self.folder / "haproxy.cfg"
+        lines = [
+            "global",
+            f"    stats socket {self.socket} mode 600 level admin",
+            f"    stats socket {self.tcp} level admin",
+            # As with systemd's reload, sessions go on in the old process.
+            "    hard-stop-after 60s",
+            "defaults",
+            "    mode tcp",
+            "    timeout connect 2s",
+            "    timeout client 60s",
+            "    timeout server 60s",
+            "frontend stats",
+            "    mode http",
+            f"    bind {self.page.split('/')[2]}",
+            "    stats enable",
+            "    stats uri /stats",
+            "    stats auth ada:secret",
+            "    stats show-legends",
+            *self._sections,
+        ]
+        config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with (self.folder / "haproxy.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [HAPROXY, "-W", "-db", "-f", config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "LD_LIBRARY_PATH": LIBRARIES},
+            )
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self._answers():
+            if time.monotonic() >= deadline or self._process.poll() is not None:
+                pytest.fail(f"HAProxy does not start: {(self.folder / 'haproxy.log').read_text(encoding='utf-8')}")
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        try:
+            return "Uptime" in self.tell("show info")
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def reload(self) -> None:
+        """As systemctl reload does it."""
+        assert self._process
+        self._process.send_signal(signal.SIGUSR2)
+
+    def end(self) -> None:
+        if self._process:
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+        self.stop()
+        self._stack.close()
+
+    def tell(self, command: str) -> str:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE_SECONDS)
+            connection.connect(str(self.socket))
+            connection.sendall(f"{command}\n".encode())
+            return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+    def session(self, backend: str) -> socket.socket:
+        """A session that lasts until it is closed, and that has reached the service."""
+        client = socket.create_connection(("127.0.0.1", self.ports[backend]), PATIENCE_SECONDS)
+        self._stack.callback(client.close)
+        client.sendall(b"hello")
+        assert client.recv(64) == b"hello"
+        return client
+
+    def look(self, **arguments: Any) -> Result:
+        return run_module(socket=str(self.socket), **arguments)
+
+    def servers(self, **arguments: Any) -> dict[str, Result]:
+        """The servers as the module tells them, by backend/server."""
+        result = self.look(**arguments)
+        assert not result.get("failed"), result
+        return {f"{server['backend']}/{server['server']}": server for server in result["servers"]}
+
+    def await_status(self, eventually: Eventually, **statuses: str) -> None:
+        """Wait until servers of the backend web are so. Asked without the module."""
+
+        def are_so() -> bool:
+            lines = [line.split(",") for line in self.tell("show stat").splitlines()]
+            found = {line[1]: line[17] for line in lines if line[0] == "web"}
+            return statuses.items() <= found.items()
+
+        eventually(are_so, f"{statuses}")
+
+    @contextlib.contextmanager
+    def waiting(self, **arguments: Any) -> Iterator[Waiting]:
+        waiting = Waiting({"socket": str(self.socket), "interval": 0.1, **arguments})
+        try:
+            yield waiting
+        finally:
+            waiting.end()
+
+
+@pytest.fixture
+def balancer(tmp_path: Path) -> Iterator[LoadBalancer]:
+    balancer = LoadBalancer(tmp_path)
+    yield balancer
+    balancer.end()
+
+
+CHECKS = "check inter 200ms agent-check agent-inter 100ms weight 100"
+
+
+def with_agent(balancer: LoadBalancer, name: str, line: str, more: str = "") -> tuple[str, LineAgent]:
+    agent = balancer.agent(line)
+    return f"server {name} SERVICE {CHECKS} agent-port {agent.port} {more}", agent
+
+
+def simple(balancer: LoadBalancer, line: str = "up") -> LineAgent:
+    """A HAProxy with the backend web and its one server web7."""
+    server, agent = with_agent(balancer, "web7", line)
+    balancer.backend("web", server)
+    balancer.start()
+    return agent
+
+
+# What it tells
+
+
+def test_servers_with_all_that_can_be_told(balancer: LoadBalancer, eventually: Eventually) -> None:
+    lines = [
+        with_agent(balancer, "up", "up 50%")[0],
+        with_agent(balancer, "drained", 'drain up # new disk, "2 TB"')[0],
+        with_agent(balancer, "kept", "maint up # disk")[0],
+        with_agent(balancer, "down", "down # bad disk")[0],
+        with_agent(balancer, "configured", "up", "disabled")[0],
+        "server hand SERVICE check inter 200ms weight 100",
+        "server free SERVICE backup weight 20",
+    ]
+    balancer.backend("web", *lines)
+    balancer.backend("api", "balance leastconn", "server drained SERVICE track web/drained")
+    balancer.start()
+    balancer.tell("set server web/hand state drain")
+    balancer.await_status(
+        eventually,
+        up="UP",
+        drained="DRAIN (agent)",
+        kept="MAINT",
+        down="DOWN (agent)",
+        configured="MAINT",
+        hand="DRAIN",
+        free="no check",
+    )
+    client = balancer.session("web")
+
+    servers = balancer.servers()
+
+    told = ("status", "takes_new_sessions", "admin_state", "admin_by", "weight", "configured_weight", "sessions")
+    assert {name: tuple(server[key] for key in told) for name, server in servers.items()} == {
+        "web/up": ("UP", True, "ready", [], 50, 100, 1),
+        "web/drained": ("DRAIN (agent)", False, "drain", ["agent_or_hand"], 100, 100, 0),
+        "web/kept": ("MAINT", False, "maint", ["agent_or_hand"], 100, 100, 0),
+        "web/down": ("DOWN (agent)", False, "ready", [], 100, 100, 0),
+        "web/configured": ("MAINT", False, "maint", ["configuration"], 100, 100, 0),
+        "web/hand": ("DRAIN", False, "drain", ["hand"], 100, 100, 0),
+        "web/free": ("no check", True, "ready", [], 20, 20, 0),
+        "api/drained": ("DRAIN (agent)", False, "drain", ["tracking"], 1, 1, 0),
+    }
+    client.close()
+    drained = servers["web/drained"]["agent_check"]
+    assert (drained["result"], drained["text"]) == ("L7OK", 'via agent : up (new disk, "2 TB")')
+    assert servers["web/down"]["agent_check"]["text"] == "via agent : down (bad disk)"
+    assert servers["web/hand"]["agent_check"] is None
+    assert servers["web/hand"]["health_check"]["result"] == "L4OK"
+    assert servers["web/free"]["health_check"] is None
+    assert [name for name, server in servers.items() if server["backup"]] == ["web/free"]
+    assert servers["api/drained"]["tracks"] == "web/drained"
+    assert {server["balance"] for server in servers.values()} == {"roundrobin", "leastconn"}
+    assert all(server["address"].startswith("127.0.0.1:") and server["queue"] == 0 for server in servers.values())
+    assert all(0 <= server["last_change"] < 60 for server in servers.values())
+
+
+def test_of_which_process(balancer: LoadBalancer) -> None:
+    simple(balancer)
+    told = dict(line.split(": ", 1) for line in balancer.tell("show info").splitlines() if ": " in line)
+    result = balancer.look()
+    assert (result["haproxy"]["version"], result["haproxy"]["pid"]) == (told["Version"], int(told["Pid"]))
+    assert 0 <= result["haproxy"]["uptime"] < 60
+
+
+def test_some_of_the_servers(balancer: LoadBalancer) -> None:
+    balancer.backend("web", "server a SERVICE", "server b SERVICE")
+    balancer.backend("api", "server b SERVICE", "server c SERVICE")
+    balancer.backend("empty")
+    balancer.start()
+    assert list(balancer.servers()) == ["web/a", "web/b", "api/b", "api/c"]
+    assert list(balancer.servers(backend="api")) == ["api/b", "api/c"]
+    assert list(balancer.servers(server="b")) == ["web/b", "api/b"]
+    assert list(balancer.servers(server=["a", "c"])) == ["web/a", "api/c"]
+    assert list(balancer.servers(backend=["web"], server=["b"])) == ["web/b"]
+    assert list(balancer.servers(backend=["empty"])) == []
+
+    assert_failed(balancer.look(backend="shop"), "HAProxy has no backend shop: it has web, api, empty")
+    assert_failed(balancer.look(server="d"), "HAProxy has no server d: it has web/a, web/b, api/b, api/c")
+    assert_failed(balancer.look(backend="web", server="c"), "backend web has no server c: it has web/a, web/b")
+    assert_failed(balancer.look(backend="empty", server="c"), "backend empty has no server c: it has none")
+    assert_failed(balancer.look(backend="empty", wait_until="drained"), "There is no server that could be drained")
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["", "check"])
+def test_changes_nothing(balancer: LoadBalancer, check: bool) -> None:
+    simple(balancer)
+    before = balancer.tell("show servers state")
+    assert balancer.look(check=check)["changed"] is False
+    assert balancer.tell("show servers state").split()[:8] == before.split()[:8]
+
+
+def test_runs_with_each_python(balancer: LoadBalancer, python: str) -> None:
+    simple(balancer)
+    on_socket: Result = {"socket": str(balancer.socket)}
+    on_page: Result = {"url": balancer.page, "user": "ada", "password": "secret"}
+    for arguments in (on_socket, on_page):
+        result = run_module(python=python, **arguments)
+        assert [server["server"] for server in result["servers"]] == ["web7"]
+
+
+def test_runs_as_ansible_runs_it(balancer: LoadBalancer, agents: Agents, tmp_path: Path) -> None:
+    """The whole way once: Ansible packs the module, with what it imports; and the agent is the real one."""
+    agent = agents.start(b'{"status": "DRAIN", "reason": "new disk"}')
+    balancer.backend("web", f"server web7 SERVICE {CHECKS} agent-port {agent.port}")
+    balancer.start()
+    ansible_command = shutil.which("ansible", path=str(Path(sys.executable).parent))
+    assert ansible_command
+    done = subprocess.run(
+        [
+            *(ansible_command, "localhost", "-c", "local", "-m", "hapgent.agent.haproxy_server_info", "--one-line"),
+            *("-a", f"socket={balancer.socket} server=web7 wait_until=drained timeout=10"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(IMPORTS[0]),
+            "ANSIBLE_HOME": str(tmp_path / "ansible"),
+            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+        },
+    )
+    assert "SUCCESS" in done.stdout, done.stdout + done.stderr
+    (server,) = json.loads(done.stdout.split("=>", 1)[1])["servers"]
+    assert (server["status"], server["agent_check"]["text"]) == ("DRAIN (agent)", "via agent : UP (new disk)")
+
+
+# Waiting
+
+
+def test_waits_until_the_sessions_are_over(balancer: LoadBalancer, eventually: Eventually) -> None:
+    agent = simple(balancer)
+    clients = [balancer.session("web") for _number in range(3)]
+    with balancer.waiting(server="web7", wait_until="drained", timeout=30) as waiting:
+        assert waiting.still()
+        agent.line = "drain"
+        balancer.await_status(eventually, web7="DRAIN (agent)")
+        for client in clients:
+            assert waiting.still(0.5)
+            client.close()
+        result = waiting.result()
+    assert [(server["status"], server["sessions"]) for server in result["servers"]] == [("DRAIN (agent)", 0)]
+
+
+def test_waits_until_few_sessions_are_left(balancer: LoadBalancer) -> None:
+    agent = simple(balancer)
+    clients = [balancer.session("web") for _number in range(3)]
+    agent.line = "drain"
+    with balancer.waiting(server="web7", wait_until="drained", max_sessions=2, timeout=30) as waiting:
+        assert waiting.still()
+        clients[0].close()
+        assert [server["sessions"] for server in waiting.result()["servers"]] == [2]
+
+
+def test_no_sessions_are_not_enough_for_drained(balancer: LoadBalancer) -> None:
+    simple(balancer)
+    result = balancer.look(wait_until="drained", timeout=0.5)
+    assert_failed(result, "After 0.5 s, not drained: web/web7 (UP, 0 sessions, takes new sessions)")
+
+
+def test_time_is_over(balancer: LoadBalancer, eventually: Eventually) -> None:
+    agent = simple(balancer)
+    balancer.session("web")
+    balancer.session("web")
+    agent.line = "drain"
+    balancer.await_status(eventually, web7="DRAIN (agent)")
+    result = balancer.look(wait_until="drained", timeout=0.5, interval=10)
+    assert_failed(result, "After 0.5 s, not drained: web/web7 (DRAIN (agent), 2 sessions)")
+    # And what was seen, for who goes on from there.
+    assert [server["sessions"] for server in result["servers"]] == [2]
+    assert result["haproxy"]["pid"]
+    assert result["agent_check_warnings"] == []
+    # No time at all is one look.
+    assert_failed(balancer.look(wait_until="maint", timeout=0), "After 0 s, not maint: web/web7 (DRAIN (agent), 2 sess")
+    assert not balancer.look(wait_until="drained", max_sessions=2, timeout=0).get("failed")
+
+
+# What the agent or an operator does, the status then, what that is, what it is not.
+CONDITIONS: dict[str, tuple[str, str, str, list[str], list[str]]] = {
+    "up": ("up", "", "UP", ["up"], ["drained", "down", "maint"]),
+    "drained by the agent": ("drain", "", "DRAIN (agent)", ["drained"], ["up", "down", "maint"]),
+    "drained by hand": ("up", "state drain", "DRAIN (agent)", ["drained"], ["up", "down", "maint"]),
+    "down by the agent": ("down", "", "DOWN (agent)", ["drained", "down"], ["up", "maint"]),
+    "down, and drained": ("drain down", "", "DOWN (agent)", ["drained", "down"], ["up", "maint"]),
+    "in maintenance by the agent": ("maint", "", "MAINT", ["drained", "maint"], ["up", "down"]),
+    "in maintenance by hand": ("up", "state maint", "MAINT", ["drained", "maint"], ["up", "down"]),
+    "without weight": ("up 0%", "", "UP", ["drained"], ["up", "down", "maint"]),
+}
+
+
+@pytest.mark.parametrize("row", CONDITIONS.values(), ids=CONDITIONS)
+def test_what_is_waited_for(
+    balancer: LoadBalancer, eventually: Eventually, row: tuple[str, str, str, list[str], list[str]]
+) -> None:
+    line, command, status, met, unmet = row
+    simple(balancer, line)
+    eventually(lambda: "L7OK" in balancer.tell("show stat") or line != "up", "the agent was asked")
+    if command:
+        balancer.tell(f"set server web/web7 {command}")
+    balancer.await_status(eventually, web7=status)
+    if line == "up 0%":
+        eventually(lambda: ",UP,0," in balancer.tell("show stat"), "weight 0")
+    for wanted in met:
+        result = balancer.look(server="web7", wait_until=wanted, timeout=3)
+        assert not result.get("failed"), result
+    for wanted in unmet:
+        result = balancer.look(server="web7", wait_until=wanted, timeout=0)
+        assert_failed(result, f"After 0 s, not {wanted}: web/web7 ({status}, 0 sessions")
+
+
+def test_sessions_of_a_server_in_maintenance_go_on(balancer: LoadBalancer, eventually: Eventually) -> None:
+    agent = simple(balancer)
+    client = balancer.session("web")
+    agent.line = "maint"
+    balancer.await_status(eventually, web7="MAINT")
+    with balancer.waiting(wait_until="drained", timeout=30) as waiting:
+        assert waiting.still()
+        client.sendall(b"still here")
+        assert client.recv(64) == b"still here"
+        client.close()
+        assert not waiting.result().get("failed")
+
+
+def test_server_that_tracks_another(balancer: LoadBalancer, eventually: Eventually) -> None:
+    server, _agent = with_agent(balancer, "web7", "maint")
+    balancer.backend("web", server)
+    balancer.backend("api", "server web7 SERVICE track web/web7")
+    balancer.start()
+    balancer.await_status(eventually, web7="MAINT")
+    result = balancer.look(backend="api", wait_until="maint", timeout=3)
+    assert [server["status"] for server in result["servers"]] == ["MAINT (via web/web7)"]
+    assert not balancer.look(backend="api", wait_until="drained", timeout=3).get("failed")
+
+
+def test_server_of_several_backends_has_to_be_so_in_all(balancer: LoadBalancer, eventually: Eventually) -> None:
+    first, first_agent = with_agent(balancer, "web7", "drain")
+    second, second_agent = with_agent(balancer, "web7", "up")
+    other, _other_agent = with_agent(balancer, "web8", "up")
+    balancer.backend("web", first, other)
+    balancer.backend("api", second)
+    balancer.start()
+    balancer.await_status(eventually, web7="DRAIN (agent)")
+    with balancer.waiting(server="web7", wait_until="drained", timeout=30) as waiting:
+        assert waiting.still()
+        second_agent.line = "drain"
+        assert {server["backend"] for server in waiting.result()["servers"]} == {"web", "api"}
+    first_agent.line = "up ready"
+    result = balancer.look(server="web7", wait_until="up", timeout=1)
+    assert_failed(result, "not up: api/web7 (DRAIN (agent), 0 sessions)")
+
+
+def test_reload_in_the_middle(balancer: LoadBalancer, eventually: Eventually) -> None:
+    agent = simple(balancer)
+    pid = balancer.look()["haproxy"]["pid"]
+    with balancer.waiting(wait_until="drained", timeout=30) as waiting:
+        assert waiting.still()
+        balancer.reload()
+        eventually(lambda: f"Pid: {pid}\n" not in balancer.tell("show info"), "another process")
+        assert waiting.still()
+        agent.line = "drain"
+        result = waiting.result()
+    assert not result.get("failed"), result
+    assert result["haproxy"]["pid"] != pid
+    for word in [f"its process was {pid} and is {result['haproxy']['pid']}", "are not counted"]:
+        assert word in warnings(result)
+
+
+def test_stop_and_start_in_the_middle(balancer: LoadBalancer) -> None:
+    agent = simple(balancer)
+    with balancer.waiting(wait_until="drained", timeout=30) as waiting:
+        assert waiting.still()
+        balancer.stop()
+        # Refused first, then there is no socket, then there is a HAProxy again.
+        assert waiting.still()
+        balancer.socket.unlink()
+        assert waiting.still()
+        agent.line = "drain"
+        balancer.start()
+        assert not waiting.result().get("failed")
+
+
+def test_does_not_come_back(balancer: LoadBalancer) -> None:
+    simple(balancer)
+    with balancer.waiting(wait_until="drained", timeout=4) as waiting:
+        assert waiting.still(2)
+        balancer.stop()
+        result = waiting.result()
+    assert_failed(
+        result,
+        "After 4 s, not drained: web/web7 (UP, 0 sessions, takes new sessions). This is as seen last, since now "
+        f"HAProxy does not answer on {balancer.socket}",
+    )
+
+
+def test_up_only_when_the_agent_was_asked(balancer: LoadBalancer) -> None:
+    """After a start, HAProxy sends sessions to a server of which the agent was not asked yet."""
+    asked = threading.Event()
+
+    def answer() -> bytes:
+        asked.wait(PATIENCE_SECONDS)
+        return b"up\n"
+
+    with Pretender(answer, listens=False) as agent:
+        port = agent.address.rpartition(":")[2]
+        balancer.backend("web", f"server web7 SERVICE agent-check agent-inter 20s agent-port {port}")
+        balancer.start()
+        (server,) = balancer.servers().values()
+        assert (server["status"], server["agent_check"]["result"]) == ("no check", "INI")
+        with balancer.waiting(wait_until="up", timeout=30) as waiting:
+            assert waiting.still()
+            asked.set()
+            (server,) = waiting.result()["servers"]
+        assert (server["status"], server["agent_check"]["result"]) == ("no check", "L7OK")
+
+
+# What is in the way
+
+
+@pytest.mark.parametrize("wait", [{}, {"wait_until": "up"}], ids=["", "wait"])
+def test_no_haproxy(tmp_path: Path, wait: Result) -> None:
+    path = tmp_path / "admin.sock"
+    started = time.monotonic()
+    result = run_module(socket=str(path), **wait)
+    assert_failed(
+        result, f"HAProxy does not answer on {path} (No such file or directory): see that it runs", "stats socket"
+    )
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    assert_failed(run_module(socket=str(path), **wait), f"HAProxy does not answer on {path} (Connection refused)")
+    port = free_port()
+    result = run_module(socket=f"127.0.0.1:{port}", **wait)
+    assert_failed(result, f"HAProxy does not answer on 127.0.0.1:{port} (Connection refused)")
+    result = run_module(url=f"http://127.0.0.1:{port}/stats", **wait)
+    assert_failed(result, f"HAProxy does not answer on http://127.0.0.1:{port}/stats;csv")
+    assert time.monotonic() - started < 30
+
+
+def test_starts_a_moment_later(balancer: LoadBalancer) -> None:
+    simple(balancer)
+    balancer.stop()
+    with balancer.waiting() as waiting:
+        balancer.start()
+        assert not waiting.result().get("failed")
+
+
+def test_no_socket(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    path.write_text("", encoding="utf-8")
+    assert_failed(run_module(socket=str(path)), f"{path} is no socket: name the path that is behind stats socket")
+
+
+@pytest.mark.parametrize("named", ["admin.sock", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1", "a:b", ""])
+def test_socket_that_cannot_be(named: str) -> None:
+    assert_failed(run_module(socket=named), f"socket is {named}: allowed is a path with a slash, or host:port.")
+
+
+@pytest.mark.parametrize(
+    "named", ["haproxy", "ftp://127.0.0.1/", "http://", "http://127.0.0.1:x/", "file:///etc/passwd"]
+)
+def test_url_that_cannot_be(named: str) -> None:
+    assert_failed(run_module(url=named), "url is no URL: allowed is http:// or https://")
+
+
+def test_options_that_do_not_fit() -> None:
+    assert_failed(run_module(socket="/run/x", url="http://127.0.0.1/"), "mutually exclusive: socket|url")
+    assert_failed(run_module(url_username="ada"), "url")
+    assert_failed(run_module(socket="/run/x", max_sessions=-1), "max_sessions is -1: allowed is 0 or more.")
+    assert_failed(run_module(socket="/run/x", timeout=-1), "timeout is -1: allowed is 0 or more.")
+    assert_failed(run_module(socket="/run/x", interval=0), "interval is 0: allowed is 0.05 or more.")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_no_permission(balancer: LoadBalancer) -> None:
+    simple(balancer)
+    # Everybody may look, but not into the socket.
+    for folder in [balancer.folder, *balancer.folder.parents][:3]:
+        folder.chmod(0o755)
+    result = balancer.look(as_nobody=True)
+    assert_failed(
+        result, f"no permission for the stats socket {balancer.socket}: be root (become) or in the socket's group"
+    )
+
+
+class Pretender(socketserver.ThreadingTCPServer):
+    """Sends these bytes to whoever connects, and then ends, or does not."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, sent: bytes | Callable[[], bytes], hangs: bool = False, listens: bool = True) -> None:
+        self.sent = sent
+        self.over = threading.Event()
+        self.hangs = hangs
+        self.listens = listens
+        super().__init__(("127.0.0.1", 0), PretenderHandler)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def server_close(self) -> None:
+        self.over.set()
+        self.shutdown()
+        super().server_close()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class PretenderHandler(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        pretender = cast("Pretender", self.server)
+        if pretender.listens:
+            self.request.recv(4096)
+        sent = pretender.sent() if callable(pretender.sent) else pretender.sent
+        self.request.sendall(sent)
+        if pretender.hangs:
+            pretender.over.wait(PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("sent", "named"),
+    [
+        (b"", "has ended the connection without an answer"),
+        (b"UP 50%\n", "is no stats socket of HAProxy: it says 'UP 50%\\n'"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no stats socket of HAProxy: it says 'HTTP/1.1 400"),
+        (b"\0\xff\x80", "is no stats socket of HAProxy"),
+        (b"Name: HAProxy\nVersion: 2.6.12\n", "half an answer"),
+        (b"Name: HAProxy\n\nPermission denied\n\nPermission denied\n\n", "instead of the states of servers, it says"),
+    ],
+)
+def test_what_is_no_stats_socket(sent: bytes, named: str) -> None:
+    with Pretender(sent) as pretender:
+        assert_failed(run_module(socket=pretender.address), named, pretender.address)
+
+
+def test_what_says_nothing_for_ever() -> None:
+    for sent, named in [
+        (b"", "it says nothing"),
+        (b"* OK ready\r\n", "it says only b'* OK ready"),
+        (b"\0", "does not come"),
+    ]:
+        with Pretender(sent, hangs=True) as pretender:
+            started = time.monotonic()
+            result = run_module(socket=pretender.address, timeout=1)
+            assert_failed(result, named, pretender.address)
+            assert time.monotonic() - started < 10
+
+
+def test_half_an_answer_while_it_waits(balancer: LoadBalancer) -> None:
+    """Half of it is no reason to give up, nor to take the half for all."""
+    simple(balancer, "drain")
+    balancer.backend("never", "server used SERVICE")
+    commands = "show info;show stat;show servers state"
+    looks: list[int] = []
+
+    def cut() -> bytes:
+        answer = balancer.tell(commands).encode()
+        looks.append(len(answer))
+        return answer[: len(answer) * len(looks) // 6] if len(looks) < 6 else answer
+
+    with Pretender(cut) as pretender:
+        result = run_module(socket=pretender.address, wait_until="drained", timeout=30, interval=0.1)
+        assert not result.get("failed"), result
+    assert len(looks) >= 6
+
+
+# The stats page
+
+
+def on_page(balancer: LoadBalancer, **arguments: Any) -> Result:
+    return run_module(**{"url": balancer.page, "user": "ada", "password": "secret", **arguments})
+
+
+def test_page_tells_what_it_can(balancer: LoadBalancer, eventually: Eventually) -> None:
+    simple(balancer, "drain up # new disk")
+    balancer.await_status(eventually, web7="DRAIN (agent)")
+    for url in (balancer.page, f"{balancer.page};csv"):
+        result = on_page(balancer, url=url, wait_until="drained", timeout=5)
+        (server,) = result["servers"]
+        assert (server["status"], server["admin_state"], server["admin_by"]) == ("DRAIN (agent)", "drain", [])
+        assert (server["weight"], server["configured_weight"], server["balance"]) == (100, None, "roundrobin")
+        assert server["agent_check"]["text"] == "via agent : up (new disk)"
+        assert result["haproxy"] is None
+        assert "secret" not in json.dumps(result)
+    assert_failed(on_page(balancer, server="web8"), "HAProxy has no server web8: it has web/web7")
+
+
+def test_page_without_permission(balancer: LoadBalancer) -> None:
+    simple(balancer)
+    for arguments in ({"password": "wrong"}, {"user": None, "password": None}):
+        result = on_page(balancer, **arguments)
+        assert_failed(result, f"no permission for {balancer.page};csv (HTTP 401): give url_username and url_password")
+    with_secret = balancer.page.replace("http://", "http://eve:geheim@")
+    result = on_page(balancer, url=with_secret, user=None, password=None)
+    assert_failed(result, "no permission")
+    assert "geheim" not in result["msg"]
+
+
+class OtherPage(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        codes = {"/page": 200, "/broken": 500}
+        self.send_response(codes.get(self.path.split(";")[0], 404))
+        self.end_headers()
+        self.wfile.write(b"<html>hello</html>")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+def test_page_that_is_none() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OtherPage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert_failed(run_module(url=f"{url}/page"), "is no stats page of HAProxy", "'<html>hello</html>'", "stats uri")
+        assert_failed(run_module(url=f"{url}/none"), f"{url}/none;csv answers HTTP 404", "stats uri")
+        assert_failed(run_module(url=f"{url}/broken"), f"{url}/broken;csv answers HTTP 500")
+        server.shutdown()
+    with Pretender(b"hello\n") as pretender:
+        assert_failed(
+            run_module(url=f"http://{pretender.address}/"), f"does not answer on http://{pretender.address}/;csv"
+        )
+    half = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n# pxname,svname,status,\nweb,we"
+    for sent in (half, half.replace(b"Content-Length: 999\r\n", b"")):
+        with Pretender(sent) as pretender:
+            assert_failed(run_module(url=f"http://{pretender.address}/"), "half an answer")
+
+
+def test_page_over_https(balancer: LoadBalancer, tmp_path: Path) -> None:
+    pem, ca = tmp_path / "lb.pem", tmp_path / "ca.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lb -addext subjectAltName=IP:127.0.0.1"
+    key = subprocess.run([*command.split(), "-keyout", "-", "-out", ca], capture_output=True, check=True).stdout
+    pem.write_bytes(ca.read_bytes() + key)
+    port = free_port()
+    balancer.section("frontend tls", "    mode http", f"    bind 127.0.0.1:{port} ssl crt {pem}", "    stats enable")
+    balancer.section("    stats uri /stats")
+    simple(balancer)
+    url = f"https://127.0.0.1:{port}/stats"
+    assert [server["server"] for server in run_module(url=url, ca_path=str(ca))["servers"]] == ["web7"]
+    assert [server["server"] for server in run_module(url=url, validate_certs=False)["servers"]] == ["web7"]
+    assert_failed(run_module(url=url), f"the certificate of {url};csv is not trusted", "give its CA with ca_path")
+    assert_failed(run_module(url=url, ca_path=str(tmp_path / "none.pem")), "none.pem", "ca_path")
+    plain = f"https://{balancer.page.split('/')[2]}/stats"
+    assert_failed(run_module(url=plain), f"no TLS with {plain};csv", "is it http:// there?")
+
+
+def test_another_stats_socket(balancer: LoadBalancer) -> None:
+    simple(balancer)
+    assert [server["server"] for server in run_module(socket=balancer.tcp)["servers"]] == ["web7"]
+
+
+# What makes agent checks useless
+
+
+def test_warnings(balancer: LoadBalancer, eventually: Eventually) -> None:
+    gone = free_port()
+    web = [
+        with_agent(balancer, "well", "up")[0],
+        f"server deaf SERVICE {CHECKS} agent-port {gone}",
+        with_agent(balancer, "junk", "hello")[0],
+        with_agent(balancer, "light", "up 50%")[0].replace("weight 100", "weight 1"),
+        with_agent(balancer, "rounded", "up 4%")[0].replace("weight 100", "weight 20"),
+        with_agent(balancer, "zero", "up 0%")[0],
+        with_agent(balancer, "nothing", "up")[0].replace("weight 100", "weight 0"),
+        with_agent(balancer, "disabled", "up")[0],
+        "server none SERVICE check",
+    ]
+    balancer.backend("web", *web)
+    balancer.backend("api", "server tracking SERVICE track web/none", "server well SERVICE track web/well")
+    balancer.backend("fixed", "balance static-rr", with_agent(balancer, "half", "up 50%")[0], web[0])
+    balancer.backend("hashed", "balance source", with_agent(balancer, "half", "up 50%")[0])
+    balancer.backend("moving", "balance source", "hash-type consistent", with_agent(balancer, "half", "up 50%")[0])
+    balancer.start()
+    balancer.tell("disable agent web/disabled")
+
+    def all_were_asked() -> bool:
+        stat = balancer.tell("show stat")
+        return "L4CON" in stat and stat.count("static LB") == 2 and "reports an error" in stat and ",INI," not in stat
+
+    eventually(all_were_asked, "all agents were asked")
+    result = balancer.look()
+    told = dict(warning.split(": ", 1) for warning in result["agent_check_warnings"])
+    expected = {
+        "web/deaf": "the agent does not answer (L4CON",
+        "web/junk": "HAProxy does not understand what the agent answers (agent reports an error : hello)",
+        "web/light": "of the configured weight 1, less than 100% is rounded to 0",
+        "web/rounded": "of the configured weight 20, less than 5% is rounded to 0",
+        "web/nothing": "the configured weight is 0",
+        "web/disabled": "the agent check was disabled by hand",
+        "web/none": "has no agent-check on its server line",
+        "api/tracking": "tracks web/none, which has no agent check",
+        "fixed/half": "balance static-rr takes no weight but 0% and 100% from an agent",
+        "hashed/half": "balance source takes no weight but 0% and 100% from an agent",
+    }
+    assert set(told) == set(expected)
+    for server, text in expected.items():
+        assert told[server].startswith(text)
+    for warning in result["agent_check_warnings"]:
+        assert json.dumps(warning) in warnings(result)
+    assert balancer.look(server="well")["agent_check_warnings"] == []
+
+
+def test_agents_that_answer_slowly_are_heard(balancer: LoadBalancer, eventually: Eventually) -> None:
+    """While HAProxy asks an agent, it does not say what that answered before."""
+    simple(balancer, "drain up # new disk")
+    balancer.await_status(eventually, web7="DRAIN (agent)")
+    texts = {balancer.servers()["web/web7"]["agent_check"]["text"] for _look in range(10)}
+    assert texts == {"via agent : up (new disk)"}
