@@ -48,7 +48,6 @@ class Source(t.Protocol):
 
     def read(self, deadline: float) -> Statistics:
         """What it says now. C(deadline) is on the monotonic clock. Raises SourceError."""
-        ...
 
 
 class StatsSocket:

@@ -102,7 +102,7 @@ notes:
     seen on the server, in RV(hapgent.agent.hapgent_info#module:instances[].peers[].interval).
   - A drain honours persistence. Clients with a cookie or an entry in a stick table still come to the server.
   - After a reload, the old process of HAProxy serves its sessions to their end, and the new one does not count them.
-    When that happens while the module waits, it warns.
+    When that happens while the module waits on a socket, it warns.
 seealso:
   - module: hapgent.agent.hapgent_state
   - module: hapgent.agent.hapgent_info

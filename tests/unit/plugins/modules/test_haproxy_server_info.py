@@ -805,6 +805,8 @@ def test_page_tells_what_it_can(balancer: LoadBalancer, eventually: Eventually) 
         assert server["agent_check"]["text"] == "via agent : up (new disk)"
         assert result["haproxy"] is None
         assert "secret" not in json.dumps(result)
+    with_secret = balancer.page.replace("http://", "http://ada:secret@")
+    assert len(run_module(url=with_secret)["servers"]) == 1
     assert_failed(on_page(balancer, server="web8"), "HAProxy has no server web8: it has web/web7")
 
 
