@@ -18,7 +18,6 @@ description:
   - The user must be root, or the one who runs the agent.
 extends_documentation_fragment:
   - hapgent.agent._attributes
-  - hapgent.agent._attributes.actiongroup_hapgent
   - hapgent.agent._attributes.info_module
 attributes:
   platform:

@@ -17,7 +17,6 @@ description:
   - Warns of what makes agent checks useless, see RV(agent_check_warnings).
 extends_documentation_fragment:
   - hapgent.agent._attributes
-  - hapgent.agent._attributes.actiongroup_hapgent
   - hapgent.agent._attributes.info_module
 attributes:
   platform:

@@ -109,5 +109,5 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
     assert set(modules) == set(returned)
     for name, module in modules.items():
         assert module["doc"]["version_added"] == "1.0.0"
-        assert {"check_mode", "diff_mode", "idempotent", "platform", "action_group"} <= set(module["doc"]["attributes"])
+        assert {"check_mode", "diff_mode", "idempotent", "platform"} <= set(module["doc"]["attributes"])
         assert set(module["return"]) == returned[name]
