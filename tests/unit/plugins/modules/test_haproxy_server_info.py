@@ -929,4 +929,6 @@ def test_agents_that_answer_slowly_are_heard(balancer: LoadBalancer, eventually:
     simple(balancer, "drain up # new disk")
     balancer.await_status(eventually, web7="DRAIN (agent)")
     texts = {balancer.servers()["web/web7"]["agent_check"]["text"] for _look in range(10)}
-    assert texts == {"via agent : up (new disk)"}
+    # It looks again a few times, and on a busy machine each of them may be too early.
+    assert "via agent : up (new disk)" in texts
+    assert texts <= {"via agent : up (new disk)", None}
