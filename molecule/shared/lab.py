@@ -58,15 +58,22 @@ def eventually(look: Callable[[], T], wanted: T, timeout: float = 15) -> T:
         time.sleep(0.1)
 
 
-def ansible(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ansible or ansible-playbook against the scenario's inventory."""
+def ansible_command(command: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """A command line of ansible or ansible-playbook against the scenario's inventory, and its environment."""
     config = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "ansible.cfg")
     # The file that it names has the hosts, another one beside it has their groups.
     inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(config), "ANSIBLE_FORCE_COLOR": "0"}
+    return [command, f"--inventory={inventory}", *arguments], environment
+
+
+def ansible(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ansible or ansible-playbook against the scenario's inventory."""
+    command_line, variables = ansible_command(command, *arguments)
     return subprocess.run(
-        [command, "--inventory", inventory, *arguments],
+        command_line,
         cwd=os.environ["MOLECULE_SCENARIO_DIRECTORY"],
-        env={**os.environ, "ANSIBLE_CONFIG": str(config), "ANSIBLE_FORCE_COLOR": "0", **environment},
+        env={**variables, **environment},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -95,6 +102,14 @@ def shown(server: str, column: str = "status") -> dict[str, str]:
 def run(host: str, command: str) -> subprocess.CompletedProcess[str]:
     """Run a shell command on a host."""
     return subprocess.run(["podman", "exec", host, "sh", "-c", command], text=True, capture_output=True, check=False)
+
+
+def operators(command: str) -> str:
+    """A shell command that gives HAProxy an operator's command."""
+    return (
+        "python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
+        f"s.sendall(b'{command}\\n'); print(''.join(iter(lambda: s.recv(4096).decode(), '')).strip())\""
+    )
 
 
 class Checks:

@@ -66,13 +66,6 @@ def test_each_status(status: str, seen: str) -> None:
     assert again["changed"] is False
 
 
-def test_drain_and_undrain_with_the_playbooks() -> None:
-    assert ansible("ansible-playbook", "hapgent.agent.drain", f"--limit={SERVER}").returncode == 0
-    settle("DRAIN (agent)")
-    assert ansible("ansible-playbook", "hapgent.agent.undrain", f"--limit={SERVER}").returncode == 0
-    settle("UP")
-
-
 def test_check_mode_changes_nothing() -> None:
     result = set_state("status=DRAIN", "--check", "--diff")
     assert result["changed"] is True

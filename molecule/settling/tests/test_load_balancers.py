@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from haproxy import STATS_PORT
-from lab import HOSTS, agents, ask, eventually, module, run, shown
+from lab import HOSTS, agents, ask, eventually, module, operators, run, shown
 
 AGENTS_HOST = "settling-bullseye"
 ADDRESSES = sorted(HOSTS.values())
@@ -118,10 +118,7 @@ def pages_with(text: str) -> int:
 
 def tell_haproxy(command: str) -> list[str]:
     """What each HAProxy replies to a command of an operator."""
-    return on_each(
-        "python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
-        f"s.sendall(b'{command}\\n'); print(''.join(iter(lambda: s.recv(4096).decode(), '')).strip())\""
-    )
+    return on_each(operators(command))
 
 
 def let_it_be_asked(agent: str) -> None:

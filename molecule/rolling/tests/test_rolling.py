@@ -1,0 +1,289 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A new version on every server, while two load balancers send requests, and what may get in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from haproxy import servers
+from lab import HOSTS, ansible, ansible_command, eventually, operators, run
+from traffic import Traffic
+
+LOAD_BALANCERS = {name: address for name, address in HOSTS.items() if "-lb" in name}
+WEB = [name for name in HOSTS if "-web" in name]
+DEPLOY = Path(__file__).parents[2] / "shared" / "tasks" / "deploy.yml"
+ROLLING = ["hapgent.agent.rolling", "--extra-vars=hapgent_hosts=web", f"--extra-vars=hapgent_tasks={DEPLOY}"]
+
+DRAINED = ["DRAIN (agent)", "DRAIN (agent)"]
+IN = ["UP", "UP"]
+
+
+def traffic() -> Traffic:
+    return Traffic("rolling-client", list(LOAD_BALANCERS.values()))
+
+
+def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return ansible("ansible-playbook", *arguments)
+
+
+def rolling(version: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Roll a version out. The reason names it."""
+    return playbook(*ROLLING, *_release(version), *arguments)
+
+
+@contextmanager
+def rolling_in_background(version: str) -> Iterator[subprocess.Popen[str]]:
+    """The same, while it goes on something else is done."""
+    command, environment = ansible_command("ansible-playbook", *ROLLING, *_release(version))
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _release(version: str) -> list[str]:
+    return [f"--extra-vars=version={version}", f"--extra-vars=reason=release {version}"]
+
+
+def balanced(server: str) -> list[str]:
+    """What each HAProxy says of a server."""
+    return [servers(address)[server]["status"] for address in LOAD_BALANCERS.values()]
+
+
+def versions() -> list[str]:
+    """The version that each host serves."""
+    pages = [urllib.request.urlopen(f"http://{HOSTS[host]}:8080/", timeout=5).read().decode() for host in WEB]
+    return [page.split()[1] for page in pages]
+
+
+def started(host: str) -> str:
+    """When the service was started, which a second run does not do again."""
+    return run(host, "systemctl show --property=ExecMainStartTimestampMonotonic web").stdout
+
+
+def state(host: str) -> dict[str, str]:
+    fields: dict[str, str] = json.loads(run(host, "cat /etc/hapgent/state.json").stdout)
+    return fields
+
+
+def message(done: subprocess.CompletedProcess[str]) -> str:
+    """What a playbook says that failed."""
+    assert done.returncode != 0, done.stdout
+    return "\n".join(re.findall(r"^fatal: .*", done.stdout, re.MULTILINE))
+
+
+def drain(host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return playbook("hapgent.agent.drain", f"--limit={host}", *arguments)
+
+
+@pytest.fixture(autouse=True)
+def _all_serve() -> Iterator[None]:
+    """Whatever a test did, the next one begins with a fleet that serves."""
+    yield
+    for host in LOAD_BALANCERS:
+        run(host, "systemctl start haproxy")
+        run(host, operators("set server web/rolling-web4 state ready"))
+    for host in WEB:
+        run(host, "grep --quiet broken /etc/web/version && echo mended >/etc/web/version && systemctl restart web")
+    if [state(host) for host in WEB] != [{"status": "UP"}] * 4:
+        done = playbook("hapgent.agent.undrain", "--limit=web")
+        assert done.returncode == 0, done.stdout
+
+
+def test_no_request_is_lost() -> None:
+    before = versions()
+    with traffic() as load:
+        done = rolling("2")
+        load.go_on_until(20_000)
+    assert done.returncode == 0, done.stdout
+    assert load.counted["failed"] == 0, load.counted
+    assert load.counted["requests"] >= 20_000
+    assert load.counted["slow"] > 100
+    # Each server was balanced to before it was worked on, and after it.
+    assert set(load.counted["by_server"]) == {f"{host} {version}" for version in [*set(before), "2"] for host in WEB}
+    assert versions() == ["2"] * 4
+    assert [state(host) for host in WEB] == [{"status": "UP"}] * 4
+
+
+def test_without_draining_requests_are_lost() -> None:
+    """The same work, service and load, so that the test before says something."""
+    with traffic() as load:
+        load.go_on_until(500)
+        for host in WEB:
+            assert run(host, "systemctl restart web").returncode == 0
+            load.go_on_until(load.so_far() + 1500)
+    assert load.counted["failed"] > 0
+
+
+def test_version_that_does_not_come_up_stops_it() -> None:
+    """On one of a batch of two: the other is finished, the rest is not touched, and a second run goes on."""
+    broken = "--extra-vars={\"version\": \"{{ 'broken' if inventory_hostname == 'rolling-web1' else '3' }}\"}"
+    arguments = ["--extra-vars=hapgent_serial=2", "--extra-vars=hapgent_health_timeout=3"]
+    with traffic() as load:
+        done = playbook(*ROLLING, "--extra-vars=reason=release 3", broken, *arguments)
+        said = message(done)
+        assert "Rolling stops at rolling-web1, which stays in DRAIN" in said
+        assert "Wait until the service is healthy" in said
+        assert "Not touched: rolling-web3, rolling-web4." in said
+        assert [balanced(host) for host in WEB[1:]] == [IN] * 3
+        assert state("rolling-web1") == {"status": "DRAIN", "reason": "release 3"}
+
+        before = started("rolling-web2")
+        done = rolling("3", *arguments)
+        assert done.returncode == 0, done.stdout
+        assert started("rolling-web2") == before
+    assert versions() == ["3"] * 4
+    assert load.counted["failed"] == 0, load.counted
+
+
+def test_interrupted_and_run_again() -> None:
+    """Ctrl-C while a host is worked on: it stays out, and the next run begins there."""
+    with traffic() as load:
+        with rolling_in_background("4") as process:
+            assert eventually(lambda: balanced("rolling-web2"), DRAINED, timeout=90) == DRAINED
+            # As a terminal does, to all processes.
+            os.killpg(process.pid, signal.SIGINT)
+            process.communicate(timeout=30)
+        assert state("rolling-web1") == {"status": "UP", "reason": "release 4"}
+        assert state("rolling-web2") == {"status": "DRAIN", "reason": "release 4"}
+        assert state("rolling-web3") == {"status": "UP"}
+
+        before = started("rolling-web1")
+        done = rolling("4")
+        assert done.returncode == 0, done.stdout
+        assert started("rolling-web1") == before
+    assert versions() == ["4"] * 4
+    assert load.counted["failed"] == 0, load.counted
+
+
+def test_load_balancer_that_is_down_stops_it() -> None:
+    """It could be sending sessions, for all that is known. Whoever knows better leaves it out."""
+    without = "--extra-vars=hapgent_load_balancers=lb:!rolling-lb2"
+    with traffic() as load:
+        run("rolling-lb2", "systemctl stop haproxy")
+        said = message(rolling("5"))
+        assert "rolling-lb2 cannot be asked" in said
+        assert "hapgent_load_balancers='lb:!rolling-lb2'" in said
+        assert "Nothing was changed on this host" in said
+        assert state("rolling-web1") == {"status": "UP"}
+        done = rolling("5", without)
+        assert done.returncode == 0, done.stdout
+    assert versions() == ["5"] * 4
+    requests, failed = load.counted["by_address"][LOAD_BALANCERS["rolling-lb1"]]
+    assert (requests > 5000, failed) == (True, 0), load.counted
+
+
+def test_load_balancer_that_goes_down_meanwhile_stops_it() -> None:
+    with traffic() as load, rolling_in_background("6") as process:
+        assert eventually(lambda: balanced("rolling-web1"), DRAINED, timeout=60) == DRAINED
+        run("rolling-lb2", "systemctl stop haproxy")
+        said, _errors = process.communicate(timeout=90)
+        assert "rolling-lb2 cannot be asked" in said
+        assert "Rolling stops at rolling-web1, which stays in DRAIN" in said
+        assert [state(host) for host in WEB[1:]] == [{"status": "UP"}] * 3
+    assert load.counted["by_address"][LOAD_BALANCERS["rolling-lb1"]][1] == 0, load.counted
+
+
+def test_those_whom_somebody_else_drained_are_left_alone() -> None:
+    """By the agent, and in one HAProxy by hand."""
+    assert drain("rolling-web3", "--extra-vars=reason=disk").returncode == 0
+    run("rolling-lb2", operators("set server web/rolling-web4 state drain"))
+    before = versions()
+    done = rolling("7", "--extra-vars=hapgent_min_up=1")
+    assert done.returncode == 0, done.stdout
+    assert "rolling-web3: its agent says DRAIN UP # disk" in done.stdout
+    assert "rolling-web4: rolling-lb2 has web/rolling-web4 in DRAIN (agent), and its agent says UP" in done.stdout
+    assert versions() == ["7", "7", *before[2:]]
+    assert state("rolling-web3") == {"status": "DRAIN", "reason": "disk"}
+    assert balanced("rolling-web4") == ["UP", "DRAIN (agent)"]
+
+    done = playbook("hapgent.agent.status", "--limit=web", "--check")
+    assert done.returncode == 0
+    lines = {line.split()[0].strip('"'): line for line in done.stdout.splitlines() if line.startswith(" " * 8)}
+    assert re.search(r"DRAIN +.* UTC +disk +2 of 2 +DRAIN \(agent\) +DRAIN \(agent\)", lines["rolling-web3"])
+    assert re.search(r"UP +.* UTC +2 of 2 +UP +DRAIN \(agent\) !", lines["rolling-web4"])
+    assert "rolling-web4: its agent says UP, but rolling-lb2 gives it none: in web it is DRAIN (agent)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("hosts", "arguments", "why"),
+    [
+        ("rolling-web1,rolling-web2,rolling-web3", [], "Of the 4 servers of web on rolling-lb1, 1 would stay in"),
+        ("rolling-web1", ["hapgent_min_up=4"], "3 would stay in, and hapgent_min_up is 4"),
+        ("rolling-web1", ["hapgent_min_up=76%"], "hapgent_min_up is 76%, here 4"),
+        ("rolling-web1", ["hapgent_min_up=many"], "allowed is a number from 0 on, or 0% to 100%"),
+        ("rolling-web1", ["hapgent_load_balancers=", "hapgent_fleet=web", "hapgent_min_up=4"], "of hapgent_fleet, 3"),
+        ("rolling-web1", ["hapgent_load_balancers="], "name hapgent_load_balancers, or a hapgent_fleet"),
+        ("rolling-web1", ["hapgent_load_balancers=lbs"], "the inventory has no such host"),
+        ("rolling-web1", ["hapgent_server=web1"], "web1"),
+    ],
+)
+def test_gate(hosts: str, arguments: list[str], why: str) -> None:
+    assert why in message(drain(hosts, *(f"--extra-vars={argument}" for argument in arguments)))
+    assert [state(host) for host in WEB] == [{"status": "UP"}] * 4
+
+
+@contextmanager
+def slow_requests(seconds: int) -> Iterator[None]:
+    """Two for each server, through the first load balancer. In the end, all have to be answered."""
+    address = next(iter(LOAD_BALANCERS.values()))
+    program = (
+        "from concurrent.futures import ThreadPoolExecutor as Pool; from urllib.request import urlopen; "
+        f"urls = ['http://{address}/slow?seconds={seconds}'] * 8; "
+        "print(*Pool(8).map(lambda url: urlopen(url).status, urls))"
+    )
+    command = ["podman", "exec", "rolling-client", "python3", "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield
+        statuses, _errors = process.communicate()
+    assert statuses.split() == ["200"] * 8
+
+
+def test_drain_shows_what_it_waits_for() -> None:
+    with slow_requests(20):
+        done = drain("rolling-web1")
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"rolling-lb1: web/rolling-web1 .* 2 .*Waiting for 2[0-9][0-9] s", done.stdout)
+    assert " s are over" not in done.stdout
+
+
+def test_drain_goes_on_when_the_grace_is_over() -> None:
+    with slow_requests(20):
+        done = drain("rolling-web1", "--extra-vars=hapgent_grace=3")
+    assert done.returncode == 0, done.stdout
+    assert "3 s are over, and sessions of rolling-web1 are not: rolling-lb1: web/rolling-web1" in done.stdout
+
+
+def test_drain_counts_connections_where_no_load_balancer_is_named() -> None:
+    arguments = ["hapgent_load_balancers=", "hapgent_fleet=web", "hapgent_min_up=1", "hapgent_server_port=8080"]
+    with slow_requests(10):
+        done = drain("rolling-web1", *(f"--extra-vars={argument}" for argument in arguments))
+        assert done.returncode == 0, done.stdout
+        listening = run("rolling-web1", "ss --no-header --tcp state established sport = 8080").stdout
+    assert listening == ""
+    assert " s are over" not in done.stdout
+
+
+def test_check_mode_changes_nothing() -> None:
+    for name in ("drain", "undrain"):
+        done = playbook(f"hapgent.agent.{name}", "--limit=rolling-web1", "--check")
+        assert done.returncode == 0, done.stdout
+    done = rolling("8", "--check", "--limit=rolling-web1")
+    assert done.returncode == 0, done.stdout
+    assert state("rolling-web1") == {"status": "UP"}
+    assert "8" not in versions()

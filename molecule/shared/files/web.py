@@ -1,0 +1,80 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A service to balance, that tells its host and its version. Who ends it, ends the requests under way.
+
+usage: web.py [ADDRESS]
+"""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import sys
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+PORT = 8080
+VERSION = Path("/etc/web/version")
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """One thread for each connection. http.server's own would look for the host's name in the DNS when it starts."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 1024
+
+    def __init__(self, address: str, version: str) -> None:
+        super().__init__((address, PORT), Handler)
+        self.page = f"{socket.gethostname()} {version}\n"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """HAProxy resets connections that it does not need any more. It is no error, and there are many."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The requests of one connection."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    # Buffered, so that head and body leave together.
+    wbufsize = -1
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if url.path == "/slow":
+            time.sleep(float(parse_qs(url.query)["seconds"][0]))
+        pages = {"/": self.server.page, "/slow": self.server.page, "/health": "ok\n"}
+        if url.path in pages:
+            self._answer(pages[url.path].encode())
+        else:
+            self.send_error(404)
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing: there are hundreds a second."""
+
+
+def main() -> None:
+    version = VERSION.read_text(encoding="utf-8").strip()
+    if version.startswith("broken"):
+        sys.exit(f"Version {version} does not start: {VERSION} says that it is broken.")
+    Server("".join(sys.argv[1:2]), version).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

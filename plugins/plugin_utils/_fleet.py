@@ -1,0 +1,187 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""What agents and load balancers say of a fleet, put together: who is in, who may leave, where they disagree.
+
+A result is what a task has registered: of C(hapgent_info) with one service for a host, and, for each load balancer of a
+loop, of C(haproxy_server_info), with its name as C(item).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.module_utils._state import State
+
+Result = t.Mapping[str, t.Any]
+
+IN = ("UP", "READY")
+MARK = " !"
+
+
+class FleetError(Exception):
+    """Not a variable of the playbooks as it has to be. The text says what is allowed."""
+
+
+class Pool(t.NamedTuple):
+    """Servers that stand in for each other: of a backend on a load balancer, or the hosts of a fleet.
+
+    C(members) has for each server whether it takes new sessions, and what is said of it.
+    """
+
+    title: str
+    members: dict[str, tuple[bool, str]]
+
+    def refusal(self, leaving: t.Collection[str], min_up: t.Any) -> str:
+        """Why these servers may not leave, '' if they may. Raises FleetError."""
+        is_in = [name for name, (takes, _says) in self.members.items() if takes]
+        staying = [name for name in is_in if name not in leaving]
+        least = at_least(min_up, len(self.members))
+        # What is out already does not leave.
+        if len(staying) >= least or len(staying) == len(is_in):
+            return ""
+        out = [f"{name} is {says}" for name, (takes, says) in self.members.items() if not takes]
+        return (
+            f"Of the {len(self.members)} servers {self.title}, {len(staying)} would stay in, and hapgent_min_up is "
+            f"{min_up}{'' if str(min_up) == str(least) else f', here {least}'}. "
+            f"Staying: {', '.join(staying) or 'none'}. Out already: {', '.join(out) or 'none'}."
+        )
+
+
+def at_least(min_up: t.Any, total: int) -> int:
+    """How many servers of so many have to stay in. Raises FleetError."""
+    match = re.fullmatch(r"([0-9]{1,6})(%?)", str(min_up))
+    if not match or (match[2] and int(match[1]) > 100):
+        raise FleetError(f"hapgent_min_up is {min_up}: allowed is a number from 0 on, or 0% to 100%")
+    return -(-total * int(match[1]) // 100) if match[2] else int(match[1])
+
+
+def backends(asked: t.Iterable[Result], leaving: t.Collection[str]) -> list[Pool]:
+    """The backends, on each load balancer, that have one of these servers. Backup servers stand in for none."""
+    pools: dict[tuple[str, str], Pool] = {}
+    for result, server in _servers(asked):
+        if not server["backup"]:
+            pool = pools.setdefault(
+                (result["item"], server["backend"]), Pool(f"of {server['backend']} on {result['item']}", {})
+            )
+            pool.members[server["server"]] = (server["takes_new_sessions"], server["status"])
+    return [pool for pool in pools.values() if any(name in pool.members for name in leaving)]
+
+
+def hosts(asked: t.Iterable[Result]) -> Pool:
+    """The hosts of a fleet, by what their agents say; one that does not say it is out."""
+    members = {}
+    for result in asked:
+        agent = _agent(result)
+        says = _words(agent["state"]) if agent else f"unknown ({_problem(result)})"
+        members[result["item"]] = (is_in(agent["state"] if agent else None), says)
+    return Pool("of hapgent_fleet", members)
+
+
+def is_in(state: t.Mapping[str, t.Any] | None) -> bool:
+    """Whether an agent with this state wants new sessions for its server."""
+    return state is not None and state["status"] in IN and state.get("weight") != 0
+
+
+def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result], server: str) -> str:
+    """Who else, than one with this reason, keeps a server out of HAProxy, and '' if nobody does."""
+    if not is_in(state):
+        ours = state["status"] == "DRAIN" and state.get("reason") == reason
+        return "" if ours else f"its agent says {State(**state).answer()}"
+    by_hand = [
+        f"{result['item']} has {row['backend']}/{row['server']} in {row['status']}"
+        for result, row in _servers(asked)
+        if row["server"] == server and row["admin_state"] not in ("ready", None)
+    ]
+    return f"{', '.join(by_hand)}, and its agent says {state['status']}" if by_hand else ""
+
+
+def table(
+    names: t.Sequence[str], servers: t.Sequence[str], agents: t.Sequence[Result], asked: list[Result]
+) -> list[str]:
+    """One line for each host, and below it what does not fit together.
+
+    C(servers) has the name that each host's server has in HAProxy.
+    """
+    rows = [["host", "state", "since", "reason", "told", *(result["item"] for result in asked)]]
+    remarks = [f"{result['item']} cannot be asked: {_problem(result)}" for result in asked if "servers" not in result]
+    for host, server, result in zip(names, servers, agents):
+        agent = _agent(result)
+        if not agent and host in rows[0]:
+            continue  # A load balancer among the hosts.
+        state = agent["state"] if agent else None
+        cells = [_cell(state, told, server) for told in asked]
+        remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, server, asked)]
+        rows.append([host, _words(state), *_since_reason_told(agent), *cells])
+    remarks += sorted({warning for told in asked for warning in told.get("agent_check_warnings", [])})
+    return [*_aligned(rows), *([""] if remarks else []), *remarks]
+
+
+def _servers(asked: t.Iterable[Result]) -> t.Iterator[tuple[Result, Result]]:
+    for result in asked:
+        for server in result.get("servers", []):
+            yield result, server
+
+
+def _agent(result: Result) -> Result | None:
+    return result["instances"][0] if result.get("instances") else None
+
+
+def _problem(result: Result) -> str:
+    return str(result.get("msg", "unknown")).rstrip(".")
+
+
+def _words(state: t.Mapping[str, t.Any] | None) -> str:
+    """The state in the words of an answer, without its reason."""
+    return State(**{**state, "reason": None}).answer() if state else "unknown"
+
+
+def _since_reason_told(agent: Result | None) -> list[str]:
+    if not agent or agent["since"] is None:
+        return ["", "", ""]
+    polling = [peer for peer in agent["peers"] if peer["polls"]]
+    told = sum(peer["has_it"] for peer in polling)
+    return [
+        time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(agent["since"])),
+        agent["state"].get("reason", ""),
+        f"{told} of {len(polling)}{'' if told == len(polling) > 0 else MARK}",
+    ]
+
+
+def _cell(state: t.Mapping[str, t.Any] | None, told: Result, server: str) -> str:
+    """What one load balancer says of a server, once if its backends agree."""
+    rows = [row for row in told.get("servers", []) if row["server"] == server]
+    statuses = {row["status"] for row in rows}
+    if len(statuses) > 1:
+        return ", ".join(f"{row['backend']} {row['status']}{_mark(state, row)}" for row in rows)
+    return f"{rows[0]['status']}{_mark(state, rows[0])}" if rows else "-"
+
+
+def _mark(state: t.Mapping[str, t.Any] | None, row: Result) -> str:
+    return "" if state is None or row["takes_new_sessions"] == is_in(state) else MARK
+
+
+def _remarks(agent: Result | None, result: Result, server: str, asked: t.Iterable[Result]) -> t.Iterator[str]:
+    if not agent:
+        yield f"its agent cannot be asked: {_problem(result)}"
+        return
+    for told, row in _servers(asked):
+        if row["server"] == server and _mark(agent["state"], row):
+            gives = "gives it new sessions" if row["takes_new_sessions"] else "gives it none"
+            where = f"in {row['backend']} it is {row['status']}"
+            yield f"its agent says {_words(agent['state'])}, but {told['item']} {gives}: {where}"
+    for peer in agent["peers"] or []:
+        if peer["polls"] and not peer["has_it"]:
+            yield f"{peer['address']} was not told the state yet"
+    if agent["peers"] is not None and not any(peer["polls"] for peer in agent["peers"]):
+        yield "no load balancer asks its agent"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
