@@ -15,6 +15,7 @@ import socket
 import time
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State
 
 PROCESS_NAME = "hapgent"
@@ -92,7 +93,7 @@ class Instance(t.NamedTuple):
 
     def _status(self, deadline: float) -> Status:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_seconds_until(deadline))
+            connection.settimeout(seconds_until(deadline))
             connection.connect(self.status_socket)
             status = json.loads(_receive(connection, deadline, MAX_STATUS_BYTES))
         if not (isinstance(status, dict) and TOLD.issubset(status)):
@@ -106,7 +107,7 @@ class Instance(t.NamedTuple):
 
     def _ask(self, deadline: float) -> str:
         try:
-            with socket.create_connection((self.address, self.port), _seconds_until(deadline)) as connection:
+            with socket.create_connection((self.address, self.port), seconds_until(deadline)) as connection:
                 received = _receive(connection, deadline, MAX_ANSWER_BYTES, b"\n")
         except OSError as error:
             raise InstanceError(
@@ -125,19 +126,12 @@ def _receive(connection: socket.socket, deadline: float, most: int, end: bytes =
     """What is sent, to its end, or to C(end)."""
     received = b""
     while len(received) < most and not (end and end in received):
-        connection.settimeout(_seconds_until(deadline))
+        connection.settimeout(seconds_until(deadline))
         piece = connection.recv(65536)
         if not piece:
             break
         received += piece
     return received
-
-
-def _seconds_until(deadline: float) -> float:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError("timed out")
-    return remaining
 
 
 def running() -> list[int]:
