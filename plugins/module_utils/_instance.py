@@ -35,6 +35,10 @@ class InstanceError(Exception):
     """The agent cannot be found or does not answer. The text says what to do."""
 
 
+class EndedError(InstanceError):
+    """The agent's process has ended."""
+
+
 class Instance(t.NamedTuple):
     """One agent on this host: its process, its state file, its status socket or '', the address on which it answers.
 
@@ -134,9 +138,16 @@ def _receive(connection: socket.socket, deadline: float, most: int, end: bytes =
     return received
 
 
-def running() -> list[int]:
-    """The processes of all agents on this host, but for those in its containers. Raises InstanceError."""
-    return sorted(pid for pid in _agents() if _is_of_this_host(pid))
+def running() -> list[Instance]:
+    """All agents on this host, but for those in its containers, by their processes. Raises InstanceError."""
+    instances = []
+    for pid in sorted(_agents()):
+        try:
+            if _is_of_this_host(pid):
+                instances.append(instance_of(pid))
+        except EndedError:
+            continue
+    return instances
 
 
 def service_of(pid: int) -> str | None:
@@ -249,12 +260,8 @@ def _comm(pid: int) -> str:
 def _is_of_this_host(pid: int) -> bool:
     try:
         return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
-    except FileNotFoundError:  # It has ended.
-        return False
     except OSError as error:
-        raise InstanceError(
-            f"cannot look into the agent's process {pid} ({error.strerror}): be root or its user"
-        ) from error
+        raise _hidden(pid, error) from error
 
 
 def _state_file_of(pid: int) -> str:
@@ -268,11 +275,25 @@ def _path(pid: int, name: str, default: str) -> str:
             variables = dict(entry.partition(b"=")[::2] for entry in environ.read().split(b"\0"))
         folder = os.readlink(f"/proc/{pid}/cwd")
     except OSError as error:
-        raise InstanceError(
-            f"cannot read the environment of the agent's process {pid} ({error.strerror}): be root or its user"
-        ) from error
+        raise _hidden(pid, error) from error
     path = os.fsdecode(variables.get(name.encode(), default.encode()))
     return os.path.normpath(os.path.join(folder, path)) if path else ""
+
+
+def _hidden(pid: int, error: OSError) -> InstanceError:
+    """What it is, when somebody could not look into this process."""
+    if _has_ended(pid):
+        return EndedError(f"the agent's process {pid} has ended: see that its service runs")
+    return InstanceError(f"cannot look into the agent's process {pid} ({error.strerror}): be root or its user")
+
+
+def _has_ended(pid: int) -> bool:
+    """Also if its parent has not asked for its exit status yet. Source: proc_pid_stat(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as fields:
+            return fields.read().rpartition(")")[2].split()[0] in ("Z", "X")
+    except OSError:
+        return True
 
 
 def _serves(pid: int, state_file: str) -> bool:

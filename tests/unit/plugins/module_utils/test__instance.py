@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     TOLD,
+    EndedError,
     Instance,
     InstanceError,
     _is_of_this_host,
@@ -166,13 +167,17 @@ def test_agents_that_run(agents: Agents, tmp_path: Path) -> None:
     other = subprocess.Popen(["sleep", "60"], env={"HAPGENT_STATE_FILE": str(tmp_path), "PATH": os.defpath})
     gone = agents.start()
     gone.kill()
+    # Its parent has not asked for its exit status yet, so there is a process still.
+    ended = agents.start()
+    ended.send(signal.SIGKILL)
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     try:
-        found = running()
+        found = [instance.pid for instance in running()]
     finally:
         other.kill()
         other.wait()
     assert set(mine) <= set(found)
-    assert not {other.pid, gone.pid, os.getpid()} & set(found)
+    assert not {other.pid, gone.pid, ended.pid, os.getpid()} & set(found)
     assert found == sorted(found)
 
 
@@ -185,18 +190,19 @@ def test_agents_of_containers_do_not_run_here(agents: Agents) -> None:
     assert Path(f"/proc/{inside}/comm").read_text(encoding="ascii") == "hapgent\n"
     outside = agents.start()
 
-    found = running()
+    found = [instance.pid for instance in running()]
 
     assert outside.pid in found
     assert inside not in found
 
 
-def test_process_that_has_ended_is_not_of_this_host(agents: Agents) -> None:
+def test_process_that_has_ended_is_of_no_host(agents: Agents) -> None:
     # It may end while somebody looks at all of them.
     agent = agents.start()
     assert _is_of_this_host(agent.pid)
     agent.kill()
-    assert not _is_of_this_host(agent.pid)
+    with pytest.raises(EndedError):
+        _is_of_this_host(agent.pid)
 
 
 # What it was started with
@@ -239,7 +245,7 @@ def test_what_it_was_started_with(
 def test_what_a_process_that_is_gone_was_started_with(agents: Agents) -> None:
     agent = agents.start()
     agent.kill()
-    with pytest.raises(InstanceError, match=f"cannot read the environment of the agent's process {agent.pid}"):
+    with pytest.raises(EndedError, match=f"the agent's process {agent.pid} has ended"):
         instance_of(agent.pid)
 
 

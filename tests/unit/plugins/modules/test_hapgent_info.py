@@ -302,6 +302,28 @@ def test_agents_that_have_ended_are_none(host: Host, tmp_path: Path, eventually:
     eventually(lambda: host.instances() == [], "no agent")
 
 
+def test_agent_that_ends_hides_no_other(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+    host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "status.sock")
+    ended = host.start()
+    process = Path(f"/proc/{here(ended)}")
+    # Its parent does not ask for its exit status, so there is a process still.
+    with ended.paused():
+        os.kill(here(ended), signal.SIGKILL)
+        eventually(lambda: "State:\tZ" in (process / "status").read_text(encoding="utf-8"), "a process that has ended")
+        result = host.run()
+    assert [instance["answer"] for instance in result["instances"]] == ["DRAIN"]
+    assert "warnings" not in result
+
+
+def test_agent_of_another_user(host: Host) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs another user")
+    agent = host.start()
+    result = host.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+    assert result["failed"]
+    assert f"cannot look into the agent's process {there(agent)} (Permission denied): be root or its" in result["msg"]
+
+
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
 def test_changes_nothing(host: Host, tmp_path: Path, check: bool) -> None:
     content = b'{"status":"DRAIN"}'
