@@ -85,7 +85,7 @@ class Instance(t.NamedTuple):
         while True:
             try:
                 return self._status(deadline)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 # The agent may be starting again.
                 passing = isinstance(error, (FileNotFoundError, ConnectionError, ValueError))
                 if not passing or time.monotonic() + POLL_SECONDS >= deadline:

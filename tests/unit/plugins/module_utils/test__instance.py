@@ -703,6 +703,7 @@ NO_STATUS = {
     "no fields": b"{}",
     "no peers": b'{"answer": "UP"}',
     "no answer": b'{"peers": []}',
+    "nested too deeply": b"[" * 100_000,
     "no UTF-8": b'{"answer": "\xff", "peers": []}',
 }
 
