@@ -14,6 +14,10 @@ import typing as t
 
 Peer = dict[str, t.Any]
 
+# An agent keeps no more.
+MOST_PEERS = 1024
+MOST_SHOWN = 120
+
 
 class WaitForError(Exception):
     """Not a number of load balancers nor their addresses. The text says what is allowed."""
@@ -23,13 +27,15 @@ class WaitFor:
     """The load balancers that have to see a state: all that poll, so many of them, or those with these addresses."""
 
     def __init__(self, wanted: t.Any) -> None:
-        """C(wanted) is V(auto), a number from 1 on, or addresses. Raises WaitForError."""
+        """C(wanted) is V(auto), a number from 1 to MOST_PEERS, or addresses. Raises WaitForError."""
         self.count = 0
         self.addresses: list[str] = []
         if wanted == "auto":
             return
-        if str(wanted).isdecimal() and int(wanted) >= 1:
-            self.count = int(wanted)
+        text = str(wanted)
+        # Python converts no text of some thousand digits.
+        if text.isdecimal() and len(text) <= len(str(MOST_PEERS)) and 1 <= int(text) <= MOST_PEERS:
+            self.count = int(text)
         else:
             self.addresses = _addresses(wanted)
 
@@ -81,7 +87,7 @@ def _addresses(wanted: t.Any) -> list[str]:
     try:
         return [_as_the_agent_sees_it(ipaddress.ip_address(str(address).strip())) for address in listed]
     except ValueError as error:
-        raise WaitForError(f"{_allowed(wanted)} ({error})") from error
+        raise WaitForError(f"{_allowed(wanted)} ({_shortened(str(error))})") from error
 
 
 def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
@@ -90,4 +96,11 @@ def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def _allowed(wanted: t.Any) -> str:
-    return f"wait_for is {wanted!r}: allowed is auto, a number from 1 on, or a list of addresses"
+    return (
+        f"wait_for is {_shortened(repr(wanted))}: "
+        f"allowed is auto, a number from 1 to {MOST_PEERS}, or a list of addresses"
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

@@ -117,7 +117,7 @@ options:
       - Whom to wait for.
       - V(auto) is every load balancer that polls the agent. One that did so before the change and is silent since is
         waited for too. If nobody polls at all, that is an error, because then nobody takes the server out.
-      - A number is that many load balancers that poll, whichever they are.
+      - A number, V(1) to V(1024), is that many load balancers that poll, whichever they are.
       - A list of addresses is those load balancers, as the agent sees them.
     type: raw
     default: auto

@@ -69,6 +69,8 @@ def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> N
         "00",
         "-1",
         "+1",
+        1025,
+        "99999",
         "\u00b2",
         "1.5",
         "all",
@@ -96,13 +98,21 @@ def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> N
 def test_whom_nobody_can_wait_for(wanted: object) -> None:
     with pytest.raises(WaitForError) as caught:
         WaitFor(wanted)
-    assert f"wait_for is {wanted!r}: allowed is auto, a number from 1 on, or a list of addresses" in str(caught.value)
+    for word in [f"wait_for is {wanted!r}: ", "allowed is auto, a number from 1 to 1024, or a list of addresses"]:
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("wanted", [["198.51.100.11", "haproxy1"], "198.51.100.11,haproxy1"])
 def test_the_one_that_is_no_address_is_named(wanted: object) -> None:
     with pytest.raises(WaitForError, match="'haproxy1' does not appear to be an IPv4 or IPv6 address"):
         WaitFor(wanted)
+
+
+@pytest.mark.parametrize("wanted", ["9" * 5000, "0" * 5000, ["9" * 5000], "x" * 5000, [A] * 5000 + ["haproxy1"]])
+def test_the_error_is_no_longer_than_somebody_reads(wanted: object) -> None:
+    with pytest.raises(WaitForError, match="allowed is auto, a number from 1 to 1024, or a list") as caught:
+        WaitFor(wanted)
+    assert len(str(caught.value)) < 400
 
 
 # Who of them has it

@@ -984,9 +984,10 @@ def test_does_not_wait_without_a_status_socket(agents: Agents, check: bool) -> N
     ("arguments", "named"),
     [
         ({"wait": True, "notify": False}, ["wait is true and notify is false"]),
-        ({"wait": True, "wait_for": "all"}, ["wait_for is 'all'", "auto, a number from 1 on, or a list of addresses"]),
-        ({"wait": True, "wait_for": 0}, ["wait_for is 0", "auto, a number from 1 on, or a list of addresses"]),
-        ({"wait": True, "wait_for": []}, ["wait_for is []", "auto, a number from 1 on, or a list of addresses"]),
+        ({"wait": True, "wait_for": "all"}, ["wait_for is 'all'", "auto, a number from 1 to 1024, or a list"]),
+        ({"wait": True, "wait_for": 0}, ["wait_for is 0", "auto, a number from 1 to 1024, or a list"]),
+        ({"wait": True, "wait_for": "9" * 5000}, ["wait_for is '9999", "a number from 1 to 1024"]),
+        ({"wait": True, "wait_for": []}, ["wait_for is []", "auto, a number from 1 to 1024, or a list"]),
         ({"wait": True, "wait_for": [FAST, "lb1"]}, ["wait_for is", "'lb1' does not appear to be an IPv4 or IPv6"]),
         # It is wrong before somebody waits.
         ({"wait_for": -1}, ["wait_for is -1"]),
