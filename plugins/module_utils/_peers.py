@@ -85,9 +85,11 @@ def _addresses(wanted: t.Any) -> list[str]:
     if not isinstance(listed, list) or not listed:
         raise WaitForError(_allowed(wanted))
     try:
-        return [_as_the_agent_sees_it(ipaddress.ip_address(str(address).strip())) for address in listed]
+        addresses = [_as_the_agent_sees_it(ipaddress.ip_address(str(address).strip())) for address in listed]
     except ValueError as error:
         raise WaitForError(f"{_allowed(wanted)} ({_shortened(str(error))})") from error
+    # Somebody may name one twice, also in two ways.
+    return list(dict.fromkeys(addresses))
 
 
 def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:

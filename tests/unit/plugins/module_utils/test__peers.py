@@ -47,6 +47,10 @@ def peer(address: str, *words: str, last_seen: float = 0.0) -> dict[str, Any]:
         (["2001:DB8:0:0:0:0:0:13"], 0, [C]),
         (["::FFFF"], 0, ["::ffff"]),
         ([f"::ffff:{A}"], 0, [A]),
+        # Each once.
+        ([B, A, B], 0, [B, A]),
+        ([A, f"::ffff:{A}"], 0, [A]),
+        (f"{A},{A}", 0, [A]),
     ],
 )
 def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> None:
