@@ -42,7 +42,8 @@ class WaitFor:
     def account(self, peers: list[Peer], polled_before: t.Collection[str]) -> Account:
         """Who has the state, and who does not yet. C(polled_before) are those that polled before the change.
 
-        A load balancer that polled and is silent since is not left out: it may go on sending sessions to the server.
+        A load balancer that polled and is silent since is not left out, nor one that the agent has forgotten: it may go
+        on sending sessions to the server.
         """
         has_it = sorted(peer["address"] for peer in peers if peer["has_it"])
         if self.addresses:
@@ -51,7 +52,7 @@ class WaitFor:
             # One that has gone, with the state, is none of them.
             wanted = [address for address in polling(peers) if address in has_it]
         else:
-            wanted = sorted(peer["address"] for peer in peers if peer["polls"] or peer["address"] in polled_before)
+            wanted = sorted({*polling(peers), *polled_before})
         seen = [address for address in wanted if address in has_it]
         not_seen = [address for address in wanted if address not in has_it]
         return Account(seen, not_seen, bool(seen) and not not_seen and len(seen) >= self.count)
@@ -65,7 +66,7 @@ class Account(t.NamedTuple):
     complete: bool
 
     def missing(self, peers: list[Peer]) -> str:
-        """Those who do not have it, and when each was seen last."""
+        """Those who do not have it, and when each was seen last: C(peers) may have one twice, as it was told last."""
         last_seen = {peer["address"]: peer["last_seen"] for peer in peers}
         return ", ".join(
             f"{address} (last seen {time.time() - last_seen[address]:.0f} s ago)"

@@ -115,8 +115,9 @@ options:
   wait_for:
     description:
       - Whom to wait for.
-      - V(auto) is every load balancer that polls the agent. One that did so before the change and is silent since is
-        waited for too. If nobody polls at all, that is an error, because then nobody takes the server out.
+      - V(auto) is every load balancer that polls the agent. One that did so before the change is waited for too,
+        if it is silent since or the agent, which keeps 1024 of them, has forgotten it. If nobody polls at all, that is
+        an error, because then nobody takes the server out.
       - A number, V(1) to V(1024), is that many load balancers that poll, whichever they are.
       - A list of addresses is those load balancers, as the agent sees them.
     type: raw
@@ -208,7 +209,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     find_pid,
     instance_of,
 )
-from ansible_collections.hapgent.agent.plugins.module_utils._peers import WaitFor, WaitForError, polling
+from ansible_collections.hapgent.agent.plugins.module_utils._peers import Peer, WaitFor, WaitForError, polling
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     LIMITS,
     STATUSES,
@@ -232,7 +233,7 @@ class HapgentState:
         # Resolved once: a link that is bent while root works here leads nowhere else.
         self.path: str = os.path.realpath(module.params["state_file"])
         self.deadline = time.monotonic() + module.params["timeout"]
-        self.polled_before: list[str] = []
+        self.peers_before: list[Peer] = []
         self.result: dict[str, t.Any] = {"changed": False}
 
     def run(self) -> None:
@@ -321,7 +322,7 @@ class HapgentState:
     def _ask(self, instance: Instance) -> str:
         try:
             if self.module.params["wait"]:
-                self.polled_before = polling(instance.status(self.deadline)["peers"])
+                self.peers_before = instance.status(self.deadline)["peers"]
             return instance.answer(self.deadline)
         except InstanceError as error:
             self._fail(str(error))
@@ -368,7 +369,7 @@ class HapgentState:
                     msg=f"{told}, but somebody has changed the state meanwhile: it answers {status['answer']}.",
                     **self.result,
                 )
-            account = self.wait_for.account(status["peers"], self.polled_before)
+            account = self.wait_for.account(status["peers"], polling(self.peers_before))
             self.result.update(seen_by=account.seen_by, not_seen_by=account.not_seen_by)
             if account.complete:
                 return
@@ -376,7 +377,9 @@ class HapgentState:
                 break
             time.sleep(POLL_SECONDS)
         if account.not_seen_by:
-            problem = f"not to {account.missing(status['peers'])} within {timeout:g} s"
+            # The agent may have forgotten some that it knew.
+            missing = account.missing([*self.peers_before, *status["peers"]])
+            problem = f"not to {missing} within {timeout:g} s"
         elif account.seen_by:
             problem = f"only to {len(account.seen_by)} load balancers of {self.wait_for.count} within {timeout:g} s"
         else:

@@ -143,6 +143,16 @@ ACCOUNTS: dict[str, Row] = {
         True,
     ),
     "all have fallen silent with it": ("auto", [A, B], [peer(A, "has_it"), peer(B, "has_it")], [A, B], [], True),
+    "one was forgotten": ("auto", [A, B], [peer(A, "has_it", "polls")], [A], [B], False),
+    "one that was forgotten has come again": (
+        "auto",
+        [A, B],
+        [peer(A, "has_it", "polls"), peer(B, "has_it")],
+        [A, B],
+        [],
+        True,
+    ),
+    "all were forgotten": ("auto", [B, A], [], [], [A, B], False),
     "one was silent all the time": ("auto", [A], [peer(A, "has_it", "polls"), peer(B)], [A], [], True),
     "one that was silent all the time has it": ("auto", [], [peer(B, "has_it")], [], [], False),
     "all were silent all the time": ("auto", [], [peer(A), peer(B)], [], [], False),
@@ -188,9 +198,10 @@ def test_those_who_miss_it_are_told_with_when_they_were_seen() -> None:
     now = time.time()
     peers = [peer(A, "has_it", "polls"), peer(B, last_seen=now - 300), peer(C, last_seen=now - 7200)]
     account = WaitFor([A, B, C, "198.51.100.14"]).account(peers, [])
+    earlier = [peer(B, "polls", last_seen=now - 900)]
     told = re.fullmatch(
         rf"{B} \(last seen (\d+) s ago\), {C} \(last seen (\d+) s ago\), 198\.51\.100\.14 \(never seen\)",
-        account.missing(peers),
+        account.missing([*earlier, *peers]),
     )
     assert told
     # Time goes on while this runs.

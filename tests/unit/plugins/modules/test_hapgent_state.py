@@ -889,8 +889,9 @@ def test_waits_as_ansible_runs_it(agents: Agents, tmp_path: Path, eventually: Ev
     assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
 
 
+@pytest.mark.parametrize("forgets", [False, True], ids=["", "and is forgotten"])
 def test_one_that_falls_silent_during_the_change_is_waited_for(
-    agents: Agents, tmp_path: Path, eventually: Eventually
+    agents: Agents, tmp_path: Path, eventually: Eventually, forgets: bool
 ) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.2, SLOW: 0.3}) as balancers:
@@ -903,6 +904,8 @@ def test_one_that_falls_silent_during_the_change_is_waited_for(
                 # The agent itself would count on it for ten seconds more.
                 for peer in status["peers"]:
                     peer["polls"] = peer["address"] != SLOW
+                if forgets:
+                    status["peers"] = [peer for peer in status["peers"] if peer["polls"]]
             hold(relay, status)
 
         with relayed(agent, stop):
