@@ -16,6 +16,8 @@ description:
   - What is not named stays as it is.
   - When nothing is to be changed in the file, but the agent answers something else than the file says, the agent
     is told to read it again, and the module reports a change.
+  - Without a status socket, an agent with C(HAPGENT_SETTLE) other than 0 may answer C(UP 100%) for C(UP), to undo the
+    state before. So there, words that may undo something are no difference.
   - Works with the agent of this collection and with hapgent 0.3.2.
 extends_documentation_fragment:
   - hapgent.agent._attributes

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -208,6 +209,24 @@ def test_process_that_has_ended_is_of_no_host(agents: Agents) -> None:
 # What it was started with
 
 
+@contextlib.contextmanager
+def process_with(environment: dict[str, str], folder: Path) -> Iterator[int]:
+    """A process that has this environment. Any will do, and one that is no agent writes nothing beside a state file."""
+    process = subprocess.Popen(
+        ["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=folder, bufsize=0
+    )
+    assert process.stdin
+    assert process.stdout
+    # The kernel shows nothing while a process becomes a program. When this answers, it is one.
+    process.stdin.write(b"x")
+    assert process.stdout.read(1) == b"x"
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize(
     ("environment", "state_file", "status_socket"),
     [
@@ -224,22 +243,19 @@ def test_process_that_has_ended_is_of_no_host(agents: Agents) -> None:
 def test_what_it_was_started_with(
     tmp_path: Path, environment: dict[str, str], state_file: str, status_socket: str
 ) -> None:
-    # Any process will do, and one that is no agent writes nothing beside a default state file.
-    process = subprocess.Popen(
-        ["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=tmp_path, bufsize=0
-    )
-    assert process.stdin
-    assert process.stdout
-    # The kernel shows nothing while a process becomes a program. When this answers, it is one.
-    process.stdin.write(b"x")
-    assert process.stdout.read(1) == b"x"
-    try:
-        found = instance_of(process.pid)
-        assert found.state_file == state_file.format(folder=tmp_path)
-        assert found.status_socket == status_socket.format(folder=tmp_path)
-    finally:
-        process.kill()
-        process.communicate()
+    with process_with(environment, tmp_path) as pid:
+        found = instance_of(pid)
+    assert found.state_file == state_file.format(folder=tmp_path)
+    assert found.status_socket == status_socket.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settles"), [(None, True), ("60", True), ("10", True), ("01", True), ("0", False), ("00", False)]
+)
+def test_whether_it_may_settle(tmp_path: Path, seconds: str | None, settles: bool) -> None:
+    environment = {} if seconds is None else {"HAPGENT_SETTLE": seconds}
+    with process_with(environment, tmp_path) as pid:
+        assert instance_of(pid).settles == settles
 
 
 def test_what_a_process_that_is_gone_was_started_with(agents: Agents) -> None:
@@ -545,7 +561,7 @@ def test_who_asks_for_the_status_is_no_load_balancer(agents: Agents, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("state", "answer", "on_port", "on_socket"),
+    ("state", "answer", "while_it_may_settle", "bare"),
     [
         (State("UP"), "UP", True, True),
         # The agent may settle, and tell that on its port alone.
@@ -563,9 +579,10 @@ def test_who_asks_for_the_status_is_no_load_balancer(agents: Agents, tmp_path: P
         (State("UP", 77), "UP 100%", False, False),
     ],
 )
-def test_answers_that_a_state_makes(state: State, answer: str, on_port: bool, on_socket: bool) -> None:
-    assert Instance(1, "", "").tells(state, answer) == on_port
-    assert Instance(1, "", "/run/hapgent/hapgent/status.sock").tells(state, answer) == on_socket
+def test_answers_that_a_state_makes(state: State, answer: str, while_it_may_settle: bool, bare: bool) -> None:
+    assert Instance(1, "", "").tells(state, answer) == while_it_may_settle
+    assert Instance(1, "", "", settles=False).tells(state, answer) == bare
+    assert Instance(1, "", "/run/hapgent/hapgent/status.sock").tells(state, answer) == bare
 
 
 def test_waits_for_the_state_in_the_status(agents: Agents, tmp_path: Path) -> None:

@@ -517,6 +517,24 @@ def test_agent_that_answers_something_else_than_its_file_says(agents: Agents, dr
     assert not change(agent, status=status)["changed"]
 
 
+@pytest.mark.parametrize(
+    ("told", "edited"),
+    [
+        ({"status": "UP", "weight": 100}, {"status": "UP"}),
+        ({"status": "DRAIN", "weight": 100, "maxconn": 5}, {"status": "DRAIN", "maxconn": 5}),
+    ],
+)
+def test_weight_that_was_edited_away_and_looks_like_the_configured_one(
+    agents: Agents, told: Result, edited: Result
+) -> None:
+    agent = agents.start(json.dumps(told).encode())
+    agent.write_state(json.dumps(edited).encode())
+    done = change(agent, status=edited["status"])
+    assert (done["changed"], done["before"], done["after"]) == (True, edited, edited)
+    assert b"100%" not in agent.ask()
+    assert not change(agent, status=edited["status"])["changed"]
+
+
 def test_file_written_otherwise_is_left_as_it_is(agents: Agents) -> None:
     content = b'{"maxconn":1e2,"weight":5.0,   "status":"UP"}'
     agent = agents.start(content)
