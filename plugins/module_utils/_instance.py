@@ -21,6 +21,8 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import State
 PROCESS_NAME = "hapgent"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 POLL_SECONDS = 0.05
+# An agent that starts, or starts again, has its status socket within this time.
+STARTING_SECONDS = 2.0
 # What HAProxy reads of an answer at most, by default: tune.chksize in its configuration manual.
 MAX_ANSWER_BYTES = 16384
 MAX_STATUS_BYTES = 4 * 1024 * 1024
@@ -81,6 +83,36 @@ class Instance(t.NamedTuple):
                 break
             answer = self.answer(deadline + POLL_SECONDS)
         return answer
+
+    def goes_without_status(self, deadline: float) -> bool:
+        """Whether the agent answers on its port although it could not make its status socket."""
+        now = time.monotonic()
+        # Whoever asks on the port is taken for a load balancer, so one that starts again is given some time first.
+        until = min(now + STARTING_SECONDS, (now + deadline) / 2)
+        while not self._has_status_socket():
+            if time.monotonic() >= until:
+                # It does not answer there before it has tried to make the socket.
+                return self._answers(deadline) and not self._has_status_socket()
+            time.sleep(POLL_SECONDS)
+        return False
+
+    def _has_status_socket(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.setblocking(False)
+            try:
+                connection.connect(self.status_socket)
+            except (BlockingIOError, PermissionError):
+                return True
+            except OSError:
+                return False
+        return True
+
+    def _answers(self, deadline: float) -> bool:
+        try:
+            self._ask(deadline)
+        except InstanceError:
+            return False
+        return True
 
     def status(self, deadline: float) -> Status:
         """What the agent tells on its status socket. Raises InstanceError."""

@@ -89,11 +89,12 @@ options:
     description:
       - Address on which the agent answers, as seen from the managed host. Not used where the agent has a status
         socket (C(HAPGENT_SOCKET)), as the role sets it up.
+      - An agent that could not make its status socket is asked here too, with a warning, but not with O(wait=true).
     type: str
     default: 127.0.0.1
   port:
     description:
-      - Port on which the agent answers. Not used where the agent has a status socket.
+      - Port on which the agent answers. Used as O(address) is.
     type: int
     default: 9777
   timeout:
@@ -319,6 +320,12 @@ class HapgentState:
             self._fail(
                 f"wait needs the status socket of the agent, process {pid}: set HAPGENT_SOCKET for it, as the role does"
             )
+        if instance.status_socket and not params["wait"] and instance.goes_without_status(self.deadline):
+            self.module.warn(
+                f"The agent could not make its status socket {instance.status_socket}, its log says why. It is asked "
+                f"on {params['address']} port {params['port']} instead, and takes this host for a load balancer."
+            )
+            instance = instance._replace(status_socket="")
         return instance
 
     def _ask(self, instance: Instance) -> str:

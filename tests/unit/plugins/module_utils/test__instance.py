@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _instance
 from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     TOLD,
     EndedError,
@@ -608,6 +609,56 @@ def test_waits_for_the_status_of_an_agent_that_starts_again(
         asked = threads.submit(instance.status, in_seconds(15))
         again, _instance = start_with_status(agents, path, state_file=agent.state_file, port=agent.port)
         assert asked.result()["pid"] == again.pid
+
+
+def test_agent_that_starts_again_goes_not_without_a_status(
+    agents: Agents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than this test takes.
+    monkeypatch.setattr(_instance, "STARTING_SECONDS", 60)
+    path = tmp_path / "status.sock"
+    agent, instance = start_with_status(agents, path)
+    agent.send(signal.SIGTERM)
+    agent.await_exit()
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(instance._replace(port=agent.port).goes_without_status, in_seconds(120))
+        start_with_status(agents, path, state_file=agent.state_file, port=agent.port, wait=False)
+        assert asked.result() is False
+    # Nor does it take the one who asks for a load balancer.
+    assert instance.status(in_seconds(15))["counters"]["checks"] == 0
+
+
+def test_agent_that_takes_long_to_start_goes_not_without_a_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_instance, "STARTING_SECONDS", 0)
+    path = tmp_path / "status.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.create_server(("127.0.0.1", 0)) as server:
+
+        def start() -> None:
+            with server.accept()[0] as client:
+                listener.bind(str(path))
+                listener.listen()
+                client.sendall(b"UP\n")
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        instance = Instance(1, "", str(path), "127.0.0.1", server.getsockname()[1])
+        assert instance.goes_without_status(in_seconds(15)) is False
+        thread.join()
+
+
+def test_agent_that_does_not_run_goes_not_without_a_status(agents: Agents, tmp_path: Path) -> None:
+    # Whoever asks for it waits for the agent to start.
+    agent, instance = start_with_status(agents, tmp_path / "status.sock")
+    agent.kill()
+    assert instance.goes_without_status(in_seconds(0.2)) is False
+
+
+def test_agent_that_is_stopped_goes_not_without_a_status(agents: Agents, tmp_path: Path) -> None:
+    agent, instance = start_with_status(agents, tmp_path / "status.sock")
+    with agent.paused():
+        assert instance.goes_without_status(in_seconds(60)) is False
 
 
 def test_asks_again_where_the_status_was_cut_off(tmp_path: Path) -> None:

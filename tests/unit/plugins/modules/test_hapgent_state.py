@@ -731,6 +731,37 @@ def test_agent_with_a_status_socket_that_hangs(agents: Agents, tmp_path: Path, c
     assert agent.state_file.read_bytes() == FULL
 
 
+def start_without_room_for_status(agents: Agents, path: Path) -> Agent:
+    """An agent that could not make its status socket there."""
+    agent = agents.start(FULL, environment={"HAPGENT_SOCKET": str(path)})
+    agent.await_log("there will be no status")
+    return agent
+
+
+@pytest.mark.parametrize(
+    "name", ["none/status.sock", "file", "x" * 120], ids=["no folder", "a file is there", "too long a path"]
+)
+def test_agent_that_could_not_make_its_status_socket(agents: Agents, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    (tmp_path / "file").write_bytes(b"")
+    agent = start_without_room_for_status(agents, path)
+    for check in (True, False):
+        result = change(agent, check=check, status="DRAIN")
+        assert (result["changed"], result["answer"]) == (True, "DRAIN 77% maxconn:300")
+        for word in [f"could not make its status socket {path}", f"on 127.0.0.1 port {agent.port} instead"]:
+            assert word in warnings(result)
+    assert saved(agent) == {"status": "DRAIN", "weight": 77, "maxconn": 300}
+    assert agent.ask() == b"DRAIN 77% maxconn:300\n"
+
+
+def test_does_not_wait_without_the_status_socket_that_the_agent_could_not_make(agents: Agents, tmp_path: Path) -> None:
+    path = tmp_path / "none" / "status.sock"
+    agent = start_without_room_for_status(agents, path)
+    result = change(agent, status="DRAIN", wait=True, timeout=0.5)
+    assert_nothing_changed(result, f"does not tell its status on {path}", "its log says why")
+    assert agent.state_file.read_bytes() == FULL
+
+
 # Waiting for load balancers
 
 # They ask often, seldom, or not at all. The agent listens on 127.0.0.1, and nobody asks from there.
