@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils import _state
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents, Eventually
+    from tests.unit.plugins.modules.conftest import RunAnsible
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.hapgent_state"
 # The folders of the collections and of Ansible, for interpreters that have neither.
@@ -564,30 +564,7 @@ def test_without_notify_it_needs_no_agent(agents: Agents) -> None:
     assert not change(agent, status="DRAIN", notify=False, check=True)["changed"]
 
 
-def run_ansible(tmp_path: Path, *arguments: str) -> str:
-    """What Ansible prints when it runs the module here."""
-    ansible_command = shutil.which("ansible", path=str(Path(sys.executable).parent))
-    assert ansible_command
-    done = subprocess.run(
-        [ansible_command, "localhost", "-c", "local", "-m", "hapgent.agent.hapgent_state", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={
-            **os.environ,
-            "ANSIBLE_COLLECTIONS_PATH": str(IMPORTS[0]),
-            # Not everybody who runs tests has a home.
-            "ANSIBLE_HOME": str(tmp_path / "ansible"),
-            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-        },
-    )
-    assert "CHANGED" in done.stdout, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_runs_as_ansible_runs_it(agents: Agents, tmp_path: Path) -> None:
-    """The whole way once: Ansible packs the module, with what it imports, for the host."""
+def test_runs_as_ansible_runs_it(agents: Agents, run_ansible: RunAnsible) -> None:
     agent = agents.start(FULL)
     arguments = {
         "status": "DRAIN",
@@ -595,7 +572,7 @@ def test_runs_as_ansible_runs_it(agents: Agents, tmp_path: Path) -> None:
         "service": SERVICE,
         "port": agent.port,
     }
-    run_ansible(tmp_path, "-a", json.dumps(arguments))
+    assert run_ansible("hapgent_state", json.dumps(arguments))["changed"]
     assert agent.ask() == b"DRAIN 77% maxconn:300\n"
 
 
@@ -929,12 +906,13 @@ def test_waits_for_an_ipv6_address_however_it_is_written(
     assert result["seen_by"] == ["::1"]
 
 
-def test_waits_as_ansible_runs_it(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_waits_as_ansible_runs_it(
+    agents: Agents, tmp_path: Path, eventually: Eventually, run_ansible: RunAnsible
+) -> None:
     agent = start_with_status(agents, tmp_path)
     arguments = f"status=DRAIN wait=yes wait_for={FAST},{SLOW} state_file={agent.state_file} service={SERVICE}"
     with polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}):
-        done = run_ansible(tmp_path, "--one-line", "-a", arguments)
-    result = json.loads(done.split("=>", 1)[1])
+        result = run_ansible("hapgent_state", arguments)
     assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
 
 
