@@ -14,12 +14,12 @@ import re
 import socket
 import ssl
 import stat
-import time
 import typing as t
 import urllib.error
 from urllib.parse import urlsplit, urlunsplit
 
 from ansible.module_utils.urls import open_url
+from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
 from ansible_collections.hapgent.agent.plugins.module_utils._haproxy import (
     COMMANDS,
     FormatError,
@@ -93,7 +93,7 @@ class StatsSocket:
             connection.sendall(f"{COMMANDS}\n".encode())
             received = bytearray()
             while len(received) < MAX_BYTES:
-                connection.settimeout(_seconds_until(deadline))
+                connection.settimeout(seconds_until(deadline))
                 try:
                     piece = connection.recv(PIECE_BYTES)
                 except socket.timeout as error:
@@ -106,10 +106,10 @@ class StatsSocket:
 
     def _connect(self, deadline: float) -> socket.socket:
         if self._host_and_port:
-            return socket.create_connection(self._host_and_port, _seconds_until(deadline))
+            return socket.create_connection(self._host_and_port, seconds_until(deadline))
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(_seconds_until(deadline))
+            connection.settimeout(seconds_until(deadline))
             connection.connect(self.address)
         except OSError:
             connection.close()
@@ -174,11 +174,11 @@ class CsvPage:
 
     def _get(self, deadline: float) -> bytes:
         with open_url(
-            self._url, timeout=_seconds_until(deadline), use_proxy=False, decompress=False, **self._options
+            self._url, timeout=seconds_until(deadline), use_proxy=False, decompress=False, **self._options
         ) as response:
             received = bytearray()
             while len(received) < MAX_BYTES:
-                _seconds_until(deadline)
+                seconds_until(deadline)
                 piece = response.read1(PIECE_BYTES)
                 if not piece:
                     break
@@ -220,10 +220,3 @@ def _is_something_else(path: str) -> bool:
         return not stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
         return False
-
-
-def _seconds_until(deadline: float) -> float:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError("timed out")
-    return remaining

@@ -15,11 +15,14 @@ import socket
 import time
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State
 
 PROCESS_NAME = "hapgent"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 POLL_SECONDS = 0.05
+# An agent that starts, or starts again, has its status socket within this time.
+STARTING_SECONDS = 2.0
 # What HAProxy reads of an answer at most, by default: tune.chksize in its configuration manual.
 MAX_ANSWER_BYTES = 16384
 MAX_STATUS_BYTES = 4 * 1024 * 1024
@@ -34,10 +37,14 @@ class InstanceError(Exception):
     """The agent cannot be found or does not answer. The text says what to do."""
 
 
+class EndedError(InstanceError):
+    """The agent's process has ended."""
+
+
 class Instance(t.NamedTuple):
     """One agent on this host: its process, its state file, its status socket or '', the address on which it answers.
 
-    C(state_file) is the path as the agent sees it.
+    C(state_file) is the path as the agent sees it. C(settles) is whether it may tell what undoes a state before.
     """
 
     pid: int
@@ -45,6 +52,7 @@ class Instance(t.NamedTuple):
     status_socket: str
     address: str = "127.0.0.1"
     port: int = 9777
+    settles: bool = True
 
     def reload(self) -> None:
         """Tell the agent to read its state file again. Raises InstanceError."""
@@ -63,7 +71,8 @@ class Instance(t.NamedTuple):
 
     def tells(self, state: State, answer: str) -> bool:
         """Whether this answer of the agent is the one that the state makes."""
-        return answer == state.answer() if self.status_socket else answer in state.answers()
+        is_bare = self.status_socket or not self.settles
+        return answer == state.answer() if is_bare else answer in state.answers()
 
     def await_state(self, state: State, deadline: float) -> str:
         """Ask until the agent tells C(state), or until the deadline. Returns its last answer."""
@@ -75,12 +84,42 @@ class Instance(t.NamedTuple):
             answer = self.answer(deadline + POLL_SECONDS)
         return answer
 
+    def goes_without_status(self, deadline: float) -> bool:
+        """Whether the agent answers on its port although it could not make its status socket."""
+        now = time.monotonic()
+        # Whoever asks on the port is taken for a load balancer, so one that starts again is given some time first.
+        until = min(now + STARTING_SECONDS, (now + deadline) / 2)
+        while not self._has_status_socket():
+            if time.monotonic() >= until:
+                # It does not answer there before it has tried to make the socket.
+                return self._answers(deadline) and not self._has_status_socket()
+            time.sleep(POLL_SECONDS)
+        return False
+
+    def _has_status_socket(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.setblocking(False)
+            try:
+                connection.connect(self.status_socket)
+            except (BlockingIOError, PermissionError):
+                return True
+            except OSError:
+                return False
+        return True
+
+    def _answers(self, deadline: float) -> bool:
+        try:
+            self._ask(deadline)
+        except InstanceError:
+            return False
+        return True
+
     def status(self, deadline: float) -> Status:
         """What the agent tells on its status socket. Raises InstanceError."""
         while True:
             try:
                 return self._status(deadline)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 # The agent may be starting again.
                 passing = isinstance(error, (FileNotFoundError, ConnectionError, ValueError))
                 if not passing or time.monotonic() + POLL_SECONDS >= deadline:
@@ -92,7 +131,7 @@ class Instance(t.NamedTuple):
 
     def _status(self, deadline: float) -> Status:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_seconds_until(deadline))
+            connection.settimeout(seconds_until(deadline))
             connection.connect(self.status_socket)
             status = json.loads(_receive(connection, deadline, MAX_STATUS_BYTES))
         if not (isinstance(status, dict) and TOLD.issubset(status)):
@@ -106,7 +145,7 @@ class Instance(t.NamedTuple):
 
     def _ask(self, deadline: float) -> str:
         try:
-            with socket.create_connection((self.address, self.port), _seconds_until(deadline)) as connection:
+            with socket.create_connection((self.address, self.port), seconds_until(deadline)) as connection:
                 received = _receive(connection, deadline, MAX_ANSWER_BYTES, b"\n")
         except OSError as error:
             raise InstanceError(
@@ -125,7 +164,7 @@ def _receive(connection: socket.socket, deadline: float, most: int, end: bytes =
     """What is sent, to its end, or to C(end)."""
     received = b""
     while len(received) < most and not (end and end in received):
-        connection.settimeout(_seconds_until(deadline))
+        connection.settimeout(seconds_until(deadline))
         piece = connection.recv(65536)
         if not piece:
             break
@@ -133,16 +172,16 @@ def _receive(connection: socket.socket, deadline: float, most: int, end: bytes =
     return received
 
 
-def _seconds_until(deadline: float) -> float:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError("timed out")
-    return remaining
-
-
-def running() -> list[int]:
-    """The processes of all agents on this host, but for those in its containers. Raises InstanceError."""
-    return sorted(pid for pid in _agents() if _is_of_this_host(pid))
+def running() -> list[Instance]:
+    """All agents on this host, but for those in its containers, by their processes. Raises InstanceError."""
+    instances = []
+    for pid in sorted(_agents()):
+        try:
+            if _is_of_this_host(pid):
+                instances.append(instance_of(pid))
+        except EndedError:
+            continue
+    return instances
 
 
 def service_of(pid: int) -> str | None:
@@ -162,7 +201,7 @@ def instance_of(pid: int, address: str = "127.0.0.1", port: int = 9777) -> Insta
     if status_socket and not _is_of_this_host(pid):
         # In a container, the same path leads to another socket.
         status_socket = f"/proc/{pid}/root{status_socket}"
-    return Instance(pid, _state_file_of(pid), status_socket, address, port)
+    return Instance(pid, _state_file_of(pid), status_socket, address, port, _settles(pid))
 
 
 def find_pid(service: str, state_file: str, run_command: RunCommand, deadline: float) -> int:
@@ -255,12 +294,8 @@ def _comm(pid: int) -> str:
 def _is_of_this_host(pid: int) -> bool:
     try:
         return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
-    except FileNotFoundError:  # It has ended.
-        return False
     except OSError as error:
-        raise InstanceError(
-            f"cannot look into the agent's process {pid} ({error.strerror}): be root or its user"
-        ) from error
+        raise _hidden(pid, error) from error
 
 
 def _state_file_of(pid: int) -> str:
@@ -268,17 +303,43 @@ def _state_file_of(pid: int) -> str:
     return _path(pid, "HAPGENT_STATE_FILE", DEFAULT_STATE_FILE)
 
 
+def _settles(pid: int) -> bool:
+    # Without the variable it is an agent that does by default, or hapgent 0.3.2: nobody can say.
+    return _variable(pid, "HAPGENT_SETTLE", "60").strip("0") != ""
+
+
 def _path(pid: int, name: str, default: str) -> str:
+    path = _variable(pid, name, default)
+    try:
+        folder = os.readlink(f"/proc/{pid}/cwd")
+    except OSError as error:
+        raise _hidden(pid, error) from error
+    return os.path.normpath(os.path.join(folder, path)) if path else ""
+
+
+def _variable(pid: int, name: str, default: str) -> str:
     try:
         with open(f"/proc/{pid}/environ", "rb") as environ:
             variables = dict(entry.partition(b"=")[::2] for entry in environ.read().split(b"\0"))
-        folder = os.readlink(f"/proc/{pid}/cwd")
     except OSError as error:
-        raise InstanceError(
-            f"cannot read the environment of the agent's process {pid} ({error.strerror}): be root or its user"
-        ) from error
-    path = os.fsdecode(variables.get(name.encode(), default.encode()))
-    return os.path.normpath(os.path.join(folder, path)) if path else ""
+        raise _hidden(pid, error) from error
+    return os.fsdecode(variables.get(name.encode(), default.encode()))
+
+
+def _hidden(pid: int, error: OSError) -> InstanceError:
+    """What it is, when somebody could not look into this process."""
+    if _has_ended(pid):
+        return EndedError(f"the agent's process {pid} has ended: see that its service runs")
+    return InstanceError(f"cannot look into the agent's process {pid} ({error.strerror}): be root or its user")
+
+
+def _has_ended(pid: int) -> bool:
+    """Also if its parent has not asked for its exit status yet. Source: proc_pid_stat(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as fields:
+            return fields.read().rpartition(")")[2].split()[0] in ("Z", "X")
+    except OSError:
+        return True
 
 
 def _serves(pid: int, state_file: str) -> bool:

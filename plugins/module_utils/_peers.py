@@ -14,6 +14,10 @@ import typing as t
 
 Peer = dict[str, t.Any]
 
+# An agent keeps no more.
+MOST_PEERS = 1024
+MOST_SHOWN = 120
+
 
 class WaitForError(Exception):
     """Not a number of load balancers nor their addresses. The text says what is allowed."""
@@ -23,20 +27,23 @@ class WaitFor:
     """The load balancers that have to see a state: all that poll, so many of them, or those with these addresses."""
 
     def __init__(self, wanted: t.Any) -> None:
-        """C(wanted) is V(auto), a number from 1 on, or addresses. Raises WaitForError."""
+        """C(wanted) is V(auto), a number from 1 to MOST_PEERS, or addresses. Raises WaitForError."""
         self.count = 0
         self.addresses: list[str] = []
         if wanted == "auto":
             return
-        if str(wanted).isdecimal() and int(wanted) >= 1:
-            self.count = int(wanted)
+        text = str(wanted)
+        # Python converts no text of some thousand digits.
+        if text.isdecimal() and len(text) <= len(str(MOST_PEERS)) and 1 <= int(text) <= MOST_PEERS:
+            self.count = int(text)
         else:
             self.addresses = _addresses(wanted)
 
     def account(self, peers: list[Peer], polled_before: t.Collection[str]) -> Account:
         """Who has the state, and who does not yet. C(polled_before) are those that polled before the change.
 
-        A load balancer that polled and is silent since is not left out: it may go on sending sessions to the server.
+        A load balancer that polled and is silent since is not left out, nor one that the agent has forgotten: it may go
+        on sending sessions to the server.
         """
         has_it = sorted(peer["address"] for peer in peers if peer["has_it"])
         if self.addresses:
@@ -45,7 +52,7 @@ class WaitFor:
             # One that has gone, with the state, is none of them.
             wanted = [address for address in polling(peers) if address in has_it]
         else:
-            wanted = sorted(peer["address"] for peer in peers if peer["polls"] or peer["address"] in polled_before)
+            wanted = sorted({*polling(peers), *polled_before})
         seen = [address for address in wanted if address in has_it]
         not_seen = [address for address in wanted if address not in has_it]
         return Account(seen, not_seen, bool(seen) and not not_seen and len(seen) >= self.count)
@@ -59,7 +66,7 @@ class Account(t.NamedTuple):
     complete: bool
 
     def missing(self, peers: list[Peer]) -> str:
-        """Those who do not have it, and when each was seen last."""
+        """Those who do not have it, and when each was seen last: C(peers) may have one twice, as it was told last."""
         last_seen = {peer["address"]: peer["last_seen"] for peer in peers}
         return ", ".join(
             f"{address} (last seen {time.time() - last_seen[address]:.0f} s ago)"
@@ -79,9 +86,11 @@ def _addresses(wanted: t.Any) -> list[str]:
     if not isinstance(listed, list) or not listed:
         raise WaitForError(_allowed(wanted))
     try:
-        return [_as_the_agent_sees_it(ipaddress.ip_address(str(address).strip())) for address in listed]
+        addresses = [_as_the_agent_sees_it(ipaddress.ip_address(str(address).strip())) for address in listed]
     except ValueError as error:
-        raise WaitForError(f"{_allowed(wanted)} ({error})") from error
+        raise WaitForError(f"{_allowed(wanted)} ({_shortened(str(error))})") from error
+    # Somebody may name one twice, also in two ways.
+    return list(dict.fromkeys(addresses))
 
 
 def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
@@ -90,4 +99,11 @@ def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def _allowed(wanted: t.Any) -> str:
-    return f"wait_for is {wanted!r}: allowed is auto, a number from 1 on, or a list of addresses"
+    return (
+        f"wait_for is {_shortened(repr(wanted))}: "
+        f"allowed is auto, a number from 1 to {MOST_PEERS}, or a list of addresses"
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

@@ -200,7 +200,7 @@ def main() -> None:
         if service is not None:
             instance = instance_of(find_service_pid(service, module.run_command, time.monotonic() + timeout))
             module.exit_json(changed=False, instances=[describe(instance, ask(instance, timeout))])
-        agents = [instance_of(pid) for pid in running()]
+        agents = running()
     except InstanceError as error:
         module.fail_json(msg=f"{error}.")
     instances = []

@@ -16,6 +16,8 @@ description:
   - What is not named stays as it is.
   - When nothing is to be changed in the file, but the agent answers something else than the file says, the agent
     is told to read it again, and the module reports a change.
+  - Without a status socket, an agent with C(HAPGENT_SETTLE) other than 0 may answer C(UP 100%) for C(UP), to undo the
+    state before. So there, words that may undo something are no difference.
   - Works with the agent of this collection and with hapgent 0.3.2.
 extends_documentation_fragment:
   - hapgent.agent._attributes
@@ -87,11 +89,12 @@ options:
     description:
       - Address on which the agent answers, as seen from the managed host. Not used where the agent has a status
         socket (C(HAPGENT_SOCKET)), as the role sets it up.
+      - An agent that could not make its status socket is asked here too, with a warning, but not with O(wait=true).
     type: str
     default: 127.0.0.1
   port:
     description:
-      - Port on which the agent answers. Not used where the agent has a status socket.
+      - Port on which the agent answers. Used as O(address) is.
     type: int
     default: 9777
   timeout:
@@ -115,9 +118,10 @@ options:
   wait_for:
     description:
       - Whom to wait for.
-      - V(auto) is every load balancer that polls the agent. One that did so before the change and is silent since is
-        waited for too. If nobody polls at all, that is an error, because then nobody takes the server out.
-      - A number is that many load balancers that poll, whichever they are.
+      - V(auto) is every load balancer that polls the agent. One that did so before the change is waited for too,
+        if it is silent since or the agent, which keeps 1024 of them, has forgotten it. If nobody polls at all, that is
+        an error, because then nobody takes the server out.
+      - A number, V(1) to V(1024), is that many load balancers that poll, whichever they are.
       - A list of addresses is those load balancers, as the agent sees them.
     type: raw
     default: auto
@@ -208,7 +212,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     find_pid,
     instance_of,
 )
-from ansible_collections.hapgent.agent.plugins.module_utils._peers import WaitFor, WaitForError, polling
+from ansible_collections.hapgent.agent.plugins.module_utils._peers import Peer, WaitFor, WaitForError, polling
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     LIMITS,
     STATUSES,
@@ -232,7 +236,7 @@ class HapgentState:
         # Resolved once: a link that is bent while root works here leads nowhere else.
         self.path: str = os.path.realpath(module.params["state_file"])
         self.deadline = time.monotonic() + module.params["timeout"]
-        self.polled_before: list[str] = []
+        self.peers_before: list[Peer] = []
         self.result: dict[str, t.Any] = {"changed": False}
 
     def run(self) -> None:
@@ -316,12 +320,18 @@ class HapgentState:
             self._fail(
                 f"wait needs the status socket of the agent, process {pid}: set HAPGENT_SOCKET for it, as the role does"
             )
+        if instance.status_socket and not params["wait"] and instance.goes_without_status(self.deadline):
+            self.module.warn(
+                f"The agent could not make its status socket {instance.status_socket}, its log says why. It is asked "
+                f"on {params['address']} port {params['port']} instead, and takes this host for a load balancer."
+            )
+            instance = instance._replace(status_socket="")
         return instance
 
     def _ask(self, instance: Instance) -> str:
         try:
             if self.module.params["wait"]:
-                self.polled_before = polling(instance.status(self.deadline)["peers"])
+                self.peers_before = instance.status(self.deadline)["peers"]
             return instance.answer(self.deadline)
         except InstanceError as error:
             self._fail(str(error))
@@ -368,7 +378,7 @@ class HapgentState:
                     msg=f"{told}, but somebody has changed the state meanwhile: it answers {status['answer']}.",
                     **self.result,
                 )
-            account = self.wait_for.account(status["peers"], self.polled_before)
+            account = self.wait_for.account(status["peers"], polling(self.peers_before))
             self.result.update(seen_by=account.seen_by, not_seen_by=account.not_seen_by)
             if account.complete:
                 return
@@ -376,7 +386,9 @@ class HapgentState:
                 break
             time.sleep(POLL_SECONDS)
         if account.not_seen_by:
-            problem = f"not to {account.missing(status['peers'])} within {timeout:g} s"
+            # The agent may have forgotten some that it knew.
+            missing = account.missing([*self.peers_before, *status["peers"]])
+            problem = f"not to {missing} within {timeout:g} s"
         elif account.seen_by:
             problem = f"only to {len(account.seen_by)} load balancers of {self.wait_for.count} within {timeout:g} s"
         else:

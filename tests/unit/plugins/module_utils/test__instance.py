@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _instance
 from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     TOLD,
+    EndedError,
     Instance,
     InstanceError,
     _is_of_this_host,
@@ -166,13 +169,17 @@ def test_agents_that_run(agents: Agents, tmp_path: Path) -> None:
     other = subprocess.Popen(["sleep", "60"], env={"HAPGENT_STATE_FILE": str(tmp_path), "PATH": os.defpath})
     gone = agents.start()
     gone.kill()
+    # Its parent has not asked for its exit status yet, so there is a process still.
+    ended = agents.start()
+    ended.send(signal.SIGKILL)
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     try:
-        found = running()
+        found = [instance.pid for instance in running()]
     finally:
         other.kill()
         other.wait()
     assert set(mine) <= set(found)
-    assert not {other.pid, gone.pid, os.getpid()} & set(found)
+    assert not {other.pid, gone.pid, ended.pid, os.getpid()} & set(found)
     assert found == sorted(found)
 
 
@@ -185,21 +192,40 @@ def test_agents_of_containers_do_not_run_here(agents: Agents) -> None:
     assert Path(f"/proc/{inside}/comm").read_text(encoding="ascii") == "hapgent\n"
     outside = agents.start()
 
-    found = running()
+    found = [instance.pid for instance in running()]
 
     assert outside.pid in found
     assert inside not in found
 
 
-def test_process_that_has_ended_is_not_of_this_host(agents: Agents) -> None:
+def test_process_that_has_ended_is_of_no_host(agents: Agents) -> None:
     # It may end while somebody looks at all of them.
     agent = agents.start()
     assert _is_of_this_host(agent.pid)
     agent.kill()
-    assert not _is_of_this_host(agent.pid)
+    with pytest.raises(EndedError):
+        _is_of_this_host(agent.pid)
 
 
 # What it was started with
+
+
+@contextlib.contextmanager
+def process_with(environment: dict[str, str], folder: Path) -> Iterator[int]:
+    """A process that has this environment. Any will do, and one that is no agent writes nothing beside a state file."""
+    process = subprocess.Popen(
+        ["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=folder, bufsize=0
+    )
+    assert process.stdin
+    assert process.stdout
+    # The kernel shows nothing while a process becomes a program. When this answers, it is one.
+    process.stdin.write(b"x")
+    assert process.stdout.read(1) == b"x"
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -218,28 +244,25 @@ def test_process_that_has_ended_is_not_of_this_host(agents: Agents) -> None:
 def test_what_it_was_started_with(
     tmp_path: Path, environment: dict[str, str], state_file: str, status_socket: str
 ) -> None:
-    # Any process will do, and one that is no agent writes nothing beside a default state file.
-    process = subprocess.Popen(
-        ["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=tmp_path, bufsize=0
-    )
-    assert process.stdin
-    assert process.stdout
-    # The kernel shows nothing while a process becomes a program. When this answers, it is one.
-    process.stdin.write(b"x")
-    assert process.stdout.read(1) == b"x"
-    try:
-        found = instance_of(process.pid)
-        assert found.state_file == state_file.format(folder=tmp_path)
-        assert found.status_socket == status_socket.format(folder=tmp_path)
-    finally:
-        process.kill()
-        process.communicate()
+    with process_with(environment, tmp_path) as pid:
+        found = instance_of(pid)
+    assert found.state_file == state_file.format(folder=tmp_path)
+    assert found.status_socket == status_socket.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settles"), [(None, True), ("60", True), ("10", True), ("01", True), ("0", False), ("00", False)]
+)
+def test_whether_it_may_settle(tmp_path: Path, seconds: str | None, settles: bool) -> None:
+    environment = {} if seconds is None else {"HAPGENT_SETTLE": seconds}
+    with process_with(environment, tmp_path) as pid:
+        assert instance_of(pid).settles == settles
 
 
 def test_what_a_process_that_is_gone_was_started_with(agents: Agents) -> None:
     agent = agents.start()
     agent.kill()
-    with pytest.raises(InstanceError, match=f"cannot read the environment of the agent's process {agent.pid}"):
+    with pytest.raises(EndedError, match=f"the agent's process {agent.pid} has ended"):
         instance_of(agent.pid)
 
 
@@ -539,7 +562,7 @@ def test_who_asks_for_the_status_is_no_load_balancer(agents: Agents, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("state", "answer", "on_port", "on_socket"),
+    ("state", "answer", "while_it_may_settle", "bare"),
     [
         (State("UP"), "UP", True, True),
         # The agent may settle, and tell that on its port alone.
@@ -557,9 +580,10 @@ def test_who_asks_for_the_status_is_no_load_balancer(agents: Agents, tmp_path: P
         (State("UP", 77), "UP 100%", False, False),
     ],
 )
-def test_answers_that_a_state_makes(state: State, answer: str, on_port: bool, on_socket: bool) -> None:
-    assert Instance(1, "", "").tells(state, answer) == on_port
-    assert Instance(1, "", "/run/hapgent/hapgent/status.sock").tells(state, answer) == on_socket
+def test_answers_that_a_state_makes(state: State, answer: str, while_it_may_settle: bool, bare: bool) -> None:
+    assert Instance(1, "", "").tells(state, answer) == while_it_may_settle
+    assert Instance(1, "", "", settles=False).tells(state, answer) == bare
+    assert Instance(1, "", "/run/hapgent/hapgent/status.sock").tells(state, answer) == bare
 
 
 def test_waits_for_the_state_in_the_status(agents: Agents, tmp_path: Path) -> None:
@@ -585,6 +609,56 @@ def test_waits_for_the_status_of_an_agent_that_starts_again(
         asked = threads.submit(instance.status, in_seconds(15))
         again, _instance = start_with_status(agents, path, state_file=agent.state_file, port=agent.port)
         assert asked.result()["pid"] == again.pid
+
+
+def test_agent_that_starts_again_goes_not_without_a_status(
+    agents: Agents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than this test takes.
+    monkeypatch.setattr(_instance, "STARTING_SECONDS", 60)
+    path = tmp_path / "status.sock"
+    agent, instance = start_with_status(agents, path)
+    agent.send(signal.SIGTERM)
+    agent.await_exit()
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(instance._replace(port=agent.port).goes_without_status, in_seconds(120))
+        start_with_status(agents, path, state_file=agent.state_file, port=agent.port, wait=False)
+        assert asked.result() is False
+    # Nor does it take the one who asks for a load balancer.
+    assert instance.status(in_seconds(15))["counters"]["checks"] == 0
+
+
+def test_agent_that_takes_long_to_start_goes_not_without_a_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_instance, "STARTING_SECONDS", 0)
+    path = tmp_path / "status.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.create_server(("127.0.0.1", 0)) as server:
+
+        def start() -> None:
+            with server.accept()[0] as client:
+                listener.bind(str(path))
+                listener.listen()
+                client.sendall(b"UP\n")
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        instance = Instance(1, "", str(path), "127.0.0.1", server.getsockname()[1])
+        assert instance.goes_without_status(in_seconds(15)) is False
+        thread.join()
+
+
+def test_agent_that_does_not_run_goes_not_without_a_status(agents: Agents, tmp_path: Path) -> None:
+    # Whoever asks for it waits for the agent to start.
+    agent, instance = start_with_status(agents, tmp_path / "status.sock")
+    agent.kill()
+    assert instance.goes_without_status(in_seconds(0.2)) is False
+
+
+def test_agent_that_is_stopped_goes_not_without_a_status(agents: Agents, tmp_path: Path) -> None:
+    agent, instance = start_with_status(agents, tmp_path / "status.sock")
+    with agent.paused():
+        assert instance.goes_without_status(in_seconds(60)) is False
 
 
 def test_asks_again_where_the_status_was_cut_off(tmp_path: Path) -> None:
@@ -697,6 +771,7 @@ NO_STATUS = {
     "no fields": b"{}",
     "no peers": b'{"answer": "UP"}',
     "no answer": b'{"peers": []}',
+    "nested too deeply": b"[" * 100_000,
     "no UTF-8": b'{"answer": "\xff", "peers": []}',
 }
 

@@ -47,6 +47,10 @@ def peer(address: str, *words: str, last_seen: float = 0.0) -> dict[str, Any]:
         (["2001:DB8:0:0:0:0:0:13"], 0, [C]),
         (["::FFFF"], 0, ["::ffff"]),
         ([f"::ffff:{A}"], 0, [A]),
+        # Each once.
+        ([B, A, B], 0, [B, A]),
+        ([A, f"::ffff:{A}"], 0, [A]),
+        (f"{A},{A}", 0, [A]),
     ],
 )
 def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> None:
@@ -69,6 +73,8 @@ def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> N
         "00",
         "-1",
         "+1",
+        1025,
+        "99999",
         "\u00b2",
         "1.5",
         "all",
@@ -96,13 +102,21 @@ def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> N
 def test_whom_nobody_can_wait_for(wanted: object) -> None:
     with pytest.raises(WaitForError) as caught:
         WaitFor(wanted)
-    assert f"wait_for is {wanted!r}: allowed is auto, a number from 1 on, or a list of addresses" in str(caught.value)
+    for word in [f"wait_for is {wanted!r}: ", "allowed is auto, a number from 1 to 1024, or a list of addresses"]:
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("wanted", [["198.51.100.11", "haproxy1"], "198.51.100.11,haproxy1"])
 def test_the_one_that_is_no_address_is_named(wanted: object) -> None:
     with pytest.raises(WaitForError, match="'haproxy1' does not appear to be an IPv4 or IPv6 address"):
         WaitFor(wanted)
+
+
+@pytest.mark.parametrize("wanted", ["9" * 5000, "0" * 5000, ["9" * 5000], "x" * 5000, [A] * 5000 + ["haproxy1"]])
+def test_the_error_is_no_longer_than_somebody_reads(wanted: object) -> None:
+    with pytest.raises(WaitForError, match="allowed is auto, a number from 1 to 1024, or a list") as caught:
+        WaitFor(wanted)
+    assert len(str(caught.value)) < 400
 
 
 # Who of them has it
@@ -129,6 +143,16 @@ ACCOUNTS: dict[str, Row] = {
         True,
     ),
     "all have fallen silent with it": ("auto", [A, B], [peer(A, "has_it"), peer(B, "has_it")], [A, B], [], True),
+    "one was forgotten": ("auto", [A, B], [peer(A, "has_it", "polls")], [A], [B], False),
+    "one that was forgotten has come again": (
+        "auto",
+        [A, B],
+        [peer(A, "has_it", "polls"), peer(B, "has_it")],
+        [A, B],
+        [],
+        True,
+    ),
+    "all were forgotten": ("auto", [B, A], [], [], [A, B], False),
     "one was silent all the time": ("auto", [A], [peer(A, "has_it", "polls"), peer(B)], [A], [], True),
     "one that was silent all the time has it": ("auto", [], [peer(B, "has_it")], [], [], False),
     "all were silent all the time": ("auto", [], [peer(A), peer(B)], [], [], False),
@@ -174,9 +198,10 @@ def test_those_who_miss_it_are_told_with_when_they_were_seen() -> None:
     now = time.time()
     peers = [peer(A, "has_it", "polls"), peer(B, last_seen=now - 300), peer(C, last_seen=now - 7200)]
     account = WaitFor([A, B, C, "198.51.100.14"]).account(peers, [])
+    earlier = [peer(B, "polls", last_seen=now - 900)]
     told = re.fullmatch(
         rf"{B} \(last seen (\d+) s ago\), {C} \(last seen (\d+) s ago\), 198\.51\.100\.14 \(never seen\)",
-        account.missing(peers),
+        account.missing([*earlier, *peers]),
     )
     assert told
     # Time goes on while this runs.

@@ -28,6 +28,7 @@ from ansible_collections.hapgent.agent.plugins.modules import hapgent_info
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents, Eventually
+    from tests.unit.plugins.modules.conftest import RunAnsible
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.hapgent_info"
 # The folders of the collections and of Ansible, for interpreters that have neither.
@@ -302,6 +303,28 @@ def test_agents_that_have_ended_are_none(host: Host, tmp_path: Path, eventually:
     eventually(lambda: host.instances() == [], "no agent")
 
 
+def test_agent_that_ends_hides_no_other(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+    host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "status.sock")
+    ended = host.start()
+    process = Path(f"/proc/{here(ended)}")
+    # Its parent does not ask for its exit status, so there is a process still.
+    with ended.paused():
+        os.kill(here(ended), signal.SIGKILL)
+        eventually(lambda: "State:\tZ" in (process / "status").read_text(encoding="utf-8"), "a process that has ended")
+        result = host.run()
+    assert [instance["answer"] for instance in result["instances"]] == ["DRAIN"]
+    assert "warnings" not in result
+
+
+def test_agent_of_another_user(host: Host) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs another user")
+    agent = host.start()
+    result = host.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+    assert result["failed"]
+    assert f"cannot look into the agent's process {there(agent)} (Permission denied): be root or its" in result["msg"]
+
+
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
 def test_changes_nothing(host: Host, tmp_path: Path, check: bool) -> None:
     content = b'{"status":"DRAIN"}'
@@ -402,25 +425,9 @@ def test_service_without_an_agent(host: Host, tmp_path: Path, printed: str, name
     assert named in result["msg"]
 
 
-def test_runs_as_ansible_runs_it(host: Host, tmp_path: Path) -> None:
-    """The whole way once: Ansible packs the module, with what it imports, for the host."""
+def test_runs_as_ansible_runs_it(host: Host, tmp_path: Path, run_ansible: RunAnsible) -> None:
     agent = host.start(status_socket=tmp_path / "status.sock")
-    ansible_command = shutil.which("ansible", path=str(Path(sys.executable).parent))
-    assert ansible_command
-    done = subprocess.run(
-        [*host.enter(), ansible_command, "localhost", "-c", "local", "-m", "hapgent.agent.hapgent_info", "--one-line"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={
-            **os.environ,
-            "ANSIBLE_COLLECTIONS_PATH": str(IMPORTS[0]),
-            # Not everybody who runs tests has a home.
-            "ANSIBLE_HOME": str(tmp_path / "ansible"),
-            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-        },
-    )
-    assert "SUCCESS" in done.stdout, done.stdout + done.stderr
-    (instance,) = json.loads(done.stdout.split("=>", 1)[1])["instances"]
+    result = run_ansible("hapgent_info", command=host.enter())
+    (instance,) = result["instances"]
+    assert not result["changed"]
     assert (instance["pid"], instance["answer"]) == (there(agent), "UP")

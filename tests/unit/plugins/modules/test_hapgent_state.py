@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils import _state
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents, Eventually
+    from tests.unit.plugins.modules.conftest import RunAnsible
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.hapgent_state"
 # The folders of the collections and of Ansible, for interpreters that have neither.
@@ -517,6 +517,24 @@ def test_agent_that_answers_something_else_than_its_file_says(agents: Agents, dr
     assert not change(agent, status=status)["changed"]
 
 
+@pytest.mark.parametrize(
+    ("told", "edited"),
+    [
+        ({"status": "UP", "weight": 100}, {"status": "UP"}),
+        ({"status": "DRAIN", "weight": 100, "maxconn": 5}, {"status": "DRAIN", "maxconn": 5}),
+    ],
+)
+def test_weight_that_was_edited_away_and_looks_like_the_configured_one(
+    agents: Agents, told: Result, edited: Result
+) -> None:
+    agent = agents.start(json.dumps(told).encode())
+    agent.write_state(json.dumps(edited).encode())
+    done = change(agent, status=edited["status"])
+    assert (done["changed"], done["before"], done["after"]) == (True, edited, edited)
+    assert b"100%" not in agent.ask()
+    assert not change(agent, status=edited["status"])["changed"]
+
+
 def test_file_written_otherwise_is_left_as_it_is(agents: Agents) -> None:
     content = b'{"maxconn":1e2,"weight":5.0,   "status":"UP"}'
     agent = agents.start(content)
@@ -546,30 +564,7 @@ def test_without_notify_it_needs_no_agent(agents: Agents) -> None:
     assert not change(agent, status="DRAIN", notify=False, check=True)["changed"]
 
 
-def run_ansible(tmp_path: Path, *arguments: str) -> str:
-    """What Ansible prints when it runs the module here."""
-    ansible_command = shutil.which("ansible", path=str(Path(sys.executable).parent))
-    assert ansible_command
-    done = subprocess.run(
-        [ansible_command, "localhost", "-c", "local", "-m", "hapgent.agent.hapgent_state", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={
-            **os.environ,
-            "ANSIBLE_COLLECTIONS_PATH": str(IMPORTS[0]),
-            # Not everybody who runs tests has a home.
-            "ANSIBLE_HOME": str(tmp_path / "ansible"),
-            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-        },
-    )
-    assert "CHANGED" in done.stdout, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_runs_as_ansible_runs_it(agents: Agents, tmp_path: Path) -> None:
-    """The whole way once: Ansible packs the module, with what it imports, for the host."""
+def test_runs_as_ansible_runs_it(agents: Agents, run_ansible: RunAnsible) -> None:
     agent = agents.start(FULL)
     arguments = {
         "status": "DRAIN",
@@ -577,7 +572,7 @@ def test_runs_as_ansible_runs_it(agents: Agents, tmp_path: Path) -> None:
         "service": SERVICE,
         "port": agent.port,
     }
-    run_ansible(tmp_path, "-a", json.dumps(arguments))
+    assert run_ansible("hapgent_state", json.dumps(arguments))["changed"]
     assert agent.ask() == b"DRAIN 77% maxconn:300\n"
 
 
@@ -713,6 +708,37 @@ def test_agent_with_a_status_socket_that_hangs(agents: Agents, tmp_path: Path, c
     assert agent.state_file.read_bytes() == FULL
 
 
+def start_without_room_for_status(agents: Agents, path: Path) -> Agent:
+    """An agent that could not make its status socket there."""
+    agent = agents.start(FULL, environment={"HAPGENT_SOCKET": str(path)})
+    agent.await_log("there will be no status")
+    return agent
+
+
+@pytest.mark.parametrize(
+    "name", ["none/status.sock", "file", "x" * 120], ids=["no folder", "a file is there", "too long a path"]
+)
+def test_agent_that_could_not_make_its_status_socket(agents: Agents, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    (tmp_path / "file").write_bytes(b"")
+    agent = start_without_room_for_status(agents, path)
+    for check in (True, False):
+        result = change(agent, check=check, status="DRAIN")
+        assert (result["changed"], result["answer"]) == (True, "DRAIN 77% maxconn:300")
+        for word in [f"could not make its status socket {path}", f"on 127.0.0.1 port {agent.port} instead"]:
+            assert word in warnings(result)
+    assert saved(agent) == {"status": "DRAIN", "weight": 77, "maxconn": 300}
+    assert agent.ask() == b"DRAIN 77% maxconn:300\n"
+
+
+def test_does_not_wait_without_the_status_socket_that_the_agent_could_not_make(agents: Agents, tmp_path: Path) -> None:
+    path = tmp_path / "none" / "status.sock"
+    agent = start_without_room_for_status(agents, path)
+    result = change(agent, status="DRAIN", wait=True, timeout=0.5)
+    assert_nothing_changed(result, f"does not tell its status on {path}", "its log says why")
+    assert agent.state_file.read_bytes() == FULL
+
+
 # Waiting for load balancers
 
 # They ask often, seldom, or not at all. The agent listens on 127.0.0.1, and nobody asks from there.
@@ -761,7 +787,7 @@ def polled(agent: Agent, eventually: Eventually, inters: dict[str, float]) -> It
 
 
 class Relay:
-    """Between whoever asks for the status and the agent: sees each status before the one who asks does."""
+    """Between whoever asks for the status and the agent: sees each status first, and may make another one of it."""
 
     def __init__(self, agent: Agent, see: Callable[[Relay, dict[str, Any]], None]) -> None:
         path = agent.state_file.with_name("status.sock")
@@ -791,11 +817,11 @@ class Relay:
             except OSError:
                 return
             with reader:
-                status = read_status(self._behind)
-                self._see(self, json.loads(status))
+                status = json.loads(read_status(self._behind))
+                self._see(self, status)
                 # The one who asks may have gone.
                 with contextlib.suppress(BrokenPipeError):
-                    reader.sendall(status)
+                    reader.sendall(json.dumps(status).encode())
 
 
 @contextlib.contextmanager
@@ -805,6 +831,19 @@ def relayed(agent: Agent, see: Callable[[Relay, dict[str, Any]], None]) -> Itera
         yield
     finally:
         relay.join()
+
+
+def hold_until_told(eventually: Eventually, *balancers: LoadBalancer) -> Callable[[Relay, dict[str, Any]], None]:
+    """Hold back the first status after the change until these were told it.
+
+    The module's time to wait begins after that, and these do not run out of it on a machine that is slow.
+    """
+
+    def see(_relay: Relay, status: dict[str, Any]) -> None:
+        if status["answer"] == "DRAIN":
+            eventually(lambda: all(balancer.told[-1] == b"DRAIN UP\n" for balancer in balancers), "all were told")
+
+    return see
 
 
 def assert_not_told(result: Result, agent: Agent, *named: str) -> None:
@@ -867,29 +906,38 @@ def test_waits_for_an_ipv6_address_however_it_is_written(
     assert result["seen_by"] == ["::1"]
 
 
-def test_waits_as_ansible_runs_it(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_waits_as_ansible_runs_it(
+    agents: Agents, tmp_path: Path, eventually: Eventually, run_ansible: RunAnsible
+) -> None:
     agent = start_with_status(agents, tmp_path)
     arguments = f"status=DRAIN wait=yes wait_for={FAST},{SLOW} state_file={agent.state_file} service={SERVICE}"
     with polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}):
-        done = run_ansible(tmp_path, "--one-line", "-a", arguments)
-    result = json.loads(done.split("=>", 1)[1])
+        result = run_ansible("hapgent_state", arguments)
     assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
 
 
+@pytest.mark.parametrize("forgets", [False, True], ids=["", "and is forgotten"])
 def test_one_that_falls_silent_during_the_change_is_waited_for(
-    agents: Agents, tmp_path: Path, eventually: Eventually
+    agents: Agents, tmp_path: Path, eventually: Eventually, forgets: bool
 ) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.2, SLOW: 0.3}) as balancers:
+        hold = hold_until_told(eventually, balancers[FAST])
 
-        def stop(_relay: Relay, _status: dict[str, Any]) -> None:
+        def stop(relay: Relay, status: dict[str, Any]) -> None:
             # The module learns that it polls, and then it does no more.
             balancers[SLOW].stop()
+            if status["answer"] == "DRAIN":
+                # The agent itself would count on it for ten seconds more.
+                for peer in status["peers"]:
+                    peer["polls"] = peer["address"] != SLOW
+                if forgets:
+                    status["peers"] = [peer for peer in status["peers"] if peer["polls"]]
+            hold(relay, status)
 
         with relayed(agent, stop):
-            # Longer than the agent itself counts on one that asks every 0.3 s.
-            result = change(agent, status="DRAIN", wait=True, wait_timeout=3)
-    assert_not_told(result, agent, f"not to {SLOW} (last seen ", " s ago) within 3 s")
+            result = change(agent, status="DRAIN", wait=True, wait_timeout=0.5)
+    assert_not_told(result, agent, f"not to {SLOW} (last seen ", " s ago) within 0.5 s")
     assert (result["seen_by"], result["not_seen_by"]) == ([FAST], [SLOW])
     assert set(balancers[SLOW].told) == {b"UP\n"}
 
@@ -913,7 +961,10 @@ def test_not_all_are_told(
     agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, named: list[str]
 ) -> None:
     agent = start_with_status(agents, tmp_path)
-    with polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}):
+    with (
+        polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}) as balancers,
+        relayed(agent, hold_until_told(eventually, *balancers.values())),
+    ):
         result = change(agent, status="DRAIN", wait=True, wait_for=wait_for, wait_timeout=1)
     assert_not_told(result, agent, *named)
     listed = str(wait_for)
@@ -984,9 +1035,10 @@ def test_does_not_wait_without_a_status_socket(agents: Agents, check: bool) -> N
     ("arguments", "named"),
     [
         ({"wait": True, "notify": False}, ["wait is true and notify is false"]),
-        ({"wait": True, "wait_for": "all"}, ["wait_for is 'all'", "auto, a number from 1 on, or a list of addresses"]),
-        ({"wait": True, "wait_for": 0}, ["wait_for is 0", "auto, a number from 1 on, or a list of addresses"]),
-        ({"wait": True, "wait_for": []}, ["wait_for is []", "auto, a number from 1 on, or a list of addresses"]),
+        ({"wait": True, "wait_for": "all"}, ["wait_for is 'all'", "auto, a number from 1 to 1024, or a list"]),
+        ({"wait": True, "wait_for": 0}, ["wait_for is 0", "auto, a number from 1 to 1024, or a list"]),
+        ({"wait": True, "wait_for": "9" * 5000}, ["wait_for is '9999", "a number from 1 to 1024"]),
+        ({"wait": True, "wait_for": []}, ["wait_for is []", "auto, a number from 1 to 1024, or a list"]),
         ({"wait": True, "wait_for": [FAST, "lb1"]}, ["wait_for is", "'lb1' does not appear to be an IPv4 or IPv6"]),
         # It is wrong before somebody waits.
         ({"wait_for": -1}, ["wait_for is -1"]),

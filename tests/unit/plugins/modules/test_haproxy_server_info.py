@@ -28,6 +28,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils import _state
 
 if TYPE_CHECKING:
     from tests.conftest import Agents, Eventually
+    from tests.unit.plugins.modules.conftest import RunAnsible
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.haproxy_server_info"
 # The folders of the collections and of Ansible, for interpreters that have neither.
@@ -421,31 +422,15 @@ def test_runs_with_each_python(balancer: LoadBalancer, python: str) -> None:
         assert [server["server"] for server in result["servers"]] == ["web7"]
 
 
-def test_runs_as_ansible_runs_it(balancer: LoadBalancer, agents: Agents, tmp_path: Path) -> None:
-    """The whole way once: Ansible packs the module, with what it imports; and the agent is the real one."""
+def test_runs_as_ansible_runs_it(balancer: LoadBalancer, agents: Agents, run_ansible: RunAnsible) -> None:
+    # The agent is the real one.
     agent = agents.start(b'{"status": "DRAIN", "reason": "new disk"}')
     balancer.backend("web", f"server web7 SERVICE {CHECKS} agent-port {agent.port}")
     balancer.start()
-    ansible_command = shutil.which("ansible", path=str(Path(sys.executable).parent))
-    assert ansible_command
-    done = subprocess.run(
-        [
-            *(ansible_command, "localhost", "-c", "local", "-m", "hapgent.agent.haproxy_server_info", "--one-line"),
-            *("-a", f"socket={balancer.socket} server=web7 wait_until=drained timeout=10"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={
-            **os.environ,
-            "ANSIBLE_COLLECTIONS_PATH": str(IMPORTS[0]),
-            "ANSIBLE_HOME": str(tmp_path / "ansible"),
-            "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-        },
-    )
-    assert "SUCCESS" in done.stdout, done.stdout + done.stderr
-    (server,) = json.loads(done.stdout.split("=>", 1)[1])["servers"]
+    arguments = f"socket={balancer.socket} server=web7 wait_until=drained timeout=10"
+    result = run_ansible("haproxy_server_info", arguments)
+    (server,) = result["servers"]
+    assert not result["changed"]
     assert (server["status"], server["agent_check"]["text"]) == ("DRAIN (agent)", "via agent : UP (new disk)")
 
 
