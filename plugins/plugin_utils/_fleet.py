@@ -94,7 +94,7 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
         ours = state["status"] == "DRAIN" and state.get("reason") == reason
         return "" if ours else f"its agent says {State(**state).answer()}"
     by_hand = [
-        f"{result['item']} has {row['backend']}/{row['server']} in {row['status']}"
+        f"{result['item']} has {row['backend']}/{row['server']} in {_administrative(row)}"
         for result, row in _servers(asked)
         if row["server"] == server and row["admin_state"] not in ("ready", None)
     ]
@@ -102,7 +102,7 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
 
 
 def table(
-    names: t.Sequence[str], servers: t.Sequence[str], agents: t.Sequence[Result], asked: list[Result]
+    names: t.Sequence[str], servers: t.Sequence[str], agents: t.Sequence[Result], asked: t.Sequence[Result]
 ) -> list[str]:
     """One line for each host, and below it what does not fit together.
 
@@ -110,9 +110,10 @@ def table(
     """
     rows = [["host", "state", "since", "reason", "told", *(result["item"] for result in asked)]]
     remarks = [f"{result['item']} cannot be asked: {_problem(result)}" for result in asked if "servers" not in result]
+    balancers = {result["item"] for result in asked}
     for host, server, result in zip(names, servers, agents):
         agent = _agent(result)
-        if not agent and host in rows[0]:
+        if not agent and host in balancers:
             continue  # A load balancer among the hosts.
         state = agent["state"] if agent else None
         cells = [_cell(state, told, server) for told in asked]
@@ -126,6 +127,12 @@ def _servers(asked: t.Iterable[Result]) -> t.Iterator[tuple[Result, Result]]:
     for result in asked:
         for server in result.get("servers", []):
             yield result, server
+
+
+def _administrative(row: Result) -> str:
+    """The administrative state, as on the stats page if it is told there: not of a server that is down too."""
+    state: str = row["admin_state"].upper()
+    return row["status"] if row["status"].startswith(state) else state
 
 
 def _agent(result: Result) -> Result | None:
@@ -142,24 +149,28 @@ def _words(state: t.Mapping[str, t.Any] | None) -> str:
 
 
 def _since_reason_told(agent: Result | None) -> list[str]:
+    reason = agent["state"].get("reason", "") if agent and agent["state"] else ""
     if not agent or agent["since"] is None:
-        return ["", "", ""]
+        return ["", reason, ""]
     polling = [peer for peer in agent["peers"] if peer["polls"]]
     told = sum(peer["has_it"] for peer in polling)
     return [
         time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(agent["since"])),
-        agent["state"].get("reason", ""),
+        reason,
         f"{told} of {len(polling)}{'' if told == len(polling) > 0 else MARK}",
     ]
 
 
 def _cell(state: t.Mapping[str, t.Any] | None, told: Result, server: str) -> str:
     """What one load balancer says of a server, once if its backends agree."""
-    rows = [row for row in told.get("servers", []) if row["server"] == server]
-    statuses = {row["status"] for row in rows}
-    if len(statuses) > 1:
-        return ", ".join(f"{row['backend']} {row['status']}{_mark(state, row)}" for row in rows)
-    return f"{rows[0]['status']}{_mark(state, rows[0])}" if rows else "-"
+    says = {
+        row["backend"]: f"{row['status']}{_mark(state, row)}"
+        for row in told.get("servers", [])
+        if row["server"] == server
+    }
+    if len(set(says.values())) > 1:
+        return ", ".join(f"{backend} {words}" for backend, words in says.items())
+    return next(iter(says.values()), "-")
 
 
 def _mark(state: t.Mapping[str, t.Any] | None, row: Result) -> str:
@@ -170,6 +181,8 @@ def _remarks(agent: Result | None, result: Result, server: str, asked: t.Iterabl
     if not agent:
         yield f"its agent cannot be asked: {_problem(result)}"
         return
+    if agent["state"] is None:
+        yield f"its agent has an invalid state file, {agent['state_file']}"
     for told, row in _servers(asked):
         if row["server"] == server and _mark(agent["state"], row):
             gives = "gives it new sessions" if row["takes_new_sessions"] else "gives it none"

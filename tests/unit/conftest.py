@@ -1,0 +1,59 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Playbooks as users run them, on the Ansible of the tests and on the oldest one that the collection allows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _state
+
+COLLECTIONS = Path(_state.__file__).parents[5]
+# See tests/tools/install.
+ANSIBLE = {"ansible": Path(sys.executable).parent, "oldest": Path(__file__).parents[2] / ".cache" / "oldest" / "bin"}
+
+
+class RunPlaybook(Protocol):
+    def __call__(self, *arguments: str, succeeds: bool = True) -> str:
+        """What ansible-playbook says when it is called with these arguments, in the folder of the test."""
+
+
+@pytest.fixture(params=ANSIBLE)
+def run_playbook(request: pytest.FixtureRequest, tmp_path: Path) -> RunPlaybook:
+    """Runs playbooks on the host web1, which is this machine."""
+    program = ANSIBLE[request.param] / "ansible-playbook"
+    if not program.exists():
+        pytest.skip(f"needs {program}: run tests/tools/install hosts")
+
+    def run(*arguments: str, succeeds: bool = True) -> str:
+        inventory = tmp_path / "inventory"
+        inventory.write_text(f"web1 ansible_connection=local ansible_python_interpreter={sys.executable}\n")
+        done = subprocess.run(
+            [program, "--inventory", inventory, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+                # Not everybody who runs tests has a home.
+                "ANSIBLE_HOME": str(tmp_path / "ansible"),
+                "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+            },
+        )
+        said = done.stdout + done.stderr
+        assert (done.returncode == 0) == succeeds, said
+        # The text of a task is shown as JSON.
+        return said.replace('\\"', '"')
+
+    return run

@@ -1,0 +1,582 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is made of what agents and load balancers say of a fleet: by results as the modules return them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.hapgent.agent.plugins.module_utils._haproxy import Server
+from ansible_collections.hapgent.agent.plugins.modules import hapgent_info, haproxy_server_info
+from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import (
+    FleetError,
+    Pool,
+    at_least,
+    backends,
+    hosts,
+    kept_out,
+    table,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+Result = dict[str, Any]
+
+REASON = "release 4.2"
+SINCE = 1795486180.4
+SINCE_SHOWN = "2026-11-24 02:09:40 UTC"
+UNREACHABLE = "Failed to connect to the host via ssh: No route to host"
+
+# Bits of srv_admin_state that HAProxy tells on its socket.
+BITS = {"MAINT": 0x01, "DRAIN": 0x08, "MAINT by configuration": 0x05}
+
+
+def server(name: str = "web1", status: str = "UP", *, backend: str = "web", **fields: Any) -> Result:
+    """What haproxy_server_info tells of a server: in DRAIN or MAINT by the agent or by hand, if it is."""
+    check = {"result": "L7OK", "code": 0, "text": None, "running": False}
+    usual: Result = {
+        "address": "192.0.2.1:8080",
+        "balance": "roundrobin",
+        "backup": False,
+        "admin": BITS.get(status, 0),
+        "tracks": None,
+        "weight": 100,
+        "user_weight": 100,
+        "configured_weight": 100,
+        "sessions": 0,
+        "queue": 0,
+        "last_change": 9,
+        "agent_state": 0x16,
+        "agent_check": check,
+        "health_check": check,
+    }
+    shown = status.partition(" by ")[0]
+    return Server(backend=backend, name=name, status=shown, **{**usual, **fields}).describe()
+
+
+def told(item: str, *servers: Result, warnings: list[str] | None = None) -> Result:
+    """The result of a load balancer that has told of these servers."""
+    return {
+        "item": item,
+        "changed": False,
+        "failed": False,
+        "servers": list(servers),
+        "haproxy": {"version": "2.6.12-1+deb12u4", "pid": 612, "uptime": 86400},
+        "agent_check_warnings": warnings or [],
+    }
+
+
+def unreachable(item: str) -> Result:
+    """The result of a load balancer, or of an agent, that Ansible cannot log in to."""
+    return {"item": item, "unreachable": True, "msg": UNREACHABLE}
+
+
+def peer(address: str, *words: str) -> Result:
+    """What an agent tells of a load balancer: whether it has_it, whether it polls."""
+    assert set(words) <= {"has_it", "polls"}
+    return {
+        "address": address,
+        "first_seen": 1795480000.1,
+        "last_seen": 1795486190.4,
+        "checks": 600,
+        "interval": 2.0,
+        "line": "UP",
+        "has_it": "has_it" in words,
+        "settles_for": 0.0,
+        "polls": "polls" in words,
+    }
+
+
+BOTH = [peer("198.51.100.11", "polls", "has_it"), peer("198.51.100.12", "polls", "has_it")]
+
+
+def agent(item: str = "web1", peers: list[Result] | None = None, **state: Any) -> Result:
+    """The result of an agent with this state, that these load balancers ask."""
+    instance = {
+        "service": "hapgent",
+        "pid": 512,
+        "state_file": "/etc/hapgent/state.json",
+        "status_socket": "/run/hapgent/hapgent/status.sock",
+        "state": state or {"status": "UP"},
+        "answer": "not looked at",
+        "since": SINCE,
+        "version": "1.0.0",
+        "settle": 60,
+        "last_error": None,
+        "counters": {"checks": 1200, "changes": 2, "reloads": 2},
+        "peers": BOTH if peers is None else peers,
+    }
+    return {"item": item, "changed": False, "failed": False, "instances": [instance]}
+
+
+def without_status_socket(result: Result) -> Result:
+    """The same of an agent that has none."""
+    (instance,) = result["instances"]
+    nothing = dict.fromkeys(["status_socket", "since", "version", "settle", "last_error", "counters", "peers"])
+    return {**result, "instances": [{**instance, **nothing}]}
+
+
+def test_inputs_are_as_documented() -> None:
+    documented = yaml.safe_load(haproxy_server_info.RETURN)
+    assert set(told("lb1")) - {"item", "changed", "failed"} == set(documented)
+    assert set(server()) == set(documented["servers"]["contains"])
+    documented = yaml.safe_load(hapgent_info.RETURN)["instances"]["contains"]
+    assert set(agent()["instances"][0]) == set(documented)
+    assert set(BOTH[0]) == set(documented["peers"]["contains"])
+
+
+# How many have to stay in
+
+
+@pytest.mark.parametrize(
+    ("min_up", "total", "least"),
+    [
+        (0, 8, 0),
+        (3, 8, 3),
+        ("3", 8, 3),
+        # It is refused then, whoever leaves.
+        (9, 8, 9),
+        ("0%", 8, 0),
+        ("75%", 8, 6),
+        ("100%", 8, 8),
+        # Rounded up: of three servers, half is two.
+        ("50%", 3, 2),
+        ("1%", 8, 1),
+        ("99%", 200, 198),
+        ("99%", 201, 199),
+        ("34%", 3, 2),
+        ("33%", 3, 1),
+        ("75%", 0, 0),
+    ],
+)
+def test_at_least(min_up: object, total: int, least: int) -> None:
+    assert at_least(min_up, total) == least
+
+
+@pytest.mark.parametrize(
+    "min_up",
+    ["", "%", "101%", "-1", -1, 1.5, "1.5", "50 %", " 1", "1\n", "half", None, True, [1], "\u0663", "1e3", "9" * 5000],
+)
+def test_min_up_that_is_none(min_up: object) -> None:
+    with pytest.raises(FleetError, match=r"(?s)^hapgent_min_up is .*: allowed is a number from 0 on, or 0% to 100%$"):
+        at_least(min_up, 8)
+
+
+# Who may leave
+
+
+def pool(**members: str) -> Pool:
+    """Servers with what is said of them; those that are UP take new sessions."""
+    return Pool("of web on lb1", {name: (says == "UP", says) for name, says in members.items()})
+
+
+REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
+    "enough stay": (pool(a="UP", b="UP", c="UP"), ["a"], 2, ""),
+    "too few stay": (
+        pool(a="UP", b="UP", c="UP"),
+        ["a", "c"],
+        2,
+        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. Staying: b. Out already: none.",
+    ),
+    "a percentage": (
+        pool(a="UP", b="UP", c="UP"),
+        ["a", "c"],
+        "50%",
+        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 50%, here 2. Staying: b. "
+        "Out already: none.",
+    ),
+    "none stays": (
+        pool(a="UP"),
+        ["a"],
+        "1",
+        "Of the 1 servers of web on lb1, 0 would stay in, and hapgent_min_up is 1. Staying: none. Out already: none.",
+    ),
+    "none stays, and may": (pool(a="UP"), ["a"], 0, ""),
+    "others are out already": (
+        pool(a="UP", b="UP", c="DRAIN (agent)", d="MAINT"),
+        ["a"],
+        "50%",
+        "Of the 4 servers of web on lb1, 1 would stay in, and hapgent_min_up is 50%, here 2. Staying: b. "
+        "Out already: c is DRAIN (agent), d is MAINT.",
+    ),
+    # It takes nothing away, and the rest of a rolling that stopped can go on.
+    "out already, too few as it is": (pool(a="UP", b="DOWN", c="DOWN"), ["b"], 2, ""),
+    "out already, with one that is in": (
+        pool(a="UP", b="DOWN", c="UP"),
+        ["a", "b"],
+        2,
+        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. Staying: c. Out already: b is DOWN.",
+    ),
+    "leaves twice": (pool(a="UP", b="UP"), ["a", "a"], 1, ""),
+    "of another pool": (pool(a="UP", b="UP"), ["x", "y"], 2, ""),
+    "nobody leaves": (pool(a="UP", b="UP"), [], 3, ""),
+    "more than there are": (
+        pool(a="UP", b="UP"),
+        ["a"],
+        3,
+        "Of the 2 servers of web on lb1, 1 would stay in, and hapgent_min_up is 3. Staying: b. Out already: none.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("servers", "leaving", "min_up", "refusal"), REFUSALS.values(), ids=REFUSALS)
+def test_refusal(servers: Pool, leaving: list[str], min_up: Any, refusal: str) -> None:
+    assert servers.refusal(leaving, min_up) == refusal
+
+
+NAMES = st.sets(st.sampled_from("abcdefgh"))
+LEASTS = st.integers(0, 9) | st.integers(0, 100).map(lambda percent: f"{percent}%")
+
+
+@given(NAMES, NAMES, NAMES, NAMES, st.tuples(LEASTS, LEASTS))
+def test_refusal_is_one_for_whoever_asks_more(
+    is_in: set[str], is_out: set[str], leaving: set[str], more: set[str], leasts: tuple[Any, Any]
+) -> None:
+    servers = Pool("here", {**dict.fromkeys(is_out, (False, "DOWN")), **dict.fromkeys(is_in, (True, "UP"))})
+    less, least = sorted(leasts, key=lambda min_up: at_least(min_up, len(servers.members)))
+    if servers.refusal(leaving, less):
+        assert servers.refusal(leaving | more, less)
+        assert servers.refusal(leaving, least)
+    else:
+        assert len(is_in - leaving) >= at_least(less, len(servers.members)) or not is_in & leaving
+
+
+# Of which servers
+
+
+def test_backends_that_have_one_of_them() -> None:
+    asked = [
+        told(
+            "lb1",
+            server("web1"),
+            server("web2", "DRAIN", sessions=2),
+            server("web9", backup=True),
+            server("web1", "DOWN", backend="api"),
+            server("web3", backend="api"),
+            server("db1", backend="db"),
+        ),
+        told("lb2", server("web1", "MAINT"), server("web2")),
+        told("lb3"),
+        unreachable("lb4"),
+    ]
+    # The same name on another load balancer, or in another backend, is another server.
+    assert backends(asked, ["web1", "web9"]) == [
+        Pool("of web on lb1", {"web1": (True, "UP"), "web2": (False, "DRAIN")}),
+        Pool("of api on lb1", {"web1": (False, "DOWN"), "web3": (True, "UP")}),
+        Pool("of web on lb2", {"web1": (False, "MAINT"), "web2": (True, "UP")}),
+    ]
+    assert [servers.title for servers in backends(asked, ["web3", "web3"])] == ["of api on lb1"]
+    assert backends(asked, []) == backends(asked, ["web8"]) == backends([], ["web1"]) == []
+
+
+def test_backup_servers_stand_in_for_none_and_may_leave() -> None:
+    asked = [told("lb1", server("web1"), server("web9", backup=True))]
+    (servers,) = backends(asked, ["web1"])
+    assert servers.refusal(["web1"], 1).startswith("Of the 1 servers of web on lb1, 0 would stay in")
+    assert backends(asked, ["web9"]) == []
+
+
+def test_server_of_weight_0_is_out() -> None:
+    (servers,) = backends([told("lb1", server("web1", weight=0), server("web2"))], ["web2"])
+    assert servers.members["web1"] == (False, "UP")
+
+
+def test_hosts() -> None:
+    asked = [
+        agent("web1", status="UP", reason=REASON),
+        agent("web2", status="READY", weight=50),
+        agent("web3", status="UP", weight=0),
+        agent("web4", status="DRAIN", reason="kernel upgrade"),
+        agent("web5", status="FAIL", maxconn=9),
+        without_status_socket(agent("web6", status="UP")),
+        unreachable("web7"),
+        {"item": "web8", "failed": False, "msg": "No service hapgent runs."},
+        # Its state file is invalid.
+        without_status_socket(agent("web9", status="UP")),
+        {"item": "web10"},
+    ]
+    asked[8]["instances"][0]["state"] = None
+    assert hosts(asked) == Pool(
+        "of hapgent_fleet",
+        {
+            "web1": (True, "UP"),
+            "web2": (True, "READY 50%"),
+            "web3": (False, "UP 0%"),
+            "web4": (False, "DRAIN"),
+            "web5": (False, "FAIL maxconn:9"),
+            "web6": (True, "UP"),
+            "web7": (False, f"unknown ({UNREACHABLE})"),
+            "web8": (False, "unknown (No service hapgent runs)"),
+            "web9": (False, "unknown"),
+            "web10": (False, "unknown (unknown)"),
+        },
+    )
+
+
+# Who else keeps a server out
+
+ALL_WELL = [told("lb1", server("web1")), told("lb2", server("web1"))]
+
+# The state of its agent, what the load balancers say, who keeps it out.
+KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
+    "nobody": ({"status": "UP"}, ALL_WELL, ""),
+    "nobody, READY": ({"status": "READY", "weight": 50}, ALL_WELL, ""),
+    "nobody, rolled before": ({"status": "UP", "reason": REASON}, ALL_WELL, ""),
+    "nobody, no load balancer named": ({"status": "UP"}, [], ""),
+    "its agent, with another reason": (
+        {"status": "DRAIN", "reason": "kernel upgrade"},
+        ALL_WELL,
+        "its agent says DRAIN UP # kernel upgrade",
+    ),
+    "its agent, with no reason": ({"status": "DRAIN"}, ALL_WELL, "its agent says DRAIN"),
+    "its agent, by weight": ({"status": "UP", "weight": 0}, ALL_WELL, "its agent says UP 0%"),
+    "its agent, by weight with our reason": (
+        {"status": "UP", "weight": 0, "reason": REASON},
+        ALL_WELL,
+        f"its agent says UP 0% # {REASON}",
+    ),
+    "its agent, FAIL": ({"status": "FAIL"}, ALL_WELL, "its agent says FAIL"),
+    "its agent, MAINT with our reason": (
+        {"status": "MAINT", "reason": REASON},
+        ALL_WELL,
+        f"its agent says MAINT UP # {REASON}",
+    ),
+    "we do": (
+        {"status": "DRAIN", "reason": REASON},
+        [told("lb1", server("web1", "DRAIN")), told("lb2", server("web1", "DRAIN"))],
+        "",
+    ),
+    "by hand, on one load balancer": (
+        {"status": "UP"},
+        [told("lb1", server("web1")), told("lb2", server("web1", "DRAIN"))],
+        "lb2 has web/web1 in DRAIN, and its agent says UP",
+    ),
+    "by hand, in both": (
+        {"status": "READY"},
+        [told("lb1", server("web1", "MAINT")), told("lb2", server("web1", "DRAIN"))],
+        "lb1 has web/web1 in MAINT, lb2 has web/web1 in DRAIN, and its agent says READY",
+    ),
+    "by hand, in one backend": (
+        {"status": "UP"},
+        [told("lb1", server("web1"), server("web1", "MAINT", backend="api"))],
+        "lb1 has api/web1 in MAINT, and its agent says UP",
+    ),
+    "by hand, and down": (
+        {"status": "UP"},
+        [told("lb1", server("web1", "DOWN", admin=BITS["DRAIN"]))],
+        "lb1 has web/web1 in DRAIN, and its agent says UP",
+    ),
+    "by tracking": (
+        {"status": "UP"},
+        [told("lb1", server(status="MAINT (via api/web1)", admin=0x02))],
+        "lb1 has web/web1 in MAINT (via api/web1), and its agent says UP",
+    ),
+    "by its configuration": (
+        {"status": "UP"},
+        [told("lb1", server("web1", "MAINT by configuration"))],
+        "lb1 has web/web1 in MAINT, and its agent says UP",
+    ),
+    "nobody: it is only down": ({"status": "UP"}, [told("lb1", server("web1", "DOWN"))], ""),
+    # The stats page does not tell it.
+    "nobody: it is down, of which no more is known": (
+        {"status": "UP"},
+        [told("lb1", server("web1", "DOWN", admin=None))],
+        "",
+    ),
+    "nobody: another server is out": ({"status": "UP"}, [told("lb1", server("web2", "MAINT"))], ""),
+}
+
+
+@pytest.mark.parametrize(("state", "asked", "who"), KEPT_OUT.values(), ids=KEPT_OUT)
+def test_kept_out(state: Result, asked: list[Result], who: str) -> None:
+    assert kept_out(state, REASON, asked, "web1") == who
+
+
+# The table
+
+
+def test_table_of_a_fleet_that_is_well() -> None:
+    drained = agent("long-name.example.org", status="DRAIN", reason="kernel upgrade")
+    assert table(
+        ["web1", "long-name.example.org"],
+        ["web1", "web2"],
+        [agent(status="UP", weight=50), drained],
+        [
+            told("lb1", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"])),
+            told("lb2", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"]), server("other", "DOWN")),
+        ],
+    ) == [
+        "host                   state   since                    reason          told    lb1            lb2",
+        f"web1                   UP 50%  {SINCE_SHOWN}                  2 of 2  UP             UP",
+        f"long-name.example.org  DRAIN   {SINCE_SHOWN}  kernel upgrade  2 of 2  DRAIN (agent)  DRAIN (agent)",
+    ]
+
+
+def one_host(result: Result, asked: list[Result]) -> tuple[list[str], list[str]]:
+    """The cells of the table of web1 alone, and the remarks below."""
+    head, row, *below = table(["web1"], ["web1"], [result], asked)
+    starts = [index for index in range(len(head)) if head[index] != " " and (index == 0 or head[index - 1] == " ")]
+    cells = [row[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    assert below[:1] in ([], [""])
+    return cells, below[1:]
+
+
+SAYS_DRAIN: Result = {"status": "DRAIN", "reason": REASON}
+
+# The agent, the load balancers; the cells state, reason, told, one for each load balancer; the remarks.
+TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
+    "no load balancer named": (agent(), [], ["UP", "", "2 of 2"], []),
+    "down by its health check": (
+        agent(),
+        [told("lb1", server(status="DOWN"))],
+        ["UP", "", "2 of 2", "DOWN !"],
+        ["web1: its agent says UP, but lb1 gives it none: in web it is DOWN"],
+    ),
+    "drained by hand on one of two": (
+        agent(),
+        [told("lb1", server()), told("lb2", server(status="DRAIN"))],
+        ["UP", "", "2 of 2", "UP", "DRAIN !"],
+        ["web1: its agent says UP, but lb2 gives it none: in web it is DRAIN"],
+    ),
+    "not drained": (
+        agent(**SAYS_DRAIN),
+        [told("lb1", server(status="DRAIN")), told("lb2", server())],
+        ["DRAIN", REASON, "2 of 2", "DRAIN", "UP !"],
+        ["web1: its agent says DRAIN, but lb2 gives it new sessions: in web it is UP"],
+    ),
+    "weight 0 that came": (
+        agent(status="UP", weight=0),
+        [told("lb1", server(weight=0))],
+        ["UP 0%", "", "2 of 2", "UP"],
+        [],
+    ),
+    "FAIL is DOWN": (agent(status="FAIL"), [told("lb1", server(status="DOWN"))], ["FAIL", "", "2 of 2", "DOWN"], []),
+    "one was not told": (
+        agent(peers=[BOTH[0], peer("198.51.100.12", "polls")], **SAYS_DRAIN),
+        [told("lb1", server(status="DRAIN"))],
+        ["DRAIN", REASON, "1 of 2 !", "DRAIN"],
+        ["web1: 198.51.100.12 was not told the state yet"],
+    ),
+    "one that polls no more does not count": (
+        agent(peers=[BOTH[0], peer("198.51.100.12"), peer("198.51.100.13", "has_it")]),
+        [told("lb1", server())],
+        ["UP", "", "1 of 1", "UP"],
+        [],
+    ),
+    "nobody polls": (
+        agent(peers=[peer("198.51.100.12", "has_it")]),
+        [told("lb1", server())],
+        ["UP", "", "0 of 0 !", "UP"],
+        ["web1: no load balancer asks its agent"],
+    ),
+    "nobody has ever polled": (
+        agent(peers=[]),
+        [],
+        ["UP", "", "0 of 0 !"],
+        ["web1: no load balancer asks its agent"],
+    ),
+    "no status socket": (
+        without_status_socket(agent(**SAYS_DRAIN)),
+        [told("lb1", server())],
+        ["DRAIN", REASON, "", "UP !"],
+        ["web1: its agent says DRAIN, but lb1 gives it new sessions: in web it is UP"],
+    ),
+    "load balancer does not have it": (agent(), [told("lb1", server("web2"))], ["UP", "", "2 of 2", "-"], []),
+    "load balancer cannot be asked": (
+        agent(),
+        [unreachable("lb1"), told("lb2", server())],
+        ["UP", "", "2 of 2", "-", "UP"],
+        [f"lb1 cannot be asked: {UNREACHABLE}"],
+    ),
+    "agent cannot be asked": (
+        {"failed": False, "msg": "No service hapgent runs."},
+        [told("lb1", server(status="DOWN")), told("lb2", server())],
+        ["unknown", "", "", "DOWN", "UP"],
+        ["web1: its agent cannot be asked: No service hapgent runs"],
+    ),
+    "several backends that agree": (
+        agent(),
+        [told("lb1", server(), server(backend="api"))],
+        ["UP", "", "2 of 2", "UP"],
+        [],
+    ),
+    "several backends that differ": (
+        agent(),
+        [told("lb1", server(), server(backend="api", status="MAINT"))],
+        ["UP", "", "2 of 2", "web UP, api MAINT !"],
+        ["web1: its agent says UP, but lb1 gives it none: in api it is MAINT"],
+    ),
+    "several backends that differ in the weight": (
+        agent(),
+        [told("lb1", server(), server(backend="api", weight=0))],
+        ["UP", "", "2 of 2", "web UP, api UP !"],
+        ["web1: its agent says UP, but lb1 gives it none: in api it is UP"],
+    ),
+    "agent checks that are useless": (
+        agent(),
+        [
+            told("lb1", server(), warnings=["web/web2: no agent can drain it.", "web/web1: the agent is silent."]),
+            told("lb2", server(), warnings=["web/web2: no agent can drain it."]),
+        ],
+        ["UP", "", "2 of 2", "UP", "UP"],
+        ["web/web1: the agent is silent.", "web/web2: no agent can drain it."],
+    ),
+}
+
+
+@pytest.mark.parametrize(("result", "asked", "cells", "remarks"), TABLES.values(), ids=TABLES)
+def test_table(result: Result, asked: list[Result], cells: list[str], remarks: list[str]) -> None:
+    (host, state, _since, *rest), below = one_host(result, asked)
+    assert [host, state, *rest] == ["web1", *cells]
+    assert below == remarks
+
+
+def test_since() -> None:
+    assert one_host(agent(), [])[0][2] == SINCE_SHOWN
+    assert one_host(without_status_socket(agent()), [])[0][2] == ""
+
+
+def test_state_file_that_is_invalid_without_a_status_socket() -> None:
+    result = without_status_socket(agent())
+    result["instances"][0]["state"] = None
+    (_host, state, *_rest), below = one_host(result, [told("lb1", server(status="DOWN"))])
+    assert state == "unknown"
+    assert below == ["web1: its agent has an invalid state file, /etc/hapgent/state.json"]
+
+
+def test_order_of_hosts_and_remarks() -> None:
+    """Of load balancers first, then of each host, then of agent checks."""
+    lines = table(
+        ["web2", "web1"],
+        # Names in HAProxy are others.
+        ["s2", "s1"],
+        [unreachable("web2"), agent(peers=[])],
+        [told("lb1", server("s1", "DOWN"), server("s2"), warnings=["web/s2: is deaf."]), unreachable("lb2")],
+    )
+    assert [line.split("  ")[0] for line in lines[:3]] == ["host", "web2", "web1"]
+    assert lines[3:] == [
+        "",
+        f"lb2 cannot be asked: {UNREACHABLE}",
+        f"web2: its agent cannot be asked: {UNREACHABLE}",
+        "web1: its agent says UP, but lb1 gives it none: in web it is DOWN",
+        "web1: no load balancer asks its agent",
+        "web/s2: is deaf.",
+    ]
+
+
+def test_load_balancers_among_the_hosts() -> None:
+    """They have no agent, as a rule. A host may be called as a column."""
+    lines = table(
+        ["web1", "lb1", "lb2", "state"],
+        ["web1", "lb1", "lb2", "state"],
+        [agent(), unreachable("lb1"), agent("lb2"), unreachable("state")],
+        [told("lb1", server()), told("lb2", server())],
+    )
+    assert [line.split("  ")[0] for line in lines] == [
+        *("host", "web1", "lb2", "state", ""),
+        f"state: its agent cannot be asked: {UNREACHABLE}",
+    ]
