@@ -2,42 +2,95 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Write the role's table of variables into its README, from its argument specs; with --check, only compare."""
+"""Write the tables of variables into the role's README, from its argument specs; with --check, only compare."""
 
 from __future__ import annotations
 
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 ROLE = Path(__file__).parents[2] / "roles" / "hapgent"
-BEGIN, END = "<!-- variables -->\n", "<!-- end of variables -->\n"
+PLAYBOOKS = ("drain", "undrain", "rolling", "status")
 # Ansible's markup, O(a=b), V(a), M(a.b.c), C(a): https://docs.ansible.com/ansible/latest/dev_guide/ansible_markup.html
 MARKUP = re.compile(r"\b[OVMC]\(([^)]*)\)")
+# Of an option of something else: O(a.b.c#module:d), O(a.b.c#role:main:d).
+ELSEWHERE = re.compile(r"([a-z._]+)#([a-z]+):(?:main:)?(.*)")
+
+Option = dict[str, Any]
 
 
-def table() -> str:
-    specs = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
-    rows = ["| Variable | Default | Meaning |\n| --- | --- | --- |\n"]
-    for name, option in specs["argument_specs"]["main"]["options"].items():
-        default = option.get("default", "none")
-        shown = f"`{str(default).lower() if isinstance(default, bool) else default}`" if "default" in option else "none"
-        words = list(option["description"])
-        if "choices" in option:
-            words.append(f"One of {', '.join(option['choices'])}.")
-        meaning = MARKUP.sub(r"`\1`", " ".join(words))
-        rows.append(f"| `{name}` | {shown} | {meaning} |\n")
-    return "".join(rows)
+def code(text: str) -> str:
+    elsewhere = ELSEWHERE.fullmatch(text)
+    if elsewhere:
+        plugin, kind, option = elsewhere.groups()
+        return f"`{option}` of {'the role' if kind == 'role' else f'`{plugin}`'}"
+    return f"`{text}`"
+
+
+def default(option: Option) -> str:
+    value = option.get("default")
+    if value is None:
+        return "none"
+    if value == "":
+        return "empty"
+    if isinstance(value, bool):
+        return code(str(value).lower())
+    # What is made of more than one variable is told in words.
+    is_told = "{{" in str(value) and not re.fullmatch(r"{{ \w+ }}", value)
+    return "see meaning" if is_told else code(str(value))
+
+
+def meaning(option: Option) -> str:
+    words = list(option["description"])
+    if "choices" in option:
+        words.append(f"One of {', '.join(option['choices'])}.")
+    return MARKUP.sub(lambda match: code(match[1]), " ".join(words))
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    head, *body = rows
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *body))
+
+
+def of_role(specs: dict[str, Any]) -> str:
+    options = specs["main"]["options"]
+    rows = [(code(name), default(option), meaning(option)) for name, option in options.items()]
+    return table(("Variable", "Default", "Meaning"), *rows)
+
+
+def of_playbooks(specs: dict[str, Any]) -> str:
+    having: dict[str, list[str]] = {}
+    options: dict[str, Option] = {}
+    for playbook in PLAYBOOKS:
+        for name, option in specs[playbook]["options"].items():
+            having.setdefault(name, []).append(playbook)
+            options[name] = option
+    rows = [
+        (
+            code(name),
+            "all" if len(having[name]) == len(PLAYBOOKS) else ", ".join(having[name]),
+            default(option),
+            meaning(option),
+        )
+        for name, option in options.items()
+    ]
+    return table(("Variable", "Playbooks", "Default", "Meaning"), *rows)
 
 
 def main() -> None:
     readme = ROLE / "README.md"
     text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    wanted = f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    specs = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
+    wanted = text
+    for name, rows in (("variables", of_role(specs)), ("variables of the playbooks", of_playbooks(specs))):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        before, rest = wanted.split(begin)
+        after = rest.split(end)[1]
+        wanted = f"{before}{begin}\n{rows}\n{end}{after}"
     if "--check" not in sys.argv:
         readme.write_text(wanted, encoding="utf-8")
     elif text != wanted:

@@ -2,25 +2,37 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The role's variables are described as they are."""
+"""The variables of the role and of the playbooks are described as they are, and used where they are described."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-ROLE = Path(__file__).parent.parent.parent / "roles" / "hapgent"
+ROOT = Path(__file__).parents[2]
+ROLE = ROOT / "roles" / "hapgent"
+PLAYBOOKS = {path.stem: path for path in (ROOT / "playbooks").glob("*.yml")}
+
+Specs = dict[str, dict[str, Any]]
 
 
-def read(name: str) -> Any:
-    return yaml.safe_load((ROLE / name).read_text(encoding="utf-8"))
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-SPECS: dict[str, dict[str, Any]] = read("meta/argument_specs.yml")["argument_specs"]["main"]["options"]
-DEFAULTS: dict[str, Any] = read("defaults/main.yml")
+ENTRY_POINTS: dict[str, Specs] = {
+    name: specs["options"] for name, specs in read(ROLE / "meta/argument_specs.yml")["argument_specs"].items()
+}
+# All of them, as they are described first.
+SPECS: Specs = {}
+for options in ENTRY_POINTS.values():
+    SPECS |= {name: option for name, option in options.items() if name not in SPECS}
+DEFAULTS: dict[str, Any] = read(ROLE / "defaults/main.yml")
 
 
 def test_same_variables_in_the_same_order() -> None:
@@ -36,7 +48,7 @@ def test_same_default(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_default_has_the_type_and_is_a_choice(name: str) -> None:
-    types: dict[str, type] = {"str": str, "path": str, "int": int, "bool": bool}
+    types: dict[str, type] = {"str": str, "path": str, "int": int, "bool": bool, "list": list, "raw": object}
     default = DEFAULTS[name]
     if default is not None:
         assert isinstance(default, types[SPECS[name]["type"]])
@@ -44,6 +56,82 @@ def test_default_has_the_type_and_is_a_choice(name: str) -> None:
         assert default in SPECS[name].get("choices", [default])
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_described(name: str) -> None:
-    assert all(sentence.endswith(".") for sentence in SPECS[name]["description"])
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_described(entry_point: str) -> None:
+    for option in ENTRY_POINTS[entry_point].values():
+        assert all(sentence.endswith(".") for sentence in option["description"])
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_described_as_in_other_entry_points(entry_point: str) -> None:
+    for other, options in ENTRY_POINTS.items():
+        for name in ENTRY_POINTS[entry_point].keys() & options.keys():
+            one, same = ENTRY_POINTS[entry_point][name], options[name]
+            if "main" in (entry_point, other):
+                # It makes what the others use.
+                one, same = {**one, "description": ""}, {**same, "description": ""}
+            assert one == same, name
+
+
+# Where they are used
+
+CONDITIONS = ("when", "that", "until", "failed_when", "changed_when")
+INCLUDES = ("ansible.builtin.import_tasks", "ansible.builtin.include_tasks")
+
+
+def strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All strings in YAML, with the keys that they are for."""
+    if isinstance(node, str):
+        yield key, node
+    elif isinstance(node, (dict, list)):
+        for name, value in node.items() if isinstance(node, dict) else [(key, value) for value in node]:
+            yield from strings(value, name)
+
+
+def variables(node: Any) -> set[str]:
+    """The variables hapgent_* in the expressions in YAML: what is said to people is none."""
+    found = set()
+    for key, text in strings(node):
+        for expression in [text] if key in CONDITIONS else re.findall(r"{{.*?}}", text, re.DOTALL):
+            found |= set(re.findall(r"\bhapgent_\w+", re.sub(r"\bhapgent\.agent\.\w+", "", expression)))
+    return found
+
+
+def files_of(entry_point: str) -> list[Path]:
+    """The files with its tasks, and those that they include."""
+    files = [ROLE / "tasks" / f"{entry_point}.yml"]
+    for file in files:  # More come in meanwhile.
+        included = [file.parent / text for key, text in strings(read(file)) if key in INCLUDES and "{{" not in text]
+        files += [path for path in included if path not in files]
+    return files
+
+
+def used_by(entry_point: str) -> set[str]:
+    """The variables that its tasks use, and those that they are made of."""
+    made = {**DEFAULTS, **read(ROLE / "vars/main.yml")}
+    found: set[str] = set()
+    new = set().union(*(variables(read(file)) for file in files_of(entry_point)))
+    while new:
+        found |= new
+        new = variables([made.get(name) for name in new]) - found
+    return {name for name in found if not name.startswith("hapgent__")}
+
+
+# They name the hosts of the play, and how many of them at once.
+OF_PLAYBOOKS = {"hapgent_hosts", "hapgent_serial"}
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_entry_point_has_the_variables_that_its_tasks_use(entry_point: str) -> None:
+    assert used_by(entry_point) - OF_PLAYBOOKS == set(ENTRY_POINTS[entry_point])
+
+
+def test_playbooks_have_all_other_entry_points_and_no_variables_but_theirs() -> None:
+    used = {text for path in PLAYBOOKS.values() for key, text in strings(read(path)) if key == "tasks_from"}
+    assert used == set(ENTRY_POINTS) - {"main"}
+    assert variables([read(path) for path in PLAYBOOKS.values()]) == OF_PLAYBOOKS
+
+
+def test_variables_of_the_playbooks_are_documented() -> None:
+    readme = (ROLE / "README.md").read_text(encoding="utf-8")
+    assert [name for name in [*OF_PLAYBOOKS, "reason"] if f"`{name}`" not in readme] == []
