@@ -91,9 +91,9 @@ def test_module_defaults_of_the_action_group(stripped: Path, agents: Agents, tmp
     assert agent.ask() == b"MAINT\n"
 
 
-@pytest.mark.parametrize("playbook", ["hapgent.agent.drain", "hapgent.agent.undrain"])
+@pytest.mark.parametrize("playbook", ["drain", "rolling", "status", "undrain"])
 def test_playbooks_work_when_stripped(stripped: Path, playbook: str) -> None:
-    run("ansible-playbook", "--syntax-check", playbook, ANSIBLE_COLLECTIONS_PATH=str(stripped))
+    run("ansible-playbook", "--syntax-check", f"hapgent.agent.{playbook}", ANSIBLE_COLLECTIONS_PATH=str(stripped))
 
 
 def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
@@ -111,3 +111,12 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
         assert module["doc"]["version_added"] == "1.0.0"
         assert {"check_mode", "diff_mode", "idempotent", "platform"} <= set(module["doc"]["attributes"])
         assert set(module["return"]) == returned[name]
+    filters = listed["all"]["filter"]
+    names = {"agents_refuse", "backends_refuse", "fleet_table", "kept_out_by"}
+    assert set(filters) == {f"hapgent.agent.{name}" for name in names}
+    for plugin in filters.values():
+        assert plugin["doc"]["version_added"] == "1.0.0"
+        assert plugin["examples"]
+        assert set(plugin["return"]) == {"_value"}
+    (role,) = listed["all"]["role"].values()
+    assert set(role["entry_points"]) == {"main", "drain", "undrain", "status", "rolling", "rolled"}
