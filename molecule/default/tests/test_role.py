@@ -110,7 +110,7 @@ def test_the_oldest_ansible_allowed_installs_drains_and_uninstalls() -> None:
     assert uninstall()[0] == 0
     assert "failed=0" in run_oldest("ansible-playbook", "converge.yml", f"--limit={HOST}")
     assert "changed=0" in run_oldest("ansible-playbook", "converge.yml", f"--limit={HOST}")
-    assert "changed=1" in run_oldest("ansible-playbook", "hapgent.agent.drain", f"--limit={HOST}")
+    assert "CHANGED" in run_oldest("ansible", HOST, "--module-name=hapgent.agent.hapgent_state", "--args=status=DRAIN")
     assert ask(HOSTS[HOST]).startswith("DRAIN")
     assert "failed=0" in run_oldest(
         "ansible-playbook", "converge.yml", f"--limit={HOST}", "--extra-vars=hapgent_uninstall=true"
