@@ -16,7 +16,7 @@ demo demo-down hosts shell: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED):$(CO
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
 
-demo: ## watch it work: a HAProxy host and two backends, one is drained and undrained
+demo: ## watch it work: a small fleet is drained, rebooted, and restarted under load
 	tests/tools/install hosts
 	tests/tools/with-hosts python molecule/demo/show.py
 
@@ -46,6 +46,7 @@ hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy
 	tests/tools/install hosts
 	tests/tools/with-hosts molecule test --scenario-name default
 	tests/tools/with-hosts molecule test --scenario-name settling
+	tests/tools/with-hosts molecule test --scenario-name rolling
 
 docs: ## the table of variables in the role's README, from its argument specs
 	tests/tools/install
