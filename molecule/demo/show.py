@@ -2,12 +2,14 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Show a drain and an undrain, and beside each step what HAProxy's stats say."""
+"""Show a drain and a rolling restart under load, and beside each step what HAProxy's stats say."""
 
 from __future__ import annotations
 
+import json
 import os
-import socket
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,126 +17,223 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "molecule" / "shared"))
 
 from haproxy import servers  # noqa: E402
+from traffic import Traffic  # noqa: E402
 
-LOAD_BALANCER = "198.51.100.138"
-SERVERS = {"demo-web1": "198.51.100.139", "demo-web2": "198.51.100.140"}
+SCENARIO = yaml.safe_load(Path(__file__).with_name("molecule.yml").read_text(encoding="utf-8"))
+HOSTS: dict[str, str] = {platform["name"]: platform["address"] for platform in SCENARIO["platforms"]}
+LOAD_BALANCERS = {name: address for name, address in HOSTS.items() if "-lb" in name}
+WEB = [name for name in HOSTS if "-web" in name]
 STATE = ROOT / ".cache" / "demo"
 LOG = STATE / "log"
-REQUESTS = 20
+PAGES = 30
+REQUESTS_PER_SECOND = 200
+
+
+def main() -> None:
+    STATE.mkdir(parents=True, exist_ok=True)
+    LOG.write_text("", encoding="utf-8")
+
+    say("Two hosts with HAProxy, demo-lb1 and demo-lb2, and three that serve: demo-web1 to demo-web3")
+    # What a demo from before left.
+    run("molecule destroy --scenario-name demo")
+    set_up("create", "six hosts with systemd (the first time it builds their image, half a minute)")
+    set_up("converge", "the agent on the three that serve, with the role hapgent.agent.hapgent")
+    show_haproxy("All serve, and each agent tells HAProxy, once a second, what its server wants.")
+
+    say("demo-web1 is drained, rebooted and undrained")
+    show_and_run('ansible-playbook hapgent.agent.drain -l demo-web1 -e reason="kernel upgrade"')
+    show_haproxy("Sessions on demo-web1 may end, new ones go to the others.")
+    show_and_run("podman restart demo-web1")
+    run("podman exec demo-web1 timeout 60 sh -c 'until hapgent status; do sleep 0.2; done'")
+    await_check("demo-web1")
+    show_and_run("ansible-playbook hapgent.agent.status -l web")
+    show_message()
+    note("It is back, and still drained: its state is in a file.")
+    show_and_run("ansible-playbook hapgent.agent.undrain -l demo-web1")
+
+    say(f"Version 2 is rolled out, while {REQUESTS_PER_SECOND} requests a second come in over both load balancers")
+    lost = show_under_load(
+        "ansible-playbook hapgent.agent.rolling -e hapgent_hosts=web",
+        '-e hapgent_tasks=molecule/shared/tasks/deploy.yml -e version=2 -e reason="release 2"',
+    )
+    if lost:
+        sys.exit("The rolling restart should not have lost a request, and it did. " + look_around())
+
+    say("For comparison: version 3, by the same tasks, under the same load, without draining")
+    lost = show_under_load("ansible-playbook molecule/demo/restart.yml -e version=3")
+    note("That is what draining is for." if lost else "None was lost this time, which was luck.")
+
+    print(f"\nThe hosts go on running. {look_around()}")
+
+
+# What is done
+
+
+def run(command: str) -> None:
+    """Run a command, its output goes to the log."""
+    with LOG.open("a", encoding="utf-8") as log:
+        done = subprocess.run(shlex.split(command), cwd=ROOT, env=environment(), stdout=log, stderr=log, check=False)
+    if done.returncode:
+        give_up(f"{command} failed")
+
+
+def show_and_run(command: str) -> None:
+    print(f"\n   $ {command}", flush=True)
+    run(command)
+
+
+def set_up(action: str, what: str) -> None:
+    print(f"   setting up {what} ...", flush=True)
+    run(f"molecule {action} --scenario-name demo")
+
+
+def environment() -> dict[str, str]:
+    """Molecule keeps the inventory where the demo's reader finds it."""
+    return {
+        **os.environ,
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(STATE),
+        "ANSIBLE_INVENTORY": str(STATE / "inventory"),
+        "ANSIBLE_PIPELINING": "1",
+        "ANSIBLE_FORCE_COLOR": "0",
+    }
+
+
+def await_check(server: str) -> None:
+    """Wait until HAProxy finds the service well. The agent is not asked: who asks it is a load balancer to it."""
+    deadline = time.monotonic() + 30
+    while any(servers(address)[server]["check_status"] != "L7OK" for address in LOAD_BALANCERS.values()):
+        if time.monotonic() > deadline:
+            give_up(f"HAProxy finds that {server} does not serve")
+        time.sleep(0.2)
+
+
+def give_up(why: str) -> None:
+    sys.exit(
+        f"\nThe demo ends here: {why}. The output of its commands is in {LOG}. make demo-down takes the hosts down."
+    )
+
+
+# What is shown
 
 
 def say(text: str) -> None:
     print(f"\n\033[1m== {text}\033[0m", flush=True)
 
 
-def run(*command: str) -> None:
-    """Run a command, its output goes to the log."""
-    with LOG.open("a", encoding="utf-8") as log:
-        done = subprocess.run(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed. See {LOG}.")
-
-
-def molecule(action: str, doing: str) -> None:
-    print(f"   setting up {doing} ...", flush=True)
-    run("molecule", action, "--scenario-name", "demo")
-
-
-def playbook(*arguments: str) -> None:
-    print(f"   $ ansible-playbook {' '.join(arguments)}", flush=True)
-    run("ansible-playbook", *arguments)
-
-
-def environment() -> dict[str, str]:
-    """Molecule keeps the inventory where the demo's reader finds it."""
-    return {**os.environ, "MOLECULE_EPHEMERAL_DIRECTORY": str(STATE), "ANSIBLE_INVENTORY": str(STATE / "inventory")}
-
-
-def await_status(server: str, status: str) -> None:
-    deadline = time.monotonic() + 30
-    while servers(LOAD_BALANCER)[server]["status"] != status:
-        if time.monotonic() > deadline:
-            sys.exit(f"HAProxy does not say {status} of {server}. See make demo-shell HOST={server}.")
-        time.sleep(0.2)
-
-
-def await_agent(server: str, status: str) -> None:
-    deadline = time.monotonic() + 30
-    while ask_agent(server).split()[0] != status:
-        if time.monotonic() > deadline:
-            sys.exit(f"The agent of {server} does not answer {status}. See make demo-shell HOST={server}.")
-        time.sleep(0.2)
+def note(text: str) -> None:
+    print(f"   {text}", flush=True)
 
 
 def show_haproxy(comment: str) -> None:
-    """What the stats say, and where requests go."""
-    served = Counter(request() for _request in range(REQUESTS))
-    requests = f"of {REQUESTS} requests"
-    print(f"\n   {'HAProxy says':<14} {'status':<15} weight  {requests}  its agent answers")
-    for name, row in servers(LOAD_BALANCER).items():
-        share = f"{served[name]:>{len(requests)}}"
-        print(f"   {name:<14} {row['status']:<15} {row['weight']:>6}  {share}  {ask_agent(name)}")
-    print(f"   {comment}", flush=True)
+    """What the stats of each HAProxy say, and where requests go."""
+    balancers = list(LOAD_BALANCERS.values())
+    served = Counter(page(balancers[number % 2]).split()[0] for number in range(PAGES))
+    rows = [servers(address) for address in balancers]
+    print(f"\n   {'HAProxy says':<14}{''.join(f'on {name:<13}' for name in LOAD_BALANCERS)}of {PAGES} requests  reason")
+    for name in WEB:
+        said = [row[name] for row in rows]
+        statuses = "".join(f"{server['status']:<16}" for server in said)
+        print(f"   {name:<14}{statuses}{served[name]:>14}  {reason(said[0])}".rstrip())
+    note(comment)
 
 
-def ask_agent(server: str) -> str:
-    """What HAProxy hears when it asks."""
-    try:
-        with socket.create_connection((SERVERS[server], 9777), timeout=5) as agent:
-            return agent.recv(99).decode().strip()
-    except OSError:
-        return "(no agent)"
+def reason(server: dict[str, str]) -> str:
+    """What the agent told HAProxy, which keeps it as "via agent : UP (kernel upgrade)"."""
+    found = re.search(r" \((.*)\)$", server["last_agt"])
+    return found[1] if found else ""
 
 
-def request() -> str:
-    """The name of the host whose page comes."""
-    with urllib.request.urlopen(f"http://{LOAD_BALANCER}/", timeout=5) as page:
-        return str(page.read().decode().strip())
+def show_message() -> None:
+    """The table that the playbook in the log has printed last."""
+    message = LOG.read_text(encoding="utf-8").rpartition('"msg": [')[2].partition("\n    ]")[0]
+    for line in json.loads(f"[{message}]"):
+        print(f"   {line}")
 
 
-def main() -> None:
-    STATE.mkdir(parents=True, exist_ok=True)
-    say("A host with HAProxy and two hosts that serve a page")
-    # What a demo from before left.
-    run("molecule", "destroy", "--scenario-name", "demo")
-    molecule("create", "three hosts with systemd (the first time it builds their image, half a minute)")
-    molecule("prepare", "HAProxy on demo-lb, the page on demo-web1 and demo-web2")
-    show_haproxy("Both servers are up, and HAProxy finds no agent to ask.")
+def show_under_load(*command: str) -> int:
+    """Run a playbook under load, show what changes meanwhile, and return how many requests failed."""
+    print("\n   $ " + " \\\n       ".join(command) + "\n")
+    print("   " + "".join(f"{name:<12}" for name in WEB) + "requests  failed")
+    playbook = " ".join(command)
+    with (
+        Traffic("demo-client", list(LOAD_BALANCERS.values()), REQUESTS_PER_SECOND) as traffic,
+        LOG.open("a", encoding="utf-8") as log,
+        subprocess.Popen(shlex.split(playbook), cwd=ROOT, env=environment(), stdout=log, stderr=log) as process,
+    ):
+        try:
+            show_progress(process, traffic)
+            traffic.go_on_until(traffic.so_far() + 2 * REQUESTS_PER_SECOND)
+        finally:
+            process.terminate()
+    if process.returncode:
+        give_up(f"{playbook} failed")
+    return show_count(traffic)
 
-    say("The role hapgent.agent.hapgent installs the agent")
-    molecule("converge", "the agent on demo-web1 and demo-web2")
-    show_haproxy("Each agent tells HAProxy what its server wants.")
 
-    say("demo-web1 is drained")
-    playbook("hapgent.agent.drain", "--limit=demo-web1")
-    await_status("demo-web1", "DRAIN (agent)")
-    show_haproxy("Sessions on demo-web1 may end, new ones go to demo-web2.")
+def show_progress(process: subprocess.Popen[bytes], traffic: Traffic) -> None:
+    """While the process lasts, a line whenever a server does something else."""
+    shown = ""
+    while process.poll() is None:
+        fleet = "".join(f"{doing(server):<12}" for server in WEB)
+        if fleet != shown:
+            print(f"   {fleet}{traffic.so_far():>8}{traffic.failed_so_far():>8}", flush=True)
+            shown = fleet
+        time.sleep(0.2)
 
-    say("Time for work on demo-web1, a reboot for example")
-    run("podman", "restart", "demo-web1")
-    await_agent("demo-web1", "DRAIN")
-    await_status("demo-web1", "DRAIN (agent)")
-    show_haproxy("It is back, and still drained: its state is in a file.")
 
-    say("demo-web1 is undrained")
-    playbook("hapgent.agent.undrain", "--limit=demo-web1")
-    await_status("demo-web1", "UP")
-    show_haproxy("Both serve again.")
+def doing(server: str) -> str:
+    """What a server does: the version that it serves, unless HAProxy gives it nothing."""
+    rows = [servers(address)[server] for address in LOAD_BALANCERS.values()]
+    if all(row["status"].startswith("UP") for row in rows):
+        try:
+            return f"version {page(f'{HOSTS[server]}:8080').split()[1]}"
+        except OSError:
+            return "no answer"
+    if any(row["status"].startswith("DOWN") for row in rows):
+        return "down"
+    return "draining" if any(row["scur"] != "0" for row in rows) else "drained"
 
-    print(f"""
-The hosts go on running. Look around:
 
-  stats page          http://{LOAD_BALANCER}:8404/
-  the balanced page   curl http://{LOAD_BALANCER}/
-  ask an agent        nc -d 198.51.100.139 9777
-  shell on a host     make demo-shell HOST=demo-web1     (then: systemctl status hapgent)
+def show_count(traffic: Traffic) -> int:
+    counted = traffic.counted
+    versions: Counter[str] = Counter()
+    for server, count in counted["by_server"].items():
+        versions[server.split()[1]] += count
+    answered = ", ".join(f"{versions[version]} by version {version}" for version in sorted(versions))
+    failures = ", ".join(f"{count} {failure}" for failure, count in counted["failures"].items())
+    print(
+        f"\n   \033[1m{counted['requests']} requests, {counted['failed']} failed\033[0m{failures and f' ({failures})'}"
+    )
+    note(f"Answered: {answered}. {counted['slow']} of the requests were slow ones, of 2 to 5 seconds.")
+    return int(counted["failed"])
+
+
+def page(address: str) -> str:
+    """The name of the host that answers, and its version."""
+    with urllib.request.urlopen(f"http://{address}/", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def look_around() -> str:
+    return f"""Look around:
+
+  stats page          http://{LOAD_BALANCERS["demo-lb1"]}:8404/
+  the service         curl http://{LOAD_BALANCERS["demo-lb1"]}/
+  shell on a host     make demo-shell HOST=demo-web1     (then: hapgent status)
   take it all down    make demo-down
-""")
+"""
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError, AssertionError) as error:
+        give_up(repr(error))
+    except KeyboardInterrupt:
+        give_up("it was interrupted")

@@ -23,7 +23,7 @@ class Traffic:
         self.counted: dict[str, Any] = {}
         self._command = ["podman", "exec", "--interactive", host, "python3", "-c", LOAD.read_text(encoding="utf-8")]
         self._command += [f"--rate={rate}", *addresses]
-        self._progress = "0 requests"
+        self._progress = "0 requests, 0 failed"
 
     def __enter__(self) -> Traffic:
         self._process = subprocess.Popen(
@@ -43,6 +43,10 @@ class Traffic:
     def so_far(self) -> int:
         """How many requests there were."""
         return int(self._progress.split()[0])
+
+    def failed_so_far(self) -> int:
+        """How many of them failed."""
+        return int(self._progress.split()[2])
 
     def go_on_until(self, requests: int) -> None:
         """Wait until there were so many requests."""
