@@ -90,13 +90,15 @@ def is_in(state: t.Mapping[str, t.Any] | None) -> bool:
 
 def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result], server: str) -> str:
     """Who else, than one with this reason, keeps a server out of HAProxy, and '' if nobody does."""
-    if not is_in(state):
-        ours = state["status"] == "DRAIN" and state.get("reason") == reason
-        return "" if ours else f"its agent says {State(**state).answer()}"
+    ours = state["status"] == "DRAIN" and state.get("reason") == reason
+    if not is_in(state) and not ours:
+        return f"its agent says {State(**state).answer()}"
+    # Whoever else drains it too, HAProxy does not tell apart from the agent.
+    expected = ("ready", "drain", None) if ours else ("ready", None)
     by_hand = [
         f"{result['item']} has {row['backend']}/{row['server']} in {_administrative(row)}"
         for result, row in _servers(asked)
-        if row["server"] == server and row["admin_state"] not in ("ready", None)
+        if row["server"] == server and row["admin_state"] not in expected
     ]
     return f"{', '.join(by_hand)}, and its agent says {state['status']}" if by_hand else ""
 

@@ -29,8 +29,7 @@ class RunPlaybook(Protocol):
 def run_playbook(request: pytest.FixtureRequest, tmp_path: Path) -> RunPlaybook:
     """Runs playbooks on the host web1, which is this machine."""
     program = ANSIBLE[request.param] / "ansible-playbook"
-    if not program.exists():
-        pytest.skip(f"needs {program}: run tests/tools/install hosts")
+    assert program.exists(), f"there is no {program}: run tests/tools/install"
 
     def run(*arguments: str, succeeds: bool = True) -> str:
         inventory = tmp_path / "inventory"

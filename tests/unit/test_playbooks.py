@@ -165,12 +165,12 @@ def test_rolling(run_playbook: RunPlaybook, agent: Agent, tmp_path: Path) -> Non
     with polled(agent):
         said = run_playbook("hapgent.agent.rolling", *options, succeeds=False)
         assert json.loads(seen.read_bytes()) == saved(agent) == drained
-        assert "Rolling stops at web1, which stays in DRAIN." in said
+        assert "Rolling stops at web1, which stays out of HAProxy." in said
 
         works.touch()
         said = run_playbook("hapgent.agent.rolling", *options)
         assert saved(agent) == {"status": "UP"}
-        assert "Rolled: web1. Left alone: none." in said
+        assert "Rolled: web1. Taken out by somebody else: none. Not done: none." in said
 
 
 def test_rolling_leaves_alone_what_somebody_else_keeps_out(
@@ -181,5 +181,5 @@ def test_rolling_leaves_alone_what_somebody_else_keeps_out(
     variables = variables_of(agent, hapgent_tasks="tasks.yml")
     with polled(agent):
         said = run_playbook("hapgent.agent.rolling", LIMIT, "-e", variables, "-e", REASON)
-    assert "Rolled: none. Left alone: web1: its agent says MAINT UP # no disk." in said
+    assert "Rolled: none. Taken out by somebody else: web1: its agent says MAINT UP # no disk." in said
     assert saved(agent) == {"status": "MAINT", "reason": "no disk"}

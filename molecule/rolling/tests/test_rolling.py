@@ -139,11 +139,11 @@ def test_without_draining_requests_are_lost() -> None:
 def test_version_that_does_not_come_up_stops_it() -> None:
     """On one of a batch of two: the other is finished, the rest is not touched, and a second run goes on."""
     broken = "--extra-vars={\"version\": \"{{ 'broken' if inventory_hostname == 'rolling-web1' else '3' }}\"}"
-    arguments = ["--extra-vars=hapgent_serial=2", "--extra-vars=hapgent_health_timeout=3"]
+    arguments = ["--extra-vars=hapgent_serial=2", "--extra-vars=hapgent_health_tries=3"]
     with traffic() as load:
         done = playbook(*ROLLING, "--extra-vars=reason=release 3", broken, *arguments)
         said = message(done)
-        assert "Rolling stops at rolling-web1, which stays in DRAIN" in said
+        assert "Rolling stops at rolling-web1, which stays out of HAProxy" in said
         assert "Wait until the service is healthy" in said
         assert "Not touched: rolling-web3, rolling-web4." in said
         assert [balanced(host) for host in WEB[1:]] == [IN] * 3
@@ -201,7 +201,7 @@ def test_load_balancer_that_goes_down_meanwhile_stops_it() -> None:
         run("rolling-lb2", "systemctl stop haproxy")
         said, _errors = process.communicate(timeout=90)
         assert "rolling-lb2 cannot be asked" in said
-        assert "Rolling stops at rolling-web1, which stays in DRAIN" in said
+        assert "Rolling stops at rolling-web1, which stays out of HAProxy" in said
         assert [state(host) for host in WEB[1:]] == [{"status": "UP"}] * 3
     assert load.counted["by_address"][LOAD_BALANCERS["rolling-lb1"]][1] == 0, load.counted
 
@@ -229,6 +229,15 @@ def test_those_whom_somebody_else_drained_are_left_alone() -> None:
     assert "rolling-web4: its agent says UP, but rolling-lb2 gives it none: in web it is DRAIN (agent)" in done.stdout
 
 
+def test_one_whom_somebody_drains_while_it_is_worked_on_stays_drained() -> None:
+    tasks = f"--extra-vars=hapgent_tasks={Path(__file__).parents[1] / 'tasks' / 'drained_meanwhile.yml'}"
+    done = rolling("8", tasks, "--limit=rolling-web1")
+    assert done.returncode == 0, done.stdout
+    assert "Taken out by somebody else: rolling-web1: its agent says DRAIN UP # disk" in done.stdout
+    assert state("rolling-web1") == {"status": "DRAIN", "reason": "disk"}
+    assert versions()[0] == "8"
+
+
 @pytest.mark.parametrize(
     ("hosts", "arguments", "why"),
     [
@@ -250,7 +259,7 @@ def test_gate(hosts: str, arguments: list[str], why: str) -> None:
 @contextmanager
 def slow_requests(seconds: int) -> Iterator[None]:
     """Two for each server, through the first load balancer. In the end, all have to be answered."""
-    address = next(iter(LOAD_BALANCERS.values()))
+    address = LOAD_BALANCERS["rolling-lb1"]
     program = (
         "from concurrent.futures import ThreadPoolExecutor as Pool; from urllib.request import urlopen; "
         f"urls = ['http://{address}/slow?seconds={seconds}'] * 8; "
@@ -296,10 +305,10 @@ def test_check_mode_changes_nothing() -> None:
     for name in ("drain", "undrain"):
         done = playbook(f"hapgent.agent.{name}", "--limit=rolling-web1", "--check")
         assert done.returncode == 0, done.stdout
-    done = rolling("8", "--check", "--limit=rolling-web1")
+    done = rolling("9", "--check", "--limit=rolling-web1")
     assert done.returncode == 0, done.stdout
     assert state("rolling-web1") == {"status": "UP"}
-    assert "8" not in versions()
+    assert "9" not in versions()
 
 
 def test_undrain_tells_why_a_server_is_not_taken_back() -> None:

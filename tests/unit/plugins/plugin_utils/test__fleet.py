@@ -350,6 +350,11 @@ KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
         [told("lb1", server("web1", "DRAIN")), told("lb2", server("web1", "DRAIN"))],
         "",
     ),
+    "we do, and somebody has it in maintenance": (
+        {"status": "DRAIN", "reason": REASON},
+        [told("lb1", server("web1", "DRAIN")), told("lb2", server("web1", "MAINT"))],
+        "lb2 has web/web1 in MAINT, and its agent says DRAIN",
+    ),
     "by hand, on one load balancer": (
         {"status": "UP"},
         [told("lb1", server("web1")), told("lb2", server("web1", "DRAIN"))],
