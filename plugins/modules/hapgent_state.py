@@ -58,8 +58,8 @@ options:
     type: int
   reason:
     description:
-      - Why the server is in this state, for HAProxy's statistics (C(last_agt)); its stats page shows it for a server that
-        is down. At most 120 bytes of UTF-8, without control characters and C(#).
+      - Why the server is in this state, for HAProxy's statistics (C(last_agt)); its stats page shows it for a server
+        that is down. At most 120 bytes of UTF-8, without control characters and C(#).
       - It is kept until O(status) changes, or another one is given. hapgent 0.3.2 refuses a state with a reason, and
         answers FAIL.
     type: str
