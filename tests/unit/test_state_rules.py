@@ -608,6 +608,8 @@ class LoadBalancer:
         self.address = address
         self.backends = backends
         self.last_seen: float | None = None
+        # Whether it had been away for a week when the agent may have saved what it knows, and was not seen since.
+        self.was_absent = False
         # Whether the agent would know it after a kill, and the first answer since the change.
         self.known = self.answer_known = False
         self.changes_since_seen = 0
@@ -636,6 +638,7 @@ class LoadBalancer:
             backend.missed_it |= self.changes_since_seen > 1 or backend.told_until is not None
 
 
+WEEK = 7 * 86400
 # Few values, so that the same ones meet again.
 changes = st.builds(
     Meant,
@@ -699,6 +702,7 @@ class Changes(RuleBasedStateMachine):
         """The agent has saved what it knows."""
         for balancer in self._balancers:
             balancer.known = balancer.answer_known = balancer.last_seen is not None
+            balancer.was_absent = balancer.last_seen is not None and balancer.last_seen <= self._clock.wall - WEEK
             if balancer.settled:
                 balancer.remembered = True
                 if self._state.status in UP_AND_DOWN:
@@ -754,6 +758,14 @@ class Changes(RuleBasedStateMachine):
         self._stopped_at = self._clock.wall
         self._expect_memory()
 
+    def _is_given_up(self, balancer: LoadBalancer) -> bool:
+        """A limit: it came back after a week, and the agent was killed before it saved that."""
+        if not balancer.was_absent:
+            return False
+        memory = json.loads(Path(f"{self._file}.memory").read_bytes())
+        seen = {peer["address"]: peer["last_seen"] for peer in memory["peers"]}
+        return bool(seen[balancer.address] <= memory["saved"] - WEEK)
+
     @precondition(lambda self: self._agent)
     @rule()
     def kill(self) -> None:
@@ -763,7 +775,7 @@ class Changes(RuleBasedStateMachine):
         self._agent = None
         self._stopped_at = self._clock.wall
         for balancer in self._balancers:
-            if not balancer.known and balancer.last_seen is not None:
+            if balancer.last_seen is not None and (not balancer.known or self._is_given_up(balancer)):
                 balancer.is_forgotten()
             if not balancer.remembered:
                 balancer.settled = False
@@ -793,7 +805,7 @@ class Changes(RuleBasedStateMachine):
             for backend in balancer.backends:
                 if backend.told_until is not None:
                     backend.told_until = min(backend.told_until + stopped_for, self._clock.wall + self._settle)
-            if balancer.last_seen is not None and balancer.last_seen <= self._clock.wall - 7 * 86400:
+            if balancer.last_seen is not None and balancer.last_seen <= self._clock.wall - WEEK:
                 balancer.is_forgotten()
         self._expect(self._in_file)
         self._expect_memory()
@@ -981,6 +993,13 @@ def test_who_asks_all_the_time_is_known_after_a_kill_however_long_nothing_change
             *[("poll", 0, 0), eight_days, ("poll", 0, 0), ("kill",), ("start",), ("poll", 0, 0)],
         ],
     )
+
+
+def test_who_comes_back_after_a_week_and_is_not_remembered_is_told_what_undoes_the_last_change() -> None:
+    weighted = Meant("UP", 0)
+    killed = [("poll", 0, 0), ("wait", 9 * 86400.0), ("change", weighted), ("poll", 0, 0), ("kill",)]
+    do(UP, [*killed, ("edit_while_stopped", UP), ("start",), ("poll", 0, 0)])
+    do(UP, [*killed, ("edit_while_stopped", UP), ("start",), ("break_the_file",), ("let_all_settle",)])
 
 
 def do(state: Meant, steps: list[tuple[Any, ...]]) -> None:
