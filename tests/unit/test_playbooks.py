@@ -77,6 +77,30 @@ def test_fleet_whose_agents_do_not_answer(run_playbook: RunPlaybook) -> None:
     assert "hapgent_min_up is all: allowed is a number from 0 on, or 0% to 100%" in said
 
 
+@pytest.fixture
+def unreachable(tmp_path: Path) -> str:
+    """An option with one more host, that nobody can log in to."""
+    inventory = tmp_path / "unreachable"
+    inventory.write_text("away ansible_connection=ssh ansible_host=127.0.0.1 ansible_port=1\n")
+    return f"--inventory={inventory}"
+
+
+def test_load_balancer_that_cannot_be_reached(run_playbook: RunPlaybook, unreachable: str) -> None:
+    options = [LIMIT, unreachable, "-e", "hapgent_load_balancers=away"]
+    said = run_playbook("hapgent.agent.drain", *options, succeeds=False)
+    assert "hapgent_load_balancers='away:!away'. Nothing was changed on web1." in said
+    # One that tells of all others too.
+    assert "away cannot be asked: " in run_playbook("hapgent.agent.status", *options)
+
+
+def test_host_of_the_fleet_that_cannot_be_reached(run_playbook: RunPlaybook, unreachable: str, agent: Agent) -> None:
+    """It is out, and does not end the play."""
+    variables = variables_of(agent, hapgent_fleet="all", hapgent_min_up=1)
+    with polled(agent):
+        said = run_playbook("hapgent.agent.drain", LIMIT, unreachable, "-e", variables)
+    assert "changed=1 " in said
+
+
 # What they do
 
 
