@@ -63,6 +63,7 @@ ONE_INTERPRETER = next(iter(INTERPRETERS.values()))
 
 
 Eventually = Callable[[Callable[[], bool], str], None]
+FreePort = Callable[[], int]
 
 
 def wait_until(condition: Callable[[], bool], expected: str) -> None:
@@ -75,7 +76,7 @@ def wait_until(condition: Callable[[], bool], expected: str) -> None:
 
 
 def _reserve_port(ip: str) -> socket.socket:
-    """A free port that nobody else gets. The agent does: both set SO_REUSEADDR, and this socket never listens."""
+    """A free port that nobody else gets. Agent and HAProxy do: all set SO_REUSEADDR, and this socket never listens."""
     reservation = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reservation.bind((ip, 0))
@@ -173,7 +174,7 @@ class Agent:
         return self._log_file.read_text(encoding="utf-8").splitlines()
 
     def await_log(self, text: str) -> None:
-        wait_until(lambda: any(text in line for line in self.log()), f"log line with {text!r}")
+        wait_until(lambda: self._has_logged(text), f"log line with {text!r}")
 
     def opened(self) -> list[str]:
         """What its descriptors are: paths, sockets, pipes."""
@@ -193,7 +194,12 @@ class Agent:
 
     def await_blocked(self, number: signal.Signals) -> None:
         """Wait until the signal no longer ends the process, but is kept for sigwait."""
-        wait_until(lambda: bool(self._signals("SigBlk") & 1 << (number - 1)), f"{number.name} is blocked")
+
+        def blocked_or_waited_for() -> bool:
+            # The kernel does not count as blocked what sigwait waits for.
+            return bool(self._signals("SigBlk") & 1 << (number - 1)) or self._has_logged("answering")
+
+        wait_until(blocked_or_waited_for, f"{number.name} is blocked")
 
     def await_signals_taken(self) -> None:
         """Of two signals that are pending, the kernel does not say which was sent first."""
@@ -212,6 +218,9 @@ class Agent:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def _has_logged(self, text: str) -> bool:
+        return any(text in line for line in self.log())
 
     def _cpu_seconds(self) -> float:
         user, system = self._stat()[11:13]
@@ -323,6 +332,13 @@ def python(request: pytest.FixtureRequest) -> str:
 def eventually() -> Eventually:
     """Waits until a condition holds."""
     return wait_until
+
+
+@pytest.fixture
+def free_port() -> Iterator[FreePort]:
+    """Finds a port of 127.0.0.1 that nobody else gets during the test."""
+    with contextlib.ExitStack() as reservations:
+        yield lambda: reservations.enter_context(_reserve_port("127.0.0.1")).getsockname()[1]
 
 
 @pytest.fixture

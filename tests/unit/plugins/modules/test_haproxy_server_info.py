@@ -27,7 +27,7 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
 
 if TYPE_CHECKING:
-    from tests.conftest import Agents, Eventually
+    from tests.conftest import Agents, Eventually, FreePort
     from tests.unit.plugins.modules.conftest import RunAnsible
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.haproxy_server_info"
@@ -154,21 +154,16 @@ class ServiceHandler(socketserver.BaseRequestHandler):
             self.request.sendall(received)
 
 
-def free_port() -> int:
-    with socket.socket() as reservation:
-        reservation.bind(("127.0.0.1", 0))
-        return int(reservation.getsockname()[1])
-
-
 class LoadBalancer:
     """A real HAProxy in front of one service, with the stats socket and the stats page that a test wants."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, free_port: FreePort) -> None:
         self.folder = folder
         self.socket = folder / "admin.sock"
         self.tcp = f"127.0.0.1:{free_port()}"
         self.page = f"http://127.0.0.1:{free_port()}/stats"
         self.ports: dict[str, int] = {}
+        self._free_port = free_port
         self._stack = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._service = self._stack.enter_context(Service())
@@ -182,7 +177,7 @@ class LoadBalancer:
 
     def backend(self, name: str, *lines: str) -> None:
         """A backend with a frontend. In its lines, SERVICE is the address of the service."""
-        self.ports[name] = free_port()
+        self.ports[name] = self._free_port()
         self._sections += [
             f"frontend to_{name}",
             f"    bind 127.0.0.1:{self.ports[name]}",
@@ -300,8 +295,8 @@ class LoadBalancer:
 
 
 @pytest.fixture
-def balancer(tmp_path: Path) -> Iterator[LoadBalancer]:
-    balancer = LoadBalancer(tmp_path)
+def balancer(tmp_path: Path, free_port: FreePort) -> Iterator[LoadBalancer]:
+    balancer = LoadBalancer(tmp_path, free_port)
     yield balancer
     balancer.end()
 
@@ -626,7 +621,7 @@ def test_up_only_when_the_agent_was_asked(balancer: LoadBalancer) -> None:
 
 
 @pytest.mark.parametrize("wait", [{}, {"wait_until": "up"}], ids=["", "wait"])
-def test_no_haproxy(tmp_path: Path, wait: Result) -> None:
+def test_no_haproxy(tmp_path: Path, free_port: FreePort, wait: Result) -> None:
     path = tmp_path / "admin.sock"
     started = time.monotonic()
     result = run_module(socket=str(path), **wait)
@@ -835,7 +830,7 @@ def test_page_that_is_none() -> None:
             assert_failed(run_module(url=f"http://{pretender.address}/"), "half an answer")
 
 
-def test_page_over_https(balancer: LoadBalancer, tmp_path: Path) -> None:
+def test_page_over_https(balancer: LoadBalancer, tmp_path: Path, free_port: FreePort) -> None:
     pem, ca = tmp_path / "lb.pem", tmp_path / "ca.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lb -addext subjectAltName=IP:127.0.0.1"
     key = subprocess.run([*command.split(), "-keyout", "-", "-out", ca], capture_output=True, check=True).stdout
@@ -861,7 +856,7 @@ def test_another_stats_socket(balancer: LoadBalancer) -> None:
 # What makes agent checks useless
 
 
-def test_warnings(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_warnings(balancer: LoadBalancer, eventually: Eventually, free_port: FreePort) -> None:
     gone = free_port()
     web = [
         with_agent(balancer, "well", "up")[0],
