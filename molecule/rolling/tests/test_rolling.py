@@ -22,6 +22,7 @@ from lab import HOSTS, agents, ansible, ansible_command, eventually, operators, 
 from traffic import Traffic
 
 LOAD_BALANCERS = {name: address for name, address in HOSTS.items() if "-lb" in name}
+LB1 = LOAD_BALANCERS["rolling-lb1"]
 WEB = [name for name in HOSTS if "-web" in name]
 DEPLOY = Path(__file__).parents[2] / "shared" / "tasks" / "deploy.yml"
 OLDEST = Path(__file__).parents[3] / ".cache" / "oldest" / "bin" / "ansible-playbook"
@@ -45,9 +46,9 @@ def rolling(version: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def rolling_in_background(version: str) -> Iterator[subprocess.Popen[str]]:
-    """The same, while it goes on something else is done."""
-    command, environment = ansible_command("ansible-playbook", *ROLLING, *_release(version))
+def in_background(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A playbook, while something else is done."""
+    command, environment = ansible_command("ansible-playbook", *arguments)
     with subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     ) as process:
@@ -104,6 +105,7 @@ def _all_serve() -> Iterator[None]:
     for host in LOAD_BALANCERS:
         run(host, "systemctl start haproxy")
         run(host, operators("set server web/rolling-web4 state ready"))
+        run(host, operators("enable agent web/rolling-web1"))
     for host in WEB:
         run(host, "grep --quiet broken /etc/web/version && echo mended >/etc/web/version && systemctl restart web")
         run(host, """echo '{"status": "UP"}' >/etc/hapgent/state.json; pkill -HUP hapgent""")
@@ -143,8 +145,9 @@ def test_version_that_does_not_come_up_stops_it() -> None:
     with traffic() as load:
         done = playbook(*ROLLING, "--extra-vars=reason=release 3", broken, *arguments)
         said = message(done)
-        assert "Rolling stops at rolling-web1, which stays out of HAProxy" in said
+        assert "Rolling stops at rolling-web1, whose agent says DRAIN" in said
         assert "Wait until the service is healthy" in said
+        assert "Done: rolling-web2. Not finished: rolling-web1." in said
         assert "Not touched: rolling-web3, rolling-web4." in said
         assert [balanced(host) for host in WEB[1:]] == [IN] * 3
         assert state("rolling-web1") == {"status": "DRAIN", "reason": "release 3"}
@@ -161,7 +164,7 @@ def test_version_that_does_not_come_up_stops_it() -> None:
 def test_interrupted_and_run_again() -> None:
     """Ctrl-C while a host is worked on: it stays out, and the next run begins there."""
     with traffic() as load:
-        with rolling_in_background("4") as process:
+        with in_background(*ROLLING, *_release("4")) as process:
             assert eventually(lambda: balanced("rolling-web2"), DRAINED, timeout=90) == DRAINED
             # As a terminal does, to all processes.
             os.killpg(process.pid, signal.SIGINT)
@@ -191,19 +194,19 @@ def test_load_balancer_that_is_down_stops_it() -> None:
         done = rolling("5", without, "--extra-vars=hapgent_serial=2")
         assert done.returncode == 0, done.stdout
     assert versions() == ["5"] * 4
-    requests, failed = load.counted["by_address"][LOAD_BALANCERS["rolling-lb1"]]
+    requests, failed = load.counted["by_address"][LB1]
     assert (requests > 5000, failed) == (True, 0), load.counted
 
 
 def test_load_balancer_that_goes_down_meanwhile_stops_it() -> None:
-    with traffic() as load, rolling_in_background("6") as process:
+    with traffic() as load, in_background(*ROLLING, *_release("6")) as process:
         assert eventually(lambda: balanced("rolling-web1"), DRAINED, timeout=60) == DRAINED
         run("rolling-lb2", "systemctl stop haproxy")
         said, _errors = process.communicate(timeout=90)
         assert "rolling-lb2 cannot be asked" in said
-        assert "Rolling stops at rolling-web1, which stays out of HAProxy" in said
+        assert "Rolling stops at rolling-web1, whose agent says DRAIN" in said
         assert [state(host) for host in WEB[1:]] == [{"status": "UP"}] * 3
-    assert load.counted["by_address"][LOAD_BALANCERS["rolling-lb1"]][1] == 0, load.counted
+    assert load.counted["by_address"][LB1][1] == 0, load.counted
 
 
 def test_those_whom_somebody_else_drained_are_left_alone() -> None:
@@ -259,10 +262,9 @@ def test_gate(hosts: str, arguments: list[str], why: str) -> None:
 @contextmanager
 def slow_requests(seconds: int) -> Iterator[None]:
     """Two for each server, through the first load balancer. In the end, all have to be answered."""
-    address = LOAD_BALANCERS["rolling-lb1"]
     program = (
         "from concurrent.futures import ThreadPoolExecutor as Pool; from urllib.request import urlopen; "
-        f"urls = ['http://{address}/slow?seconds={seconds}'] * 8; "
+        f"urls = ['http://{LB1}/slow?seconds={seconds}'] * 8; "
         "print(*Pool(8).map(lambda url: urlopen(url).status, urls))"
     )
     command = ["podman", "exec", "rolling-client", "python3", "-c", program]
@@ -289,6 +291,22 @@ def test_drain_goes_on_when_the_grace_is_over_and_undrain_brings_it_back() -> No
         assert back.returncode == 0, back.stdout
         assert balanced("rolling-web1") == IN
     assert "3 s are over, and sessions of rolling-web1 are not: rolling-lb1: web/rolling-web1" in done.stdout
+
+
+def test_drain_waits_for_a_load_balancer_that_is_late_however_short_the_grace_is() -> None:
+    """Here one that does not ask the agent for a while."""
+    run("rolling-lb2", operators("disable agent web/rolling-web1"))
+    variables = json.dumps({"hapgent_grace": 0, "hapgent_wait_for": [LB1]})
+    with in_background("hapgent.agent.drain", "--limit=rolling-web1", f"--extra-vars={variables}") as process:
+        assert eventually(lambda: balanced("rolling-web1"), ["DRAIN (agent)", "UP"]) == ["DRAIN (agent)", "UP"]
+        # It says so if it still waits after its first look, of five seconds.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(8)
+        run("rolling-lb2", operators("enable agent web/rolling-web1"))
+        said, _errors = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert re.search(r"rolling-lb2: web/rolling-web1 .* takes new sessions.*Waiting for [45][0-9] s", said)
+    assert balanced("rolling-web1") == DRAINED
 
 
 def test_drain_counts_connections_where_no_load_balancer_is_named() -> None:
