@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,10 @@ def test_no_hosts_named(run_playbook: RunPlaybook, playbook: str, would: str) ->
 
 ROLLING: dict[str, tuple[list[str], str]] = {
     "no reason": (["hapgent_tasks=tasks.yml"], "There is no reason: give one, such as the release, with -e reason="),
+    "a reason that HAProxy would cut": (
+        ["hapgent_tasks=tasks.yml", "reason='ticket #12'"],
+        'reason is "ticket #12": allowed is text of 1 to 120 bytes',
+    ),
     "no tasks": ([REASON], "hapgent_tasks is '': allowed is a file of tasks"),
     "tasks that are not there": (
         [REASON, "hapgent_tasks=no/tasks.yml"],
@@ -55,7 +60,10 @@ ROLLING: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize(("variables", "text"), ROLLING.values(), ids=ROLLING)
 def test_rolling_that_cannot_begin(run_playbook: RunPlaybook, tmp_path: Path, variables: list[str], text: str) -> None:
     (tmp_path / "tasks.yml").write_text("[]")
-    options = [word for variable in variables for word in ("-e", variable)]
+    (tmp_path / "state.json").write_text('{"status": "UP"}')
+    options = [
+        word for variable in [*variables, f"hapgent_state_file={tmp_path}/state.json"] for word in ("-e", variable)
+    ]
     said = run_playbook("hapgent.agent.rolling", LIMIT, *options, succeeds=False)
     assert text in said
     assert "Nothing was changed." in said
@@ -67,9 +75,12 @@ def test_load_balancers_that_do_not_exist(run_playbook: RunPlaybook, playbook: s
     assert "hapgent_load_balancers is lb, and the inventory has no such host" in said
 
 
-def test_min_up_of_nothing_known(run_playbook: RunPlaybook) -> None:
-    said = run_playbook("hapgent.agent.drain", LIMIT, "-e", "hapgent_min_up=50%", succeeds=False)
+@pytest.mark.parametrize("fleet", ["", "localhost"])
+def test_min_up_of_nothing_known(run_playbook: RunPlaybook, fleet: str) -> None:
+    variables = f"hapgent_min_up=50% hapgent_fleet={fleet}"
+    said = run_playbook("hapgent.agent.drain", LIMIT, "-e", variables, succeeds=False)
     assert "hapgent_min_up is 50%, and no servers are known that it is about" in said
+    assert "hapgent_fleet of hosts in the inventory, web1 among them. Nothing was changed on it." in said
 
 
 def test_fleet_whose_agents_do_not_answer(run_playbook: RunPlaybook) -> None:
@@ -94,11 +105,16 @@ def test_load_balancer_that_cannot_be_reached(run_playbook: RunPlaybook, unreach
 
 
 def test_host_of_the_fleet_that_cannot_be_reached(run_playbook: RunPlaybook, unreachable: str, agent: Agent) -> None:
-    """It is out, and does not end the play."""
+    """It does not stand in for others, and does not end the play."""
     variables = variables_of(agent, hapgent_fleet="all", hapgent_min_up=1)
     with polled(agent):
-        said = run_playbook("hapgent.agent.drain", LIMIT, unreachable, "-e", variables)
-    assert "changed=1 " in said
+        said = run_playbook("hapgent.agent.drain", LIMIT, unreachable, "-e", variables, succeeds=False)
+        # Of web1 nothing is known either: no systemd knows its agent.
+        assert "Of the 2 servers of hapgent_fleet, 0 would stay in, and hapgent_min_up is 1. Staying: none." in said
+        assert "Bring others back first, or lower hapgent_min_up. Nothing was changed on web1." in said
+        assert saved(agent) == {"status": "UP"}
+        variables = variables_of(agent, hapgent_fleet="all", hapgent_min_up=0)
+        assert "changed=1 " in run_playbook("hapgent.agent.drain", LIMIT, unreachable, "-e", variables)
 
 
 # What they do
@@ -140,18 +156,20 @@ def saved(agent: Agent) -> object:
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[int]:
+def connected(address: str) -> Iterator[int]:
     """Somebody is connected to a service with this port."""
-    with socket.create_server(("127.0.0.1", 0)) as service:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as service:
         port: int = service.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)):
+        with socket.create_connection((address, port)):
             yield port
 
 
-def test_drain_and_undrain(run_playbook: RunPlaybook, agent: Agent) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_drain_and_undrain(run_playbook: RunPlaybook, agent: Agent, address: str) -> None:
     """The reason arrives whole, the load balancer is waited for, and so is who is connected."""
     with polled(agent):
-        with connected() as port:
+        with connected(address) as port:
             options = [LIMIT, "-e", variables_of(agent, hapgent_server_port=port), "-e", REASON]
             said = run_playbook("hapgent.agent.drain", *options, "-e", "hapgent_grace=2")
         assert saved(agent) == {"status": "DRAIN", "reason": "kernel upgrade of web1"}
@@ -189,12 +207,108 @@ def test_rolling(run_playbook: RunPlaybook, agent: Agent, tmp_path: Path) -> Non
     with polled(agent):
         said = run_playbook("hapgent.agent.rolling", *options, succeeds=False)
         assert json.loads(seen.read_bytes()) == saved(agent) == drained
-        assert "Rolling stops at web1, which stays out of HAProxy." in said
+        assert "Rolling stops at web1, whose agent says DRAIN. What failed: ansible.builtin.command: " in said
+        assert "Done: none. Not finished: web1. Taken out by somebody else: none. Not touched: none." in said
 
         works.touch()
         said = run_playbook("hapgent.agent.rolling", *options)
         assert saved(agent) == {"status": "UP"}
-        assert "Rolled: web1. Taken out by somebody else: none. Not done: none." in said
+        assert "Done: web1. Not finished: none. Taken out by somebody else: none. Not touched: none." in said
+
+
+def roll(
+    run_playbook: RunPlaybook,
+    agent: Agent,
+    tasks: list[object],
+    *options: str,
+    succeeds: bool = True,
+    **variables: object,
+) -> str:
+    """Roll these tasks out. What was said."""
+    file = agent.state_file.parent / "tasks.yml"
+    file.write_text(json.dumps(tasks), encoding="utf-8")
+    given = variables_of(agent, hapgent_tasks=str(file), **variables)
+    with polled(agent):
+        return run_playbook("hapgent.agent.rolling", "-e", given, "-e", REASON, *options, succeeds=succeeds)
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["that works", "that fails"])
+def test_rolling_runs_handlers_before_it_brings_the_server_back(
+    run_playbook: RunPlaybook, agent: Agent, tmp_path: Path, works: bool
+) -> None:
+    seen = tmp_path / "seen.json"
+    restart = f"cp {agent.state_file} {seen}{'' if works else ' && false'}"
+    role = tmp_path / "roles" / "shop"
+    (role / "tasks").mkdir(parents=True)
+    (role / "tasks" / "main.yml").write_text(json.dumps([{"ansible.builtin.command": "true", "notify": "Restart"}]))
+    (role / "handlers").mkdir()
+    (role / "handlers" / "main.yml").write_text(json.dumps([{"name": "Restart", "ansible.builtin.shell": restart}]))
+    said = roll(run_playbook, agent, [{"ansible.builtin.include_role": {"name": str(role)}}], LIMIT, succeeds=works)
+    assert json.loads(seen.read_bytes())["status"] == "DRAIN"
+    assert saved(agent) == ({"status": "UP"} if works else {"status": "DRAIN", "reason": "kernel upgrade of web1"})
+    assert ("Rolling stops at web1, whose agent says DRAIN." in said) is not works
+
+
+def test_rolling_whose_tasks_are_not_there(run_playbook: RunPlaybook, agent: Agent) -> None:
+    tasks: list[object] = [{"ansible.builtin.include_tasks": "no-such-file.yml"}]
+    said = roll(run_playbook, agent, tasks, LIMIT, succeeds=False)
+    assert "Rolling stops at web1, whose agent says DRAIN. What failed: " in said
+    assert "no-such-file.yml" in said
+    assert "Mend it and run the same command again: it goes on with web1." in said
+
+
+def test_rolling_whose_tasks_end_the_play(run_playbook: RunPlaybook, agent: Agent) -> None:
+    """Before the server is back: nobody must take that for a success."""
+    said = roll(run_playbook, agent, [{"ansible.builtin.meta": "end_host"}], LIMIT, succeeds=False)
+    assert "Done: none. Not finished: web1." in said
+    assert "web1 was not taken back: your tasks ended its play" in said
+
+
+def test_rolling_that_looks_at_one_that_was_done_before(run_playbook: RunPlaybook, agent: Agent) -> None:
+    """It serves, and nobody has asked whether it may leave."""
+    done = {"status": "UP", "reason": "kernel upgrade of web1"}
+    agent.reload(json.dumps(done).encode(), b"UP # kernel upgrade of web1\n")
+    unwell = {"hapgent_health_url": "http://127.0.0.1:1/", "hapgent_health_tries": 1}
+    said = roll(run_playbook, agent, [], LIMIT, succeeds=False, **unwell)
+    assert "Rolling stops at web1, whose agent says UP. What failed: Wait until the service is healthy" in said
+    assert saved(agent) == done
+
+
+@pytest.fixture
+def web2(agents: Agents, tmp_path: Path) -> tuple[Agent, str]:
+    """One more agent, and an option with its host."""
+    agent = agents.start(environment={"HAPGENT_SOCKET": str(tmp_path / "status2.sock")})
+    inventory = tmp_path / "web2"
+    python = f"ansible_connection=local ansible_python_interpreter={sys.executable}"
+    inventory.write_text(f"web2 {python} state_file_of={agent.state_file}\n")
+    return agent, f"--inventory={inventory}"
+
+
+def test_rolling_leaves_a_reason_that_somebody_else_gave_meanwhile(
+    run_playbook: RunPlaybook, agent: Agent, web2: tuple[Agent, str]
+) -> None:
+    """While web2 has its turn, somebody drains web1, which is done."""
+    drained = {"status": "DRAIN", "reason": "disk"}
+    write = {"content": json.dumps(drained), "dest": str(agent.state_file), "mode": "0644"}
+    drain = {"ansible.builtin.copy": write, "when": "inventory_hostname == 'web2'"}
+    state_file = "{{ state_file_of | default('" + str(agent.state_file) + "') }}"
+    other, inventory = web2
+    with polled(other):
+        said = roll(
+            run_playbook,
+            agent,
+            [drain],
+            inventory,
+            hapgent_hosts="web1,web2",
+            hapgent_state_file=state_file,
+            hapgent_min_up=0,
+        )
+    assert "Now web2. Done: web1. Not finished: none. Taken out by somebody else: none. Not touched: web2." in said
+    assert (
+        "Done: web1, web2. Not finished: none. Taken out by somebody else: web1: its agent says DRAIN UP # disk."
+        in said
+    )
+    assert (saved(agent), saved(other)) == (drained, {"status": "UP"})
 
 
 def test_rolling_leaves_alone_what_somebody_else_keeps_out(
@@ -205,5 +319,7 @@ def test_rolling_leaves_alone_what_somebody_else_keeps_out(
     variables = variables_of(agent, hapgent_tasks="tasks.yml")
     with polled(agent):
         said = run_playbook("hapgent.agent.rolling", LIMIT, "-e", variables, "-e", REASON)
-    assert "Rolled: none. Taken out by somebody else: web1: its agent says MAINT UP # no disk." in said
+    assert (
+        "Done: none. Not finished: none. Taken out by somebody else: web1: its agent says MAINT UP # no disk." in said
+    )
     assert saved(agent) == {"status": "MAINT", "reason": "no disk"}
