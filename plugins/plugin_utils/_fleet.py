@@ -31,25 +31,26 @@ class FleetError(Exception):
 class Pool(t.NamedTuple):
     """Servers that stand in for each other: of a backend on a load balancer, or the hosts of a fleet.
 
-    C(members) has for each server whether it takes new sessions, and what is said of it.
+    C(members) has for each server whether it takes new sessions, None if that is not known, and what is said of it.
     """
 
     title: str
-    members: dict[str, tuple[bool, str]]
+    members: dict[str, tuple[bool | None, str]]
 
     def refusal(self, leaving: t.Collection[str], min_up: t.Any) -> str:
         """Why these servers may not leave, '' if they may. Raises FleetError."""
         is_in = [name for name, (takes, _says) in self.members.items() if takes]
         staying = [name for name in is_in if name not in leaving]
         least = at_least(min_up, len(self.members))
-        # What is out already does not leave.
-        if len(staying) >= least or len(staying) == len(is_in):
+        # What is out already does not leave. What may be in, does.
+        leaves = any(name in leaving and takes is not False for name, (takes, _says) in self.members.items())
+        if len(staying) >= least or not leaves:
             return ""
         out = [f"{name} is {says}" for name, (takes, says) in self.members.items() if not takes]
         return (
             f"Of the {len(self.members)} servers {self.title}, {len(staying)} would stay in, and hapgent_min_up is "
             f"{min_up}{'' if str(min_up) == str(least) else f', here {least}'}. "
-            f"Staying: {', '.join(staying) or 'none'}. Out already: {', '.join(out) or 'none'}."
+            f"Staying: {', '.join(staying) or 'none'}. Not in: {', '.join(out) or 'none'}."
         )
 
 
@@ -74,12 +75,12 @@ def backends(asked: t.Iterable[Result], leaving: t.Collection[str]) -> list[Pool
 
 
 def hosts(asked: t.Iterable[Result]) -> Pool:
-    """The hosts of a fleet, by what their agents say; one that does not say it is out."""
+    """The hosts of a fleet, by what their agents say."""
     members = {}
     for result in asked:
         agent = _agent(result)
         says = _words(agent["state"]) if agent else f"unknown ({_problem(result)})"
-        members[result["item"]] = (is_in(agent["state"] if agent else None), says)
+        members[result["item"]] = (is_in(agent["state"]) if agent else None, says)
     return Pool("of hapgent_fleet", members)
 
 
@@ -104,22 +105,28 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
 
 
 def table(
-    names: t.Sequence[str], servers: t.Sequence[str], agents: t.Sequence[Result], asked: t.Sequence[Result]
+    names: t.Sequence[str],
+    servers: t.Sequence[str],
+    backends_of: t.Sequence[t.Sequence[str]],
+    agents: t.Sequence[Result],
+    asked: t.Sequence[Result],
 ) -> list[str]:
     """One line for each host, and below it what does not fit together.
 
-    C(servers) has the name that each host's server has in HAProxy.
+    C(servers) has the name that each host's server has in HAProxy, C(backends_of) in which backends to look for it: an
+    empty list is all.
     """
     rows = [["host", "state", "since", "reason", "told", *(result["item"] for result in asked)]]
     remarks = [f"{result['item']} cannot be asked: {_problem(result)}" for result in asked if "servers" not in result]
     balancers = {result["item"] for result in asked}
-    for host, server, result in zip(names, servers, agents):
+    for host, server, backend, result in zip(names, servers, backends_of, agents):
         agent = _agent(result)
-        if not agent and host in balancers:
-            continue  # A load balancer among the hosts.
+        said = [_narrowed(told, server, backend) for told in asked]
+        if not agent and host in balancers and not any(told["servers"] for told in said):
+            continue  # A load balancer among the hosts, and no server.
         state = agent["state"] if agent else None
-        cells = [_cell(state, told, server) for told in asked]
-        remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, server, asked)]
+        cells = [_cell(state, told) for told in said]
+        remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, said)]
         rows.append([host, _words(state), *_since_reason_told(agent), *cells])
     remarks += sorted({warning for told in asked for warning in told.get("agent_check_warnings", [])})
     return [*_aligned(rows), *([""] if remarks else []), *remarks]
@@ -129,6 +136,12 @@ def _servers(asked: t.Iterable[Result]) -> t.Iterator[tuple[Result, Result]]:
     for result in asked:
         for server in result.get("servers", []):
             yield result, server
+
+
+def _narrowed(told: Result, name: str, backend: t.Collection[str]) -> Result:
+    """What one load balancer says of one server, in these backends or in all."""
+    rows = [row for _told, row in _servers([told]) if row["server"] == name]
+    return {"item": told["item"], "servers": [row for row in rows if not backend or row["backend"] in backend]}
 
 
 def _administrative(row: Result) -> str:
@@ -163,13 +176,9 @@ def _since_reason_told(agent: Result | None) -> list[str]:
     ]
 
 
-def _cell(state: t.Mapping[str, t.Any] | None, told: Result, server: str) -> str:
+def _cell(state: t.Mapping[str, t.Any] | None, told: Result) -> str:
     """What one load balancer says of a server, once if its backends agree."""
-    says = {
-        row["backend"]: f"{row['status']}{_mark(state, row)}"
-        for row in told.get("servers", [])
-        if row["server"] == server
-    }
+    says = {row["backend"]: f"{row['status']}{_mark(state, row)}" for row in told["servers"]}
     if len(set(says.values())) > 1:
         return ", ".join(f"{backend} {words}" for backend, words in says.items())
     return next(iter(says.values()), "-")
@@ -179,14 +188,14 @@ def _mark(state: t.Mapping[str, t.Any] | None, row: Result) -> str:
     return "" if state is None or row["takes_new_sessions"] == is_in(state) else MARK
 
 
-def _remarks(agent: Result | None, result: Result, server: str, asked: t.Iterable[Result]) -> t.Iterator[str]:
+def _remarks(agent: Result | None, result: Result, asked: t.Iterable[Result]) -> t.Iterator[str]:
     if not agent:
         yield f"its agent cannot be asked: {_problem(result)}"
         return
     if agent["state"] is None:
         yield f"its agent has an invalid state file, {agent['state_file']}"
     for told, row in _servers(asked):
-        if row["server"] == server and _mark(agent["state"], row):
+        if _mark(agent["state"], row):
             gives = "gives it new sessions" if row["takes_new_sessions"] else "gives it none"
             where = f"in {row['backend']} it is {row['status']}"
             yield f"its agent says {_words(agent['state'])}, but {told['item']} {gives}: {where}"

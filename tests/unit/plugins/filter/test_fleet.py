@@ -67,20 +67,17 @@ def test_min_up_that_is_none(refuse: Any, asked: list[Result]) -> None:
 CALLS: dict[str, tuple[str, object]] = {
     "agents_refuse": (
         "{{ [agent] | hapgent.agent.agents_refuse(['web1'], 1) }}",
-        [
-            "Of the 1 servers of hapgent_fleet, 0 would stay in, and hapgent_min_up is 1. Staying: none. "
-            "Out already: none."
-        ],
+        ["Of the 1 servers of hapgent_fleet, 0 would stay in, and hapgent_min_up is 1. Staying: none. Not in: none."],
     ),
     "backends_refuse": (
         "{{ [told] | hapgent.agent.backends_refuse(['web1'], '50%') }}",
         [
             "Of the 1 servers of web on lb1, 0 would stay in, and hapgent_min_up is 50%, here 1. Staying: none. "
-            "Out already: none."
+            "Not in: none."
         ],
     ),
     "fleet_table": (
-        "{{ ['web1'] | hapgent.agent.fleet_table(['web1'], [agent], [told]) }}",
+        "{{ ['web1'] | hapgent.agent.fleet_table(['web1'], [[]], [agent], [told]) }}",
         ["host  state  since  reason  told  lb1", f"{'web1  UP':34}UP"],
     ),
     "kept_out_by": (

@@ -180,20 +180,19 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
         pool(a="UP", b="UP", c="UP"),
         ["a", "c"],
         2,
-        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. Staying: b. Out already: none.",
+        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. Staying: b. Not in: none.",
     ),
     "a percentage": (
         pool(a="UP", b="UP", c="UP"),
         ["a", "c"],
         "50%",
-        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 50%, here 2. Staying: b. "
-        "Out already: none.",
+        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 50%, here 2. Staying: b. Not in: none.",
     ),
     "none stays": (
         pool(a="UP"),
         ["a"],
         "1",
-        "Of the 1 servers of web on lb1, 0 would stay in, and hapgent_min_up is 1. Staying: none. Out already: none.",
+        "Of the 1 servers of web on lb1, 0 would stay in, and hapgent_min_up is 1. Staying: none. Not in: none.",
     ),
     "none stays, and may": (pool(a="UP"), ["a"], 0, ""),
     "others are out already": (
@@ -201,7 +200,7 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
         ["a"],
         "50%",
         "Of the 4 servers of web on lb1, 1 would stay in, and hapgent_min_up is 50%, here 2. Staying: b. "
-        "Out already: c is DRAIN (agent), d is MAINT.",
+        "Not in: c is DRAIN (agent), d is MAINT.",
     ),
     # It takes nothing away, and the rest of a rolling that stopped can go on.
     "out already, too few as it is": (pool(a="UP", b="DOWN", c="DOWN"), ["b"], 2, ""),
@@ -209,7 +208,7 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
         pool(a="UP", b="DOWN", c="UP"),
         ["a", "b"],
         2,
-        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. Staying: c. Out already: b is DOWN.",
+        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. Staying: c. Not in: b is DOWN.",
     ),
     "leaves twice": (pool(a="UP", b="UP"), ["a", "a"], 1, ""),
     "of another pool": (pool(a="UP", b="UP"), ["x", "y"], 2, ""),
@@ -218,7 +217,7 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
         pool(a="UP", b="UP"),
         ["a"],
         3,
-        "Of the 2 servers of web on lb1, 1 would stay in, and hapgent_min_up is 3. Staying: b. Out already: none.",
+        "Of the 2 servers of web on lb1, 1 would stay in, and hapgent_min_up is 3. Staying: b. Not in: none.",
     ),
 }
 
@@ -226,6 +225,17 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
 @pytest.mark.parametrize(("servers", "leaving", "min_up", "refusal"), REFUSALS.values(), ids=REFUSALS)
 def test_refusal(servers: Pool, leaving: list[str], min_up: Any, refusal: str) -> None:
     assert servers.refusal(leaving, min_up) == refusal
+
+
+def test_host_of_which_nothing_is_known_may_be_in() -> None:
+    """So that it may leave only if enough others stay; and it does not stand in for one that leaves."""
+    servers = Pool("here", {"a": (None, "unknown"), "b": (None, "unknown"), "c": (True, "UP"), "d": (False, "DOWN")})
+    assert "0 would stay in" in servers.refusal(["c"], 1)
+    assert servers.refusal(["a"], 1) == servers.refusal(["d"], 2) == servers.refusal(["a"], 0) == ""
+    assert servers.refusal(["a", "d"], 2) == (
+        "Of the 4 servers here, 1 would stay in, and hapgent_min_up is 2. Staying: c. "
+        "Not in: a is unknown, b is unknown, d is DOWN."
+    )
 
 
 NAMES = st.sets(st.sampled_from("abcdefgh"))
@@ -309,10 +319,10 @@ def test_hosts() -> None:
             "web4": (False, "DRAIN"),
             "web5": (False, "FAIL maxconn:9"),
             "web6": (True, "UP"),
-            "web7": (False, f"unknown ({UNREACHABLE})"),
-            "web8": (False, "unknown (No service hapgent runs)"),
+            "web7": (None, f"unknown ({UNREACHABLE})"),
+            "web8": (None, "unknown (No service hapgent runs)"),
             "web9": (False, "unknown"),
-            "web10": (False, "unknown (unknown)"),
+            "web10": (None, "unknown (unknown)"),
         },
     )
 
@@ -409,6 +419,7 @@ def test_table_of_a_fleet_that_is_well() -> None:
     assert table(
         ["web1", "long-name.example.org"],
         ["web1", "web2"],
+        [[], []],
         [agent(status="UP", weight=50), drained],
         [
             told("lb1", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"])),
@@ -421,9 +432,9 @@ def test_table_of_a_fleet_that_is_well() -> None:
     ]
 
 
-def one_host(result: Result, asked: list[Result]) -> tuple[list[str], list[str]]:
+def one_host(result: Result, asked: list[Result], *backends_of: str) -> tuple[list[str], list[str]]:
     """The cells of the table of web1 alone, and the remarks below."""
-    head, row, *below = table(["web1"], ["web1"], [result], asked)
+    head, row, *below = table(["web1"], ["web1"], [backends_of], [result], asked)
     starts = [index for index in range(len(head)) if head[index] != " " and (index == 0 or head[index - 1] == " ")]
     cells = [row[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
     assert below[:1] in ([], [""])
@@ -559,6 +570,7 @@ def test_order_of_hosts_and_remarks() -> None:
         ["web2", "web1"],
         # Names in HAProxy are others.
         ["s2", "s1"],
+        [[], []],
         [unreachable("web2"), agent(peers=[])],
         [told("lb1", server("s1", "DOWN"), server("s2"), warnings=["web/s2: is deaf."]), unreachable("lb2")],
     )
@@ -578,6 +590,7 @@ def test_load_balancers_among_the_hosts() -> None:
     lines = table(
         ["web1", "lb1", "lb2", "state"],
         ["web1", "lb1", "lb2", "state"],
+        [[], [], [], []],
         [agent(), unreachable("lb1"), agent("lb2"), unreachable("state")],
         [told("lb1", server()), told("lb2", server())],
     )
@@ -585,3 +598,19 @@ def test_load_balancers_among_the_hosts() -> None:
         *("host", "web1", "lb2", "state", ""),
         f"state: its agent cannot be asked: {UNREACHABLE}",
     ]
+
+
+def test_load_balancer_that_is_a_server_too() -> None:
+    asked = [told("lb1", server("lb1", "DOWN"))]
+    lines = table(["lb1"], ["lb1"], [[]], [unreachable("lb1")], asked)
+    assert lines[1].startswith("lb1") and lines[1].endswith("DOWN")
+    assert lines[2:] == ["", f"lb1: its agent cannot be asked: {UNREACHABLE}"]
+
+
+def test_backends_that_are_looked_at() -> None:
+    asked = [told("lb1", server(), server(backend="api", status="MAINT"))]
+    assert one_host(agent(), asked, "web")[0][-1] == "UP"
+    cells, below = one_host(agent(), asked, "api")
+    assert cells[-1] == "MAINT !"
+    assert below == ["web1: its agent says UP, but lb1 gives it none: in api it is MAINT"]
+    assert one_host(agent(), asked, "db")[0][-1] == "-"
