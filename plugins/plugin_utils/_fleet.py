@@ -46,11 +46,11 @@ class Pool(t.NamedTuple):
         leaves = any(name in leaving and takes is not False for name, (takes, _says) in self.members.items())
         if len(staying) >= least or not leaves:
             return ""
-        out = [f"{name} is {says}" for name, (takes, says) in self.members.items() if not takes]
+        not_in = [f"{name} is {says}" for name, (takes, says) in self.members.items() if not takes]
         return (
             f"Of the {len(self.members)} servers {self.title}, {len(staying)} would stay in, and hapgent_min_up is "
             f"{min_up}{'' if str(min_up) == str(least) else f', here {least}'}. "
-            f"Staying: {', '.join(staying) or 'none'}. Not in: {', '.join(out) or 'none'}."
+            f"Staying: {', '.join(staying) or 'none'}. Not in: {', '.join(not_in) or 'none'}."
         )
 
 
@@ -119,9 +119,9 @@ def table(
     rows = [["host", "state", "since", "reason", "told", *(result["item"] for result in asked)]]
     remarks = [f"{result['item']} cannot be asked: {_problem(result)}" for result in asked if "servers" not in result]
     balancers = {result["item"] for result in asked}
-    for host, server, backend, result in zip(names, servers, backends_of, agents):
+    for host, server, wanted, result in zip(names, servers, backends_of, agents):
         agent = _agent(result)
-        said = [_narrowed(told, server, backend) for told in asked]
+        said = [_narrowed(told, server, wanted) for told in asked]
         if not agent and host in balancers and not any(told["servers"] for told in said):
             continue  # A load balancer among the hosts, and no server.
         state = agent["state"] if agent else None
@@ -138,10 +138,10 @@ def _servers(asked: t.Iterable[Result]) -> t.Iterator[tuple[Result, Result]]:
             yield result, server
 
 
-def _narrowed(told: Result, name: str, backend: t.Collection[str]) -> Result:
-    """What one load balancer says of one server, in these backends or in all."""
+def _narrowed(told: Result, name: str, wanted: t.Collection[str]) -> Result:
+    """What one load balancer says of one server, in the backends that are wanted or in all."""
     rows = [row for _told, row in _servers([told]) if row["server"] == name]
-    return {"item": told["item"], "servers": [row for row in rows if not backend or row["backend"] in backend]}
+    return {"item": told["item"], "servers": [row for row in rows if not wanted or row["backend"] in wanted]}
 
 
 def _administrative(row: Result) -> str:

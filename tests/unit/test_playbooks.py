@@ -117,6 +117,18 @@ def test_host_of_the_fleet_that_cannot_be_reached(run_playbook: RunPlaybook, unr
         assert "changed=1 " in run_playbook("hapgent.agent.drain", LIMIT, unreachable, "-e", variables)
 
 
+def test_strategy_that_lets_no_host_wait_for_others(
+    run_playbook: RunPlaybook, unreachable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several, each is refused by what all have noted."""
+    monkeypatch.setenv("ANSIBLE_STRATEGY", "free")
+    inventory = ["--inventory=more1,more2,more3,", unreachable]
+    variables = "hapgent_hosts=all:!away hapgent_min_up=3 ansible_connection=local"
+    said = run_playbook("hapgent.agent.drain", *inventory, "-e", variables, succeeds=False)
+    assert "Of the 4 servers of hapgent_fleet, 0 would stay in, and hapgent_min_up is 3." in said
+    assert said.count("failed=1 ") == 4
+
+
 # What they do
 
 

@@ -255,7 +255,8 @@ def test_one_whom_somebody_drains_while_it_is_worked_on_stays_drained() -> None:
     ],
 )
 def test_gate(hosts: str, arguments: list[str], why: str) -> None:
-    assert why in message(drain(hosts, *(f"--extra-vars={argument}" for argument in arguments)))
+    # One after the other: each is refused, whatever Ansible makes of those before it.
+    assert why in message(drain(hosts, "--forks=1", *(f"--extra-vars={argument}" for argument in arguments)))
     assert [state(host) for host in WEB] == [{"status": "UP"}] * 4
 
 
@@ -307,6 +308,18 @@ def test_drain_waits_for_a_load_balancer_that_is_late_however_short_the_grace_is
     assert process.returncode == 0, said
     assert re.search(r"rolling-lb2: web/rolling-web1 .* takes new sessions.*Waiting for [45][0-9] s", said)
     assert balanced("rolling-web1") == DRAINED
+
+
+def test_drain_fails_if_a_load_balancer_takes_the_server_back_while_sessions_are_waited_for() -> None:
+    """Such as one that was reloaded, and does not ask the agent any more."""
+    with slow_requests(25), in_background("hapgent.agent.drain", "--limit=rolling-web1") as process:
+        assert eventually(lambda: balanced("rolling-web1"), DRAINED, timeout=60) == DRAINED
+        run("rolling-lb2", operators("disable agent web/rolling-web1"))
+        run("rolling-lb2", operators("set server web/rolling-web1 state ready"))
+        said, _errors = process.communicate(timeout=120)
+        run("rolling-lb2", operators("enable agent web/rolling-web1"))
+    assert process.returncode != 0
+    assert "but HAProxy gives it new sessions all the same. rolling-lb2: web/rolling-web1 (UP" in said
 
 
 def test_drain_counts_connections_where_no_load_balancer_is_named() -> None:
