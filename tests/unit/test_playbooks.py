@@ -323,14 +323,9 @@ def test_rolling_leaves_a_reason_that_somebody_else_gave_meanwhile(
     assert (saved(agent), saved(other)) == (drained, {"status": "UP"})
 
 
-def test_rolling_leaves_alone_what_somebody_else_keeps_out(
-    run_playbook: RunPlaybook, agent: Agent, tmp_path: Path
-) -> None:
+def test_rolling_leaves_alone_what_somebody_else_keeps_out(run_playbook: RunPlaybook, agent: Agent) -> None:
     agent.reload(b'{"status": "MAINT", "reason": "no disk"}', b"MAINT UP # no disk\n")
-    (tmp_path / "tasks.yml").write_text(json.dumps([{"ansible.builtin.fail": {}}]), encoding="utf-8")
-    variables = variables_of(agent, hapgent_tasks="tasks.yml")
-    with polled(agent):
-        said = run_playbook("hapgent.agent.rolling", LIMIT, "-e", variables, "-e", REASON)
+    said = roll(run_playbook, agent, [{"ansible.builtin.fail": {}}], LIMIT)
     assert (
         "Done: none. Not finished: none. Taken out by somebody else: web1: its agent says MAINT UP # no disk." in said
     )
