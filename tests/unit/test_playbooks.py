@@ -52,7 +52,11 @@ ROLLING: dict[str, tuple[list[str], str]] = {
     "no tasks": ([REASON], "hapgent_tasks is '': allowed is a file of tasks"),
     "tasks that are not there": (
         [REASON, "hapgent_tasks=no/tasks.yml"],
-        "hapgent_tasks is 'no/tasks.yml': allowed is a file of tasks, as an absolute path, or relative to where",
+        "hapgent_tasks is 'no/tasks.yml': allowed is a file of tasks, as an absolute path, or relative to the folder",
+    ),
+    "tasks of the collection": (
+        [REASON, "hapgent_tasks=status.yml"],
+        "hapgent_tasks is 'status.yml': allowed is a file",
     ),
 }
 
@@ -242,6 +246,22 @@ def roll(
     given = variables_of(agent, hapgent_tasks=str(file), **variables)
     with polled(agent):
         return run_playbook("hapgent.agent.rolling", "-e", given, "-e", REASON, *options, succeeds=succeeds)
+
+
+def test_rolling_from_a_playbook_in_another_folder(run_playbook: RunPlaybook, agent: Agent, tmp_path: Path) -> None:
+    """Its variables arrive, and its tasks are found where ansible-playbook runs."""
+    seen = tmp_path / "seen.json"
+    copy = {"src": str(agent.state_file), "dest": str(seen), "mode": "0644"}
+    (tmp_path / "tasks.yml").write_text(json.dumps([{"ansible.builtin.copy": copy}]))
+    given = json.loads(variables_of(agent, hapgent_hosts="web1", hapgent_tasks="tasks.yml", hapgent_min_up=0))
+    site = [{"import_playbook": "hapgent.agent.rolling", "vars": {**given, "reason": "release 4.2"}}]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "site.yml").write_text(json.dumps(site))
+    with polled(agent):
+        said = run_playbook("site/site.yml")
+    assert json.loads(seen.read_bytes()) == {"status": "DRAIN", "reason": "release 4.2"}
+    assert "Done: web1." in said
+    assert saved(agent) == {"status": "UP"}
 
 
 @pytest.mark.parametrize("works", [True, False], ids=["that works", "that fails"])
