@@ -288,14 +288,19 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.hapgent.agent.plugins.module_utils._haproxy import WAITS, SelectionError, Server, Statistics
-from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_source import (
+from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_client import (
     DEFAULT_SOCKET,
     CsvPage,
     PassingError,
     Source,
     SourceError,
     StatsSocket,
+)
+from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import (
+    WAITS,
+    SelectionError,
+    Server,
+    Statistics,
 )
 
 # One answer takes no longer, of a HAProxy that is well.

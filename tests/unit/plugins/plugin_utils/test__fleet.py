@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.hapgent.agent.plugins.module_utils._haproxy import Server
+from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import Server
 from ansible_collections.hapgent.agent.plugins.modules import hapgent_info, haproxy_server_info
 from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import (
     FleetError,

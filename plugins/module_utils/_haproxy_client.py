@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ansible.module_utils.urls import open_url
 from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
-from ansible_collections.hapgent.agent.plugins.module_utils._haproxy import (
+from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import (
     COMMANDS,
     FormatError,
     HalfAnswerError,

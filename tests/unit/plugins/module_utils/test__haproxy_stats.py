@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.hapgent.agent.plugins.module_utils._haproxy import (
+from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import (
     FormatError,
     HalfAnswerError,
     SelectionError,
