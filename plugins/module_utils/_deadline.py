@@ -10,6 +10,15 @@ from __future__ import annotations
 
 import time
 
+MAX_SECONDS = 86400
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """See that the option C(name) is a time that can be waited for: 0 to MAX_SECONDS. Raises ValueError."""
+    # Written so that NaN, which is neither less nor more than any number, is refused too.
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise ValueError(f"{name} must be 0 to {MAX_SECONDS} seconds, not {seconds:g}")
+
 
 def seconds_until(deadline: float) -> float:
     """What is left until C(deadline), on the monotonic clock. Raises TimeoutError if that is nothing."""
