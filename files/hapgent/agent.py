@@ -23,11 +23,12 @@ import typing as t
 from hapgent import ANSWERS_AS, SIGNALS, VERSION, log, memory
 from hapgent.peers import Change, Peer, Peers
 from hapgent.settings import Settings
-from hapgent.state import FAIL, State, StateError, load, save
+from hapgent.state import FAIL, LockedError, State, StateError, StateFile
 from hapgent.systemd import Manager
 
 RETRY_SECONDS = 0.1
 REMEMBER_SECONDS = 1.0
+LOCK_SECONDS = 10.0
 
 
 class Agent:
@@ -138,7 +139,7 @@ class Agent:
 
     def _load(self, cause: str) -> None:
         try:
-            state = load(self._state_file)
+            state = StateFile(os.path.realpath(self._state_file)).load()
         except StateError as error:
             self._tell(FAIL, cause, f"{self._state_file}: {error}")
         else:
@@ -148,10 +149,12 @@ class Agent:
         state = self._state.with_status(status)
         path = os.path.realpath(self._state_file)
         try:
-            save(path, state, path + ".tmp")
-        except OSError as error:
+            deadline = time.monotonic() + LOCK_SECONDS
+            StateFile(path).edit(lambda before: (before or state).with_status(status), deadline, overwrite=True)
+        except (LockedError, OSError) as error:
             self._counters["failed_saves"] += 1
-            self._tell(state, cause, f"not saved, kept in memory only: {path}: {error.strerror}")
+            problem = error.strerror if isinstance(error, OSError) else error
+            self._tell(state, cause, f"not saved, kept in memory only: {path}: {problem}")
         else:
             self._counters["saves"] += 1
             self._tell(state, cause)
@@ -189,8 +192,7 @@ class Agent:
         path = memory.path_of(self._state_file)
         self._peers.unsaved = False
         try:
-            # The state file's temporary name: so an agent that is killed leaves one file at most.
-            memory.save(path, self._state_file + ".tmp", self._change, self._peers)
+            memory.save(path, self._change, self._peers)
             self._memory_problem = ""
         except OSError as error:
             self._peers.unsaved = True

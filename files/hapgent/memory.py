@@ -11,6 +11,7 @@ would not be noticed. It is kept beside the state file; the agent alone reads an
 from __future__ import annotations
 
 import json
+import os
 import time
 import typing as t
 
@@ -31,7 +32,7 @@ def path_of(state_file: str) -> str:
     return f"{state_file}.memory"
 
 
-def save(path: str, temporary: str, change: Change, peers: Peers) -> None:
+def save(path: str, change: Change, peers: Peers) -> None:
     """Remember. Raises OSError."""
     # From the monotonic clock to seconds since 1970.
     now = time.monotonic()
@@ -57,7 +58,12 @@ def save(path: str, temporary: str, change: Change, peers: Peers) -> None:
             if peer.told
         ],
     }
-    replace(path, json.dumps(known, ensure_ascii=False).encode() + b"\n", temporary)
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        name = os.path.basename(path)
+        replace(name, json.dumps(known, ensure_ascii=False).encode() + b"\n", f"{name}.tmp", folder)
+    finally:
+        os.close(folder)
 
 
 def load(path: str, settle: float) -> tuple[Change, list[Peer]]:

@@ -9,10 +9,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import itertools
 import json
 import os
 import stat
+import time
 import typing as t
 
 STATUSES = ("UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED")
@@ -22,12 +26,21 @@ LIMITS = {"weight": 255, "maxconn": 65535}
 # HAProxy keeps 127: HCHK_DESC_LEN in its source.
 MAX_REASON_BYTES = 120
 MAX_BYTES = 64 * 1024
+LOCK_POLL_SECONDS = 0.05
 # What may go along with a state for a while, to undo the one before.
 UNDOING = frozenset({"UP", "READY", "100%"})
 
 
 class StateError(Exception):
     """Not a state. The text names the field, its value and what is allowed."""
+
+
+class MissingError(StateError):
+    """There is no file."""
+
+
+class LockedError(Exception):
+    """The lock cannot be had. The text names it, and the processes that hold it if they are visible here."""
 
 
 class State(t.NamedTuple):
@@ -132,65 +145,167 @@ def dump(state: State) -> bytes:
     return json.dumps(state.fields(), indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def load(path: str) -> State:
-    """Read a state file. Raises StateError; never blocks, whatever the path leads to."""
-    return parse(read(path, MAX_BYTES))
+class StateFile:
+    """The file that keeps a state, and the lock that makes its changes one after the other."""
 
+    def __init__(self, path: str, folder: int | None = None) -> None:
+        """C(folder) is the descriptor of an open folder in which C(path) is a plain name.
 
-def save(path: str, state: State, temporary: str) -> None:
-    """Replace a state file at once. Raises OSError. See replace()."""
-    replace(path, dump(state), temporary)
+        With None, C(path) is a path of its own, and its folder must be trusted: links to it are followed. The file
+        itself must not be a link.
+        """
+        self._path = path
+        self._folder = folder
 
+    def load(self) -> State:
+        """The state in the file. Raises StateError, also if there is no file; waits for nothing but the disk."""
+        return parse(read(self._path, MAX_BYTES, self._folder))
 
-def read(path: str, most: int) -> bytes:
-    """The content of a regular file of so many bytes at most. Raises StateError; never blocks."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    def edit(
+        self, change: t.Callable[[State | None], State], deadline: float, *, overwrite: bool = False
+    ) -> tuple[State | None, State]:
+        """Change the state under the lock, and return it as it was before and as it is after.
+
+        C(change) gets the state in the file, None if there is no file, and returns the new state or raises
+        StateError; the file is written only if the two differ. With C(overwrite), a file that is not a state counts as
+        none. C(deadline), on the monotonic clock, bounds the wait for the lock, not for the disk. Raises StateError and
+        LockedError, and nothing was changed; raises OSError if the disk did not keep the new state.
+        """
+        with self._open_folder() as (name, folder), _locked(f"{name}.lock", folder, deadline):
+            before = None
+            try:
+                before = parse(read(name, MAX_BYTES, folder))
+            except MissingError:
+                pass
+            except StateError:
+                if not overwrite:
+                    raise
+            after = change(before)
+            if after != before:
+                replace(name, dump(after), f"{name}.tmp", folder)
+            return before, after
+
+    @contextlib.contextmanager
+    def _open_folder(self) -> t.Iterator[tuple[str, int]]:
+        if self._folder is not None:
+            yield self._path, self._folder
+            return
+        folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            yield os.path.basename(self._path), folder
+        finally:
+            os.close(folder)
+
+
+def read(path: str, most: int, folder: int | None = None) -> bytes:
+    """The content of a regular file of so many bytes at most. Raises StateError, for nothing there MissingError.
+
+    The last component of the path must not be a link. Waits for nothing but the disk.
+    """
+    try:
+        with _opened(path, os.O_RDONLY | os.O_NOCTTY, folder) as descriptor:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise StateError("not a regular file: allowed is a regular file")
-            raw = os.read(descriptor, most + 1)
-        finally:
-            os.close(descriptor)
+            with open(descriptor, "rb", closefd=False) as file:
+                raw = file.read(most + 1)
+    except FileNotFoundError as error:
+        raise MissingError(f"cannot be read ({error.strerror})") from error
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StateError("is a symbolic link: allowed is a regular file") from error
         raise StateError(f"cannot be read ({error.strerror})") from error
     if len(raw) > most:
         raise StateError(f"larger than {most} bytes: allowed are {most} bytes at most")
     return raw
 
 
-def replace(path: str, content: bytes, temporary: str) -> None:
-    """Replace a file at once: whoever reads it sees the old content or the new one, even after a crash.
+def replace(name: str, content: bytes, temporary: str, folder: int) -> None:
+    """Replace a file at once: a reader sees the old content or the new one, even after a crash or a power cut.
 
-    C(temporary) is a name in the same folder, one for each program that saves, so that a save that was
-    killed leaves one file at most. Mode and, where permitted, owner are kept. Raises OSError.
+    C(temporary) is a name in the same folder that only the holder of one lock uses, so that a save that was killed
+    leaves one file at most. Mode and, where permitted, owner are kept. Raises OSError.
     """
-    _remove(temporary)
-    # O_EXCL follows no symbolic link: the folder belongs to the agent's user, and root saves here too.
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    _remove(temporary, folder)
+    # O_EXCL follows no symbolic link.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)
     try:
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            _keep_owner_and_mode(path, descriptor)
+            _keep_owner_and_mode(name, folder, descriptor)
             os.fsync(descriptor)
-        os.rename(temporary, path)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
-        _remove(temporary)
+        _remove(temporary, folder)
         raise
+    # The new name too must survive a power cut.
+    os.fsync(folder)
 
 
-def _remove(path: str) -> None:
+@contextlib.contextmanager
+def _opened(path: str, flags: int, folder: int | None, mode: int = 0) -> t.Iterator[int]:
+    # O_NONBLOCK: nothing is waited for, whatever the path is of.
+    more = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags | more, mode, dir_fd=folder)
     try:
-        os.unlink(path)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(name: str, folder: int, deadline: float) -> t.Iterator[None]:
+    """Hold this lock file. Only its owner and root can open it, so that no other user can hold it."""
+    with _opened(name, os.O_RDWR | os.O_CREAT, folder, 0o600) as descriptor:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+            raise LockedError(f"{name} must be a regular file of user {os.geteuid()} or root")
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise LockedError(f"{name} is locked by {_holders(status)}") from None
+                time.sleep(LOCK_POLL_SECONDS)
+        yield
+
+
+def _holders(lock: os.stat_result) -> str:
+    """Which processes hold a lock on this file, as far as they can be seen from here. Source: proc_locks(5)."""
+    file = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}:{lock.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii", errors="replace") as locks:
+            lines = [line.split() for line in locks.read(MAX_BYTES).splitlines()]
+    except OSError:
+        lines = []
+    # A line with an arrow is of one that waits.
+    pids = [words[4] for words in lines if file in words and "->" not in words]
+    return " and ".join(f"process {pid} ({_command(pid)})" for pid in pids) or "a process that is not visible here"
+
+
+def _command(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as comm:
+            text = comm.read(64).decode("utf-8", "replace").rstrip("\n")
+    except OSError:
+        return "unknown command"
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _remove(name: str, folder: int) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
         pass
 
 
-def _keep_owner_and_mode(path: str, descriptor: int) -> None:
+def _keep_owner_and_mode(name: str, folder: int, descriptor: int) -> None:
     try:
-        old = os.stat(path)
+        old = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except OSError:
+        return
+    if not stat.S_ISREG(old.st_mode):
         return
     try:
         os.fchown(descriptor, old.st_uid, old.st_gid)

@@ -150,6 +150,7 @@ instances:
           sample: true
 """
 
+import os
 import time
 import typing as t
 
@@ -163,7 +164,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     running,
     service_of,
 )
-from ansible_collections.hapgent.agent.plugins.module_utils._state import StateError, load
+from ansible_collections.hapgent.agent.plugins.module_utils._state import StateError, StateFile
 
 
 def ask(instance: Instance, timeout: float) -> dict[str, t.Any]:
@@ -172,7 +173,7 @@ def ask(instance: Instance, timeout: float) -> dict[str, t.Any]:
         status = instance.status(time.monotonic() + timeout)
         return {name: status[name] for name in TOLD}
     try:
-        state = load(instance.state_file)
+        state = StateFile(os.path.realpath(instance.state_file)).load()
     except StateError:
         return {}
     return {"state": state.fields(), "answer": state.answer()}

@@ -216,12 +216,12 @@ from ansible_collections.hapgent.agent.plugins.module_utils._peers import Peer, 
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     LIMITS,
     STATUSES,
+    LockedError,
     State,
     StateError,
+    StateFile,
     dump,
     from_fields,
-    load,
-    save,
 )
 
 LAST_LOOK_SECONDS = 5.0
@@ -284,7 +284,7 @@ class HapgentState:
         """The state in the file, and the one that is wanted."""
         params = self.module.params
         try:
-            before = load(self.path)
+            before = StateFile(self.path).load()
         except StateError as error:
             self._fail(f"{self.path}: {error}. Repair the file or name the right one with state_file")
         named = {name: params[name] for name in State._fields if params[name] is not None}
@@ -338,7 +338,9 @@ class HapgentState:
 
     def _save(self, state: State) -> None:
         try:
-            save(self.path, state, f"{self.path}.ansible.tmp")
+            StateFile(self.path).edit(lambda _before: state, self.deadline)
+        except (LockedError, StateError) as error:
+            self._fail(f"{self.path}: {error}")
         except OSError as error:
             self._fail(f"cannot write {self.path}: {error.strerror}")
 

@@ -151,7 +151,7 @@ SPECIAL: dict[str, tuple[Callable[[Path], object], str]] = {
     "device": (lambda path: path.symlink_to("/dev/zero"), "regular file"),
     "socket": (make_socket, "cannot be read"),
     "link to nothing": (lambda path: path.symlink_to("nothing"), "No such file"),
-    "link to itself": (lambda path: path.symlink_to(path.name), "symbolic links"),
+    "link to itself": (lambda path: path.symlink_to(path.name), "symbolic link"),
     "file in a file": (lambda path: path.symlink_to("/etc/passwd/state.json"), "Not a directory"),
 }
 

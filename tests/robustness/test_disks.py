@@ -133,7 +133,7 @@ def test_starts_on_a_disk_that_cannot_be_written(
 
 @pytest.mark.parametrize(
     ("make", "problem"),
-    [(os.mkdir, "regular file"), (os.mkfifo, "regular file"), (make_link_to_itself, "symbolic links")],
+    [(os.mkdir, "regular file"), (os.mkfifo, "regular file"), (make_link_to_itself, "symbolic link")],
     ids=["folder", "FIFO", "loop"],
 )
 def test_what_is_no_file_as_state_file(

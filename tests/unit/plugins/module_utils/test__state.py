@@ -6,8 +6,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
+import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +23,14 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     LIMITS,
     STATUSES,
     UNDOING,
+    LockedError,
+    MissingError,
     State,
     StateError,
+    StateFile,
     dump,
     from_fields,
-    load,
     parse,
-    save,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -439,53 +446,191 @@ def test_same_state_with_another_status(state: State, status: str, changed: Stat
 # The file
 
 
+def edit(path: Path, state: State, **options: Any) -> tuple[State | None, State]:
+    return StateFile(str(path)).edit(lambda _before: state, time.monotonic(), **options)
+
+
+def descriptors() -> list[str]:
+    return os.listdir("/proc/self/fd")
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o664])
-def test_save_replaces_the_file_and_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+def test_edit_replaces_the_file_and_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "state.json"
-    path.write_bytes(b"before")
+    path.write_bytes(b'{"status": "UP"}')
     path.chmod(mode)
+    before = descriptors()
     with path.open("rb") as reader:
-        save(str(path), State("DRAIN", 5), f"{path}.new")
+        assert edit(path, State("DRAIN", 5)) == (State("UP"), State("DRAIN", 5))
         # Who has it open still reads the old file, whole.
-        assert reader.read() == b"before"
-    assert load(str(path)) == State("DRAIN", 5)
+        assert reader.read() == b'{"status": "UP"}'
+    assert StateFile(str(path)).load() == State("DRAIN", 5)
     assert path.stat().st_mode & 0o7777 == mode
-    assert os.listdir(tmp_path) == ["state.json"]
+    assert sorted(os.listdir(tmp_path)) == ["state.json", "state.json.lock"]
+    assert stat.S_IMODE((tmp_path / "state.json.lock").stat().st_mode) == 0o600
+    assert descriptors() == before
 
 
-def test_save_where_no_file_was(tmp_path: Path) -> None:
+def test_edit_where_no_file_was(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    save(str(path), FAIL, f"{path}.new")
-    assert load(str(path)) == FAIL
+    assert edit(path, FAIL) == (None, FAIL)
+    assert StateFile(str(path)).load() == FAIL
 
 
-def test_save_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_edit_writes_only_what_is_different(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(b'{"weight": 5.0, "status": "UP"}')
+    before = path.stat()
+    assert edit(path, State("UP", 5)) == (State("UP", 5), State("UP", 5))
+    assert path.stat() == before
+
+
+def test_edit_in_an_open_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    there.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    folder = os.open(there, os.O_RDONLY)
+    try:
+        file = StateFile("state.json", folder)
+        # It is the folder that was opened, whatever has its name by now.
+        there.rename(tmp_path / "moved")
+        there.symlink_to(elsewhere)
+        assert file.edit(lambda _before: State("DRAIN"), time.monotonic()) == (None, State("DRAIN"))
+        assert file.load() == State("DRAIN")
+    finally:
+        os.close(folder)
+    assert sorted(os.listdir(tmp_path / "moved")) == ["state.json", "state.json.lock"]
+    assert os.listdir(elsewhere) == []
+
+
+@pytest.mark.parametrize("content", [b"", b'{"status": "up"}', None])
+def test_edit_of_what_is_no_state(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "state.json"
+    if content is None:
+        path.symlink_to("other.json")
+        (tmp_path / "other.json").write_bytes(b'{"status": "UP"}')
+    else:
+        path.write_bytes(content)
+    with pytest.raises(StateError):
+        edit(path, FAIL)
+    assert path.is_symlink() == (content is None)
+    assert content is None or path.read_bytes() == content
+    # The agent has a state, and writes it.
+    assert edit(path, FAIL, overwrite=True) == (None, FAIL)
+    assert not path.is_symlink()
+    assert StateFile(str(path)).load() == FAIL
+
+
+def test_edit_that_changes_its_mind(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(b'{"status": "UP"}')
+
+    def refuse(before: State | None) -> State:
+        raise StateError(f"not after {before}")
+
+    with pytest.raises(StateError, match="not after"):
+        StateFile(str(path)).edit(refuse, time.monotonic())
+    assert path.read_bytes() == b'{"status": "UP"}'
+    assert edit(path, FAIL) == (State("UP"), FAIL)
+
+
+def test_edit_that_fails_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.mkdir()
+    before = descriptors()
     with pytest.raises(IsADirectoryError):
-        save(str(path), FAIL, f"{path}.new")
-    assert os.listdir(tmp_path) == ["state.json"]
+        edit(path, FAIL, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["state.json", "state.json.lock"]
+    assert descriptors() == before
 
 
-def test_save_does_not_write_through_a_link_at_its_temporary_name(tmp_path: Path) -> None:
+def test_edit_where_there_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        edit(tmp_path / "nothing" / "state.json", FAIL)
+
+
+@pytest.mark.parametrize("name", ["state.json.tmp", "state.json.lock"])
+def test_edit_follows_no_link_at_its_names(tmp_path: Path, name: str) -> None:
     path, other = tmp_path / "state.json", tmp_path / "other"
     other.write_bytes(b"not to be touched")
-    Path(f"{path}.new").symlink_to(other)
-    save(str(path), FAIL, f"{path}.new")
+    other.chmod(0o640)
+    (tmp_path / name).symlink_to(other)
+    if name == "state.json.lock":
+        with pytest.raises(OSError, match="symbolic link"):
+            edit(path, FAIL)
+    else:
+        edit(path, FAIL)
     assert other.read_bytes() == b"not to be touched"
-    assert sorted(os.listdir(tmp_path)) == ["other", "state.json"]
+    assert stat.S_IMODE(other.stat().st_mode) == 0o640
+
+
+def test_two_edits_are_one_after_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(b'{"status": "UP", "weight": 0}')
+    script = (
+        "import sys, time\n"
+        "from ansible_collections.hapgent.agent.plugins.module_utils._state import StateFile\n"
+        "for _round in range(40):\n"
+        "    StateFile(sys.argv[1]).edit(lambda old: old._replace(weight=old.weight + 1), time.monotonic() + 60)\n"
+    )
+    editors = [subprocess.Popen([sys.executable, "-c", script, path]) for _editor in range(3)]
+    assert [editor.wait(60) for editor in editors] == [0, 0, 0]
+    assert StateFile(str(path)).load() == State("UP", 120)
+
+
+def test_edit_of_a_file_that_is_locked(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    edit(path, FAIL)
+    before = descriptors()
+    with (tmp_path / "state.json.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        start = time.monotonic()
+        command = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
+        with pytest.raises(LockedError, match=re.escape(f"process {os.getpid()} ({command})")):
+            StateFile(str(path)).edit(lambda _before: State("UP"), start + 0.3)
+        assert time.monotonic() - start >= 0.3
+        # Reading needs no lock.
+        assert StateFile(str(path)).load() == FAIL
+    assert descriptors() == before
+    assert edit(path, State("UP")) == (FAIL, State("UP"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+def test_lock_of_another_user_is_refused(tmp_path: Path) -> None:
+    path, lock = tmp_path / "state.json", tmp_path / "state.json.lock"
+    edit(path, FAIL)
+    os.chown(lock, 65534, 65534)
+    with pytest.raises(LockedError, match="user 0 or root"):
+        edit(path, State("UP"))
+    assert StateFile(str(path)).load() == FAIL
+
+
+def test_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    os.mkfifo(tmp_path / "state.json.lock")
+    with pytest.raises(LockedError, match="regular file"):
+        edit(path, FAIL)
 
 
 def test_load_tells_what_the_system_says(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match=r"cannot be read.*No such file or directory"):
-        load(str(tmp_path / "nothing"))
+    with pytest.raises(MissingError, match=r"cannot be read.*No such file or directory"):
+        StateFile(str(tmp_path / "nothing")).load()
+
+
+def test_load_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_bytes(b'{"status": "UP"}')
+    link = tmp_path / "state.json"
+    link.symlink_to("real.json")
+    with pytest.raises(StateError, match="is a symbolic link"):
+        StateFile(str(link)).load()
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 def test_load_leaves_no_descriptor_open(tmp_path: Path, make: Any) -> None:
     path = tmp_path / "state.json"
     make(path)
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with pytest.raises(StateError):
-        load(str(path))
-    assert os.listdir("/proc/self/fd") == before
+        StateFile(str(path)).load()
+    assert descriptors() == before

@@ -67,8 +67,9 @@ def saved(agent: Agent) -> object:
 
 
 def names_beside(agent: Agent) -> list[str]:
-    """The files in its folder, but for its memory."""
-    return sorted(set(os.listdir(agent.state_file.parent)) - {f"{agent.state_file.name}.memory"})
+    """The files in its folder, but for its memory and locks."""
+    kept = {f"{agent.state_file.name}.{name}" for name in ("lock", "memory", "memory.lock")}
+    return sorted(set(os.listdir(agent.state_file.parent)) - kept)
 
 
 def looks(path: Path) -> tuple[bytes, int, int]:
@@ -297,7 +298,7 @@ def test_replaces_what_a_killed_run_left(agents: Agents, tmp_path: Path) -> None
     other = tmp_path / "other"
     other.write_bytes(b"not to be touched")
     agent = agents.start()
-    agent.state_file.with_name("state.json.ansible.tmp").symlink_to(other)
+    agent.state_file.with_name("state.json.tmp").symlink_to(other)
     assert change(agent, status="DRAIN")["changed"]
     assert other.read_bytes() == b"not to be touched"
     assert names_beside(agent) == ["state.json"]
@@ -324,7 +325,7 @@ def test_file_that_is_invalid(agents: Agents, content: bytes | None, named: str,
 def test_file_that_cannot_be_written(agents: Agents) -> None:
     agent = agents.start()
     # Permissions would not stop root, who may run these tests.
-    agent.state_file.with_name("state.json.ansible.tmp").mkdir()
+    agent.state_file.with_name("state.json.tmp").mkdir()
     result = change(agent, status="DRAIN")
     assert_nothing_changed(result, f"cannot write {agent.state_file}")
     assert result["before"] == result["after"] == {"status": "UP"}
