@@ -1,0 +1,58 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: _drain_plan
+short_description: Plan the drain of one host
+version_added: 1.0.0
+author:
+  - The hapgent.agent contributors (@hapgent)
+description:
+  - For the role of this collection only. It may change at any time.
+positional: reason, asked, server
+options:
+  _input:
+    description: The state of the host's agent, as M(hapgent.agent.hapgent_state) returns it.
+    type: dict
+    required: true
+  reason:
+    description: The reason of the drain. V('') is none.
+    type: str
+    required: true
+  asked:
+    description: Results of M(hapgent.agent.haproxy_server_info), in a loop over the load balancers.
+    type: list
+    elements: dict
+    required: true
+  server:
+    description: The name of the host's server in HAProxy.
+    type: str
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Fail if the host cannot be drained
+  ansible.builtin.assert:
+    that: not ({'status': 'MAINT'} | hapgent.agent._drain_plan('release 4.2', [], 'web1')).refusal
+"""
+
+RETURN = r"""
+_value:
+  description:
+    - C(change) is whether the agent is to say C(DRAIN), C(note) what to report, C(refusal) why it cannot be done.
+  type: dict
+"""
+
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import drain
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"_drain_plan": drain}

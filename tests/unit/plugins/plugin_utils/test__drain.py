@@ -1,0 +1,118 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a drain and an undrain change, by the state of the agent and by what HAProxy does with the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils._state import STATUSES
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import drain, undrain
+
+Row = dict[str, Any]
+
+OURS = "release 4.2"
+CHECK = {"result": "L7OK", "code": 0, "text": None, "running": False}
+
+
+def row(admin: str = "ready", *causes: str, name: str = "web1", agent_check: Any = CHECK) -> Row:
+    return {"backend": "web", "server": name, "admin_state": admin, "admin_by": causes, "agent_check": agent_check}
+
+
+def asked(*rows: Row) -> list[dict[str, Any]]:
+    """One load balancer for each row, and one that does not answer."""
+    return [*({"item": f"lb{number}", "servers": [shown]} for number, shown in enumerate(rows, 1)), {"item": "lb9"}]
+
+
+IN_USE = asked(row(), row(), row("maint", "agent_or_hand", name="web2"))
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("reason", ["", OURS])
+@pytest.mark.parametrize("their_reason", [None, OURS, "disk"])
+def test_drain_changes_only_what_is_in(status: str, reason: str, their_reason: str | None) -> None:
+    state = {"status": status, **({"reason": their_reason} if their_reason else {})}
+    plan = drain(state, reason, IN_USE, "web1")
+    ours = status == "DRAIN" and their_reason in (None, reason)
+    assert plan["change"] == (status in ("UP", "READY") or ours)
+    assert bool(plan["note"]) != plan["change"]
+    assert plan["refusal"] == ""
+    if not plan["change"]:
+        assert status in plan["note"]
+        assert (their_reason or "") in plan["note"]
+
+
+# What HAProxy does with the server, and whether the drain is refused, changes the agent's state, or leaves it.
+IN_HAPROXY: dict[str, tuple[list[Row], str]] = {
+    "nothing known": ([], "changed"),
+    "in everywhere": ([row(), row()], "changed"),
+    "drained manually": ([row(), row("drain", "agent_or_hand")], "changed"),
+    "maintenance on one": ([row(), row("maint", "agent_or_hand")], "refused"),
+    "maintenance on one, the other drained": ([row("drain", "hand"), row("maint", "agent_or_hand")], "refused"),
+    "maintenance on one, as its page has it": ([row(), row("maint")], "refused"),
+    "maintenance by configuration on one": ([row(), row("maint", "configuration")], "refused"),
+    "maintenance everywhere": ([row("maint", "agent_or_hand"), row("maint", "configuration")], "left"),
+    "maintenance, one by tracking": ([row("maint", "agent_or_hand"), row("maint", "tracking")], "left"),
+    "tracking": ([row(), row("maint", "tracking")], "changed"),
+    "not resolved": ([row(), row("maint", "resolution")], "changed"),
+    "maintenance, which no agent ends": ([row(), row("maint", "hand", agent_check=None)], "changed"),
+    "another server": ([row(), row("maint", "agent_or_hand", name="web2")], "changed"),
+}
+
+
+@pytest.mark.parametrize(("rows", "outcome"), IN_HAPROXY.values(), ids=IN_HAPROXY)
+def test_drain_ends_no_maintenance_in_haproxy(rows: list[Row], outcome: str) -> None:
+    plan = drain({"status": "UP"}, OURS, asked(*rows), "web1")
+    got = "refused" if plan["refusal"] else "changed" if plan["change"] else "left"
+    assert got == outcome
+    assert bool(plan["note"]) == (outcome == "left")
+    if outcome == "refused":
+        assert "web/web1 on lb2" in plan["refusal"]
+        assert "lb1" not in plan["refusal"]
+    # It is drained already: nothing more ends.
+    assert drain({"status": "DRAIN", "reason": OURS}, OURS, asked(*rows), "web1")["change"]
+
+
+# The state, the reason that is asked for, what a drain of this run has left; whether it is ended, and what is reported.
+UNDRAINS: dict[str, tuple[Row, str, str, bool, str]] = {
+    "is in": ({"status": "UP"}, "", "", True, ""),
+    "drained": ({"status": "DRAIN"}, "", "", True, "DRAIN"),
+    "drained with a reason": ({"status": "DRAIN", "reason": "disk"}, "", "", True, "disk"),
+    "maintenance": ({"status": "MAINT", "reason": "disk"}, "", "", True, "MAINT UP # disk"),
+    "down": ({"status": "DOWN"}, "", "", True, "DOWN"),
+    "ours": ({"status": "DRAIN", "reason": OURS}, OURS, "", True, OURS),
+    "another reason": ({"status": "DRAIN", "reason": "disk"}, OURS, "", False, "disk"),
+    "no reason, and one is asked for": ({"status": "MAINT"}, OURS, "", False, "MAINT"),
+    "found out by this run": ({"status": "MAINT"}, "", "its agent says MAINT UP", False, "MAINT"),
+    "found out in HAProxy": ({"status": "UP"}, "", "web/web1 on lb1 is in MAINT", False, "lb1"),
+}
+
+
+@pytest.mark.parametrize(("state", "reason", "found_out", "change", "note"), UNDRAINS.values(), ids=UNDRAINS)
+def test_undrain(state: Row, reason: str, found_out: str, change: bool, note: str) -> None:
+    plan = undrain(state, reason, found_out)
+    assert plan["change"] == change
+    assert note in plan["note"]
+    assert bool(note) == bool(plan["note"])
+
+
+@pytest.mark.parametrize(
+    ("their_reason", "reason", "keeps"),
+    [(None, "", ""), ("disk", "", ""), (OURS, OURS, ""), ("disk", OURS, "disk"), (None, OURS, "")],
+)
+def test_undrain_of_one_that_is_in_takes_no_other_reason_away(
+    their_reason: str | None, reason: str, keeps: str
+) -> None:
+    state = {"status": "UP", **({"reason": their_reason} if their_reason else {})}
+    assert undrain(state, reason, "")["keeps"] == keeps
+
+
+def test_what_others_have_written_is_escaped() -> None:
+    state = {"status": "MAINT", "reason": "gone\u202e"}
+    for plan in (drain(state, "", [], "web1"), undrain(state, "", ""), undrain(state, OURS, "")):
+        assert plan["note"].isprintable()
+    hostile = asked(row(), {**row("maint", "agent_or_hand"), "backend": "\x1b[2J"})
+    assert drain({"status": "UP"}, "", hostile, "web1")["refusal"].isprintable()

@@ -1,0 +1,147 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Drain, undrain, rolling and status of hosts with real agents, which clients poll as load balancers do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Agent, Agents
+    from tests.unit.conftest import RunPlaybook
+
+State = dict[str, Any]
+
+LOCAL = f"ansible_connection=local ansible_python_interpreter={sys.executable}"
+# Nothing waits long: no client is connected to that port, and load balancers poll often.
+QUICK = {"hapgent_service": "no-service-of-this-name", "hapgent_server_port": 1, "hapgent_wait_timeout": 15}
+LB1, LB2 = "127.0.0.11", "127.0.0.12"
+
+
+class Fleet:
+    """Hosts with an agent each, all on this machine."""
+
+    def __init__(self, run_playbook: RunPlaybook, agents: Agents, folder: Path, states: Mapping[str, State]) -> None:
+        self._run_playbook = run_playbook
+        self._folder = folder
+        self._silenced: set[str] = set()
+        self.agents: dict[str, Agent] = {
+            name: agents.start(
+                json.dumps(state).encode(), environment={"HAPGENT_SOCKET": str(folder / f"{name}.sock")}, logs=False
+            )
+            for name, state in states.items()
+        }
+
+    def play(self, playbook: str, *options: str, succeeds: bool = True, **variables: object) -> str:
+        """What a playbook says that runs on hosts of the fleet, all of them if none are named."""
+        lines = [f"{name} {LOCAL} hapgent_state_file={agent.state_file}" for name, agent in self.agents.items()]
+        inventory = self._folder / "fleet"
+        inventory.write_text("\n".join(["[fleet]", *lines, ""]), encoding="utf-8")
+        given = json.dumps({"hapgent_hosts": "fleet", "hapgent_min_up": 0, **QUICK, **variables})
+        return self._run_playbook(playbook, f"--inventory={inventory}", "-e", given, *options, succeeds=succeeds)
+
+    def states(self) -> dict[str, State]:
+        return {name: json.loads(agent.state_file.read_bytes()) for name, agent in self.agents.items()}
+
+    def silence(self, address: str) -> None:
+        """Have a load balancer poll no more."""
+        self._silenced.add(address)
+
+    @contextlib.contextmanager
+    def polled(self, addresses: Sequence[str] = (LB1,)) -> Iterator[None]:
+        """Have load balancers with these addresses poll each agent."""
+        enough = threading.Event()
+
+        def poll() -> None:
+            while not enough.wait(0.1):
+                for agent in self.agents.values():
+                    for address in set(addresses) - self._silenced:
+                        with socket.create_connection((agent.ip, agent.port), 15, (address, 0)) as client:
+                            agent.read_to_end(client)
+
+        thread = threading.Thread(target=poll)
+        thread.start()
+        try:
+            yield
+        finally:
+            enough.set()
+            thread.join()
+
+
+@pytest.fixture
+def fleet_of(run_playbook: RunPlaybook, agents: Agents, tmp_path: Path) -> Any:
+    """Makes a fleet of hosts with these states."""
+
+    def make(**states: State) -> Fleet:
+        return Fleet(run_playbook, agents, tmp_path, states)
+
+    return make
+
+
+# Whoever wrote it: nothing of these is closer to traffic after a drain.
+OUT: dict[str, State] = {
+    "maint": {"status": "MAINT", "reason": "disk"},
+    "down": {"status": "DOWN"},
+    "fail": {"status": "FAIL", "weight": 50},
+    "stopped": {"status": "STOPPED", "reason": "upgrade"},
+    "drain": {"status": "DRAIN", "reason": "disk"},
+}
+
+
+def test_drain_leaves_what_is_out_and_undrain_what_has_another_reason(fleet_of: Any) -> None:
+    fleet = fleet_of(**OUT, up={"status": "UP"}, ready={"status": "READY"})
+    drained = {"status": "DRAIN", "reason": "upgrade"}
+    with fleet.polled():
+        said = fleet.play("hapgent.agent.drain", hapgent_reason="upgrade")
+        assert fleet.states() == {**OUT, "up": drained, "ready": drained}
+        for name in OUT:
+            assert f"{name} is out already" in said
+        assert "up is out already" not in said
+
+        said = fleet.play("hapgent.agent.undrain", hapgent_reason="upgrade")
+        back = {"status": "UP"}
+        assert fleet.states() == {**OUT, "up": back, "ready": back, "stopped": back}
+        for name in ("maint", "down", "fail", "drain"):
+            assert f"{name}: it stays out" in said
+
+        # Without a reason, it is brought back whoever has taken it out, and what that was is reported.
+        said = fleet.play("hapgent.agent.undrain", "--limit=maint")
+        assert fleet.states()["maint"] == back
+        assert "maint: this ends MAINT UP # disk" in said
+
+
+def test_drain_in_check_mode_says_what_is_out(fleet_of: Any) -> None:
+    fleet = fleet_of(maint=OUT["maint"], up={"status": "UP"})
+    with fleet.polled():
+        said = fleet.play("hapgent.agent.drain", "--check")
+    assert "maint is out already" in said
+    assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
+
+
+def test_play_of_ones_own_brings_nothing_back_that_it_has_found_out(fleet_of: Any, tmp_path: Path) -> None:
+    """Also without a reason: what was out before the play is out after it."""
+    role = {"name": "hapgent.agent.hapgent"}
+    play = {
+        "hosts": "fleet",
+        "gather_facts": False,
+        "pre_tasks": [{"ansible.builtin.import_role": {**role, "tasks_from": "drain"}}],
+        "tasks": [{"ansible.builtin.command": "true"}],
+        "post_tasks": [{"ansible.builtin.import_role": {**role, "tasks_from": "undrain"}}],
+    }
+    (tmp_path / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+    fleet = fleet_of(maint=OUT["maint"], up={"status": "UP"})
+    with fleet.polled():
+        said = fleet.play("play.yml")
+    assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
+    assert "maint: it was out before this run drained it" in said
