@@ -4,50 +4,118 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""Where HAProxy says what its servers are: the stats socket and the CSV page."""
+"""Ask HAProxy about its servers, over a stats socket or the CSV page.
+
+Each conversation has one deadline and one limit of size, for all of it: name, connection, TLS, headers, body. What
+answers may be anything, and may never come to an end.
+"""
 
 from __future__ import annotations
 
+import base64
+import errno
 import http.client
+import io
 import os
+import queue
 import re
 import socket
 import ssl
 import stat
+import threading
 import typing as t
-import urllib.error
 from urllib.parse import urlsplit, urlunsplit
 
-from ansible.module_utils.urls import open_url
 from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
 from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import (
     COMMANDS,
+    DeniedError,
     FormatError,
-    HalfAnswerError,
     Statistics,
+    TruncatedError,
     parse_page,
     parse_socket,
 )
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 
 DEFAULT_SOCKET = "/run/haproxy/admin.sock"
-# Some kilobytes for each server: enough for a hundred thousand.
-MAX_BYTES = 256 * 1024 * 1024
+# Some 500 bytes for each server: enough for a hundred thousand.
+MAX_BYTES = 64 * 1024 * 1024
 PIECE_BYTES = 65536
+PORTS = {"http": 80, "https": 443}
+
+# What is in the way, so that advice fits: only a HAProxy that is silent may be down.
+Cause = t.Literal["permission", "silent", "answer", "settings"]
 
 
 class SourceError(Exception):
-    """HAProxy does not say what its servers are. The text says what to do."""
+    """HAProxy does not report its servers. The text says what to do, C(cause) is the kind of problem."""
+
+    def __init__(self, text: str, cause: Cause) -> None:
+        super().__init__(text)
+        self.cause: Cause = cause
 
 
-class PassingError(SourceError):
+class TransientError(SourceError):
     """As it is for a moment while HAProxy reloads, or for longer."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, "silent")
 
 
 class Source(t.Protocol):
     """One HAProxy that can be asked."""
 
     def read(self, deadline: float) -> Statistics:
-        """What it says now. C(deadline) is on the monotonic clock. Raises SourceError."""
+        """What it reports now. C(deadline) is on the monotonic clock. Raises SourceError."""
+
+
+class OversizeError(Exception):
+    """An answer of more than MAX_BYTES."""
+
+
+class Conversation(io.RawIOBase):
+    """A connection that is written to and read until one deadline, and up to one size.
+
+    A socket's own timeout holds for each step only, and an answer can have a step for each of its bytes.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+        self._received = 0
+        # As much as is shown when it does not come to an end.
+        self._start = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: t.Any) -> int:
+        try:
+            self._connection.settimeout(seconds_until(self._deadline))
+            count = self._connection.recv_into(buffer)
+        # From Python 3.10 on, it is the same.
+        except (TimeoutError, socket.timeout) as error:
+            sent = f"only '{printable(self._start, 64)}'" if self._start else "nothing"
+            raise TimeoutError(f"it sends {sent} and does not come to an end") from error
+        self._received += count
+        if self._received > MAX_BYTES:
+            raise OversizeError
+        if len(self._start) < PIECE_BYTES // 1024:
+            self._start += bytes(buffer[:count])[:64]
+        return count
+
+    def sendall(self, data: bytes) -> None:
+        self._connection.settimeout(seconds_until(self._deadline))
+        self._connection.sendall(data)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """As of a socket, for http.client."""
+        return io.BufferedReader(self, PIECE_BYTES)
+
+    def close(self) -> None:
+        self._connection.close()
+        super().close()
 
 
 class StatsSocket:
@@ -56,78 +124,67 @@ class StatsSocket:
     def __init__(self, address: str) -> None:
         """Raises SourceError if this is neither."""
         self.address = address
+        self.shown = printable(address)
         self._host_and_port: tuple[str, int] | None = None
-        if "/" in address:
+        if "/" in address and "\0" not in address:
             return
-        parts = re.fullmatch(r"(\[[^\]]+\]|[^:]+):(\d{1,5})", address)
+        parts = re.fullmatch(r"(\[[^\]]+\]|[^:]+):([0-9]{1,5})", address)
         if not parts or not 1 <= int(parts[2]) <= 65535:
-            raise SourceError(f"socket is {address}: allowed is a path with a slash, or host:port")
+            raise SourceError(f"socket must be a path with a slash, or host:port, not {self.shown}", "settings")
         self._host_and_port = parts[1].strip("[]"), int(parts[2])
 
     def read(self, deadline: float) -> Statistics:
         try:
-            answer = self._ask(deadline)
+            with self._connect(deadline) as connection:
+                return self._ask(Conversation(connection, deadline))
         except PermissionError as error:
             raise SourceError(
-                f"no permission for the stats socket {self.address}: be root (become) or in the socket's group"
+                f"no permission for the stats socket {self.shown}: be root (become) or in the socket's group",
+                "permission",
             ) from error
-        except socket.gaierror as error:
-            raise SourceError(
-                f"the host of {self.address} is not known ({error.strerror}): name the right one"
-            ) from error
+        except OversizeError as error:
+            raise _oversize(self.shown) from error
         except OSError as error:
-            raise self._passing(error) from error
-        if not answer:
-            raise PassingError(
-                f"{self.address} has ended the connection without an answer: is this HAProxy's stats socket?"
+            raise _unknown_host(error, self.shown) or self._silent(error) from error
+
+    def _ask(self, conversation: Conversation) -> Statistics:
+        conversation.sendall(f"{COMMANDS}\n".encode())
+        answer = conversation.makefile("rb")
+        if not answer.peek(1):
+            raise TransientError(
+                f"{self.shown} has closed the connection without an answer: see that it is HAProxy's stats socket"
             )
         try:
-            return parse_socket(answer.decode("utf-8", "backslashreplace"))
-        except HalfAnswerError as error:
-            raise PassingError(f"half an answer from {self.address}: {error}. See HAProxy's log") from error
+            return parse_socket(_lines(answer))
+        except TruncatedError as error:
+            raise TransientError(f"half an answer from {self.shown}: {error}. See HAProxy's log") from error
+        except DeniedError as error:
+            raise SourceError(
+                f"no permission on the stats socket {self.shown}: {error}. Its level must be user or higher",
+                "permission",
+            ) from error
         except FormatError as error:
-            raise SourceError(f"what answers on {self.address} is no stats socket of HAProxy: {error}") from error
-
-    def _ask(self, deadline: float) -> bytes:
-        with self._connect(deadline) as connection:
-            connection.sendall(f"{COMMANDS}\n".encode())
-            received = bytearray()
-            while len(received) < MAX_BYTES:
-                connection.settimeout(seconds_until(deadline))
-                try:
-                    piece = connection.recv(PIECE_BYTES)
-                except socket.timeout as error:
-                    told = f"only {bytes(received[:64])!r}" if received else "nothing"
-                    raise TimeoutError(f"it says {told} and does not come to an end") from error
-                if not piece:
-                    break
-                received += piece
-            return bytes(received)
+            raise SourceError(f"{self.shown} is no stats socket of HAProxy: {error}", "answer") from error
 
     def _connect(self, deadline: float) -> socket.socket:
         if self._host_and_port:
-            return socket.create_connection(self._host_and_port, seconds_until(deadline))
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(seconds_until(deadline))
-            connection.connect(self.address)
-        except OSError:
-            connection.close()
-            raise
-        return connection
+            return _connect(*self._host_and_port, deadline)
+        return _connect_to(socket.AF_UNIX, self.address, seconds_until(deadline))
 
-    def _passing(self, error: OSError) -> SourceError:
+    def _silent(self, error: OSError) -> SourceError:
         if not self._host_and_port and _is_something_else(self.address):
-            return SourceError(f"{self.address} is no socket: name the path that is behind stats socket in haproxy.cfg")
-        return PassingError(
-            f"HAProxy does not answer on {self.address} ({error.strerror or error}): see that it runs, and that "
+            return SourceError(
+                f"{self.shown} is no socket: name the path that is behind stats socket in haproxy.cfg", "settings"
+            )
+        return TransientError(
+            f"HAProxy does not answer on {self.shown} ({error.strerror or error}): see that it runs, and that "
             "haproxy.cfg has it in the section global: "
-            f"stats socket {self.address} mode 660 level operator"
+            f"stats socket {self.shown} mode 660 level operator"
         )
 
 
 class CsvPage:
-    """The CSV form of a stats page, over HTTP or HTTPS."""
+    """The CSV form of a stats page, over HTTP or HTTPS. No proxy is used, and no redirect is followed."""
 
     def __init__(
         self, url: str, user: str | None, password: str | None, ca_path: str | None, validate_certs: bool
@@ -135,84 +192,184 @@ class CsvPage:
         """Raises SourceError if this is no URL."""
         try:
             parts = urlsplit(url)
-            host, _port = parts.hostname, parts.port
+            host, port = parts.hostname, parts.port
         except ValueError:
-            host = None
-        if not host or parts.scheme not in ("http", "https"):
-            raise SourceError("url is no URL: allowed is http:// or https://, a host, and the path of the stats page")
-        path = parts.path or "/"
-        self._url = urlunsplit(parts._replace(path=path))
-        if ";csv" not in self._url:
-            self._url += ";csv"
-        # Not with what is secret.
-        self.shown = urlunsplit(urlsplit(self._url)._replace(netloc=parts.netloc.rpartition("@")[2]))
+            host, port = None, None
+        if not host or parts.scheme not in PORTS or not re.fullmatch("[!-~]+", url):
+            raise SourceError(
+                "url must be http:// or https://, a host, and the path of the stats page, in ASCII", "settings"
+            )
+        if "@" in parts.netloc:
+            raise SourceError(
+                "url must not contain a user or a password: give them as url_username and url_password", "settings"
+            )
+        url = urlunsplit(parts._replace(path=parts.path or "/", fragment=""))
+        self.shown = url if ";csv" in url else f"{url};csv"
+        self._target = self.shown[len(f"{parts.scheme}://{parts.netloc}") :]
+        self._scheme = parts.scheme
+        self._host = host
+        self._port = PORTS[parts.scheme] if port is None else port
         self._ca_path = ca_path
-        self._options = {
-            "url_username": user,
-            "url_password": password,
-            "force_basic_auth": user is not None,
-            "ca_path": ca_path,
-            "validate_certs": validate_certs,
-        }
+        self._validate_certs = validate_certs
+        self._headers = {"Connection": "close"}
+        if user is not None:
+            credentials = base64.b64encode(f"{user}:{password or ''}".encode("utf-8", "surrogatepass")).decode()
+            self._headers["Authorization"] = f"Basic {credentials}"
 
     def read(self, deadline: float) -> Statistics:
         try:
-            text = self._get(deadline).decode("utf-8", "backslashreplace")
-        except urllib.error.HTTPError as error:
-            raise self._refused(error) from error
-        except (OSError, http.client.HTTPException) as error:
+            tls = self._tls() if self._scheme == "https" else None
+            with _connect(self._host, self._port, deadline) as connection:
+                if not tls:
+                    return self._get(Conversation(connection, deadline))
+                connection.settimeout(seconds_until(deadline))
+                with tls.wrap_socket(connection, server_hostname=self._host) as encrypted:
+                    return self._get(Conversation(encrypted, deadline))
+        except OversizeError as error:
+            raise _oversize(self.shown) from error
+        # ValueError: http.client raises it for some of what is no HTTP.
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failed(error) from error
+
+    def _tls(self) -> ssl.SSLContext:
         try:
-            return parse_page(text)
-        except HalfAnswerError as error:
-            raise PassingError(f"half an answer from {self.shown}: {error}. See HAProxy's log") from error
+            context = ssl.create_default_context(cafile=self._ca_path)
+        except (OSError, ValueError) as error:
+            raise SourceError(
+                f"cannot read CA certificates from {printable(self._ca_path)} ({_reason(error)}): "
+                "name the right file with ca_path",
+                "settings",
+            ) from error
+        if not self._validate_certs:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def _get(self, conversation: Conversation) -> Statistics:
+        client = http.client.HTTPConnection(self._host, self._port)
+        # It leaves the port out of the header Host if it is this one.
+        client.default_port = PORTS[self._scheme]
+        client.sock = t.cast("socket.socket", conversation)
+        client.request("GET", self._target, headers=self._headers)
+        # Not by its own getresponse(), which closes the connection, and leaves the rest to a reference of the socket.
+        response = http.client.HTTPResponse(client.sock, method="GET")
+        response.begin()
+        if response.status != http.client.OK:
+            raise self._refused(response)
+        try:
+            statistics = parse_page(_lines(io.BufferedReader(t.cast("io.RawIOBase", response), PIECE_BYTES)))
+        except TruncatedError as error:
+            raise TransientError(f"half an answer from {self.shown}: {error}. See HAProxy's log") from error
         except FormatError as error:
             raise SourceError(
                 f"{self.shown} is no stats page of HAProxy: {error}. "
-                "Name the path that is behind stats uri in haproxy.cfg"
+                "Name the path that is behind stats uri in haproxy.cfg",
+                "answer",
             ) from error
+        # The body was read to its end, and is shorter than Content-Length.
+        if response.length:
+            raise TransientError(f"half an answer from {self.shown}. See HAProxy's log")
+        return statistics
 
-    def _get(self, deadline: float) -> bytes:
-        with open_url(
-            self._url, timeout=seconds_until(deadline), use_proxy=False, decompress=False, **self._options
-        ) as response:
-            received = bytearray()
-            while len(received) < MAX_BYTES:
-                seconds_until(deadline)
-                piece = response.read1(PIECE_BYTES)
-                if not piece:
-                    break
-                received += piece
-            return bytes(received)
-
-    def _refused(self, error: urllib.error.HTTPError) -> SourceError:
-        if error.code in (401, 403):
+    def _refused(self, response: http.client.HTTPResponse) -> SourceError:
+        if response.status in (401, 403):
             return SourceError(
-                f"no permission for {self.shown} (HTTP {error.code}): "
-                "give url_username and url_password as behind stats auth in haproxy.cfg"
+                f"no permission for {self.shown} (HTTP {response.status}): "
+                "give url_username and url_password as behind stats auth in haproxy.cfg",
+                "permission",
             )
-        problem = f"{self.shown} answers HTTP {error.code} {error.reason}"
-        if error.code >= 500:
-            return PassingError(f"{problem}: see that the stats page is there, and that HAProxy is well")
-        return SourceError(f"{problem}: name the path that is behind stats uri in haproxy.cfg")
+        problem = f"{self.shown} answers HTTP {response.status} {printable(response.reason, 64)}"
+        if response.status >= 500:
+            return TransientError(f"{problem}: see that the stats page is there, and that HAProxy is well")
+        if 300 <= response.status < 400:
+            location = printable(response.headers.get("Location", "nowhere"))
+            return SourceError(f"{problem}, which leads to {location}: name the stats page itself with url", "answer")
+        return SourceError(f"{problem}: name the path that is behind stats uri in haproxy.cfg", "answer")
 
     def _failed(self, error: Exception) -> SourceError:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, ssl.SSLCertVerificationError):
+        if isinstance(error, ssl.SSLCertVerificationError):
             return SourceError(
-                f"the certificate of {self.shown} is not trusted ({reason.verify_message}): give its CA with ca_path"
+                f"the certificate of {self.shown} is not trusted ({printable(error.verify_message)}): "
+                "give its CA with ca_path",
+                "answer",
             )
-        if isinstance(reason, ssl.SSLError):
-            return SourceError(f"no TLS with {self.shown} ({reason}): is it http:// there?")
-        if isinstance(reason, socket.gaierror):
-            return SourceError(f"the host of {self.shown} is not known ({reason.strerror}): name the right one")
-        if isinstance(reason, (FileNotFoundError, PermissionError)):
-            return SourceError(f"cannot read {self._ca_path} ({reason.strerror}): name the right file with ca_path")
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            return SourceError(f"no TLS with {self.shown} ({_reason(error)}): it may be http:// there", "answer")
         if isinstance(error, http.client.IncompleteRead):
-            return PassingError(f"half an answer from {self.shown}. See HAProxy's log")
-        return PassingError(
-            f"HAProxy does not answer on {self.shown} ({reason}): see that it runs, and that its stats page is there"
+            return TransientError(f"half an answer from {self.shown}. See HAProxy's log")
+        if not isinstance(error, OSError):
+            return SourceError(f"what answers on {self.shown} is no HTTP server ({_reason(error)})", "answer")
+        return _unknown_host(error, self.shown) or TransientError(
+            f"HAProxy does not answer on {self.shown} ({_reason(error)}): see that it runs, and that its stats page is "
+            "there"
         )
+
+
+def _lines(answer: io.BufferedReader) -> t.Iterable[str]:
+    # Only \n ends a line: a text of HAProxy can have other line ends in it.
+    return io.TextIOWrapper(answer, "utf-8", "backslashreplace", newline="\n")
+
+
+def _connect(host: str, port: int, deadline: float) -> socket.socket:
+    """Connect to the first address of this host that accepts, each having its share of the time."""
+    addresses = _resolve(host, port, deadline)
+    problem: OSError = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    for tried, (family, address) in enumerate(addresses):
+        try:
+            return _connect_to(family, address, seconds_until(deadline) / (len(addresses) - tried))
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def _connect_to(family: socket.AddressFamily, address: t.Any, seconds: float) -> socket.socket:
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(seconds)
+        connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _resolve(host: str, port: int, deadline: float) -> list[tuple[socket.AddressFamily, t.Any]]:
+    """The addresses of a host. The system's resolver has no deadline, so that it runs beside."""
+    found: queue.SimpleQueue[list[t.Any] | Exception] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found.put(error)
+
+    # As a daemon, it does not keep the module from ending.
+    threading.Thread(target=resolve, daemon=True).start()
+    try:
+        result = found.get(timeout=seconds_until(deadline))
+    except queue.Empty as error:
+        raise TimeoutError("the name server does not answer") from error
+    if isinstance(result, UnicodeError):
+        raise socket.gaierror(socket.EAI_NONAME, "not a host name")
+    if isinstance(result, Exception):
+        raise result
+    return [(family, address) for family, _type, _protocol, _name, address in result]
+
+
+def _unknown_host(error: Exception, shown: str) -> SourceError | None:
+    """What to do if it is the name of the host that is wrong, and not that no name server answers."""
+    if not isinstance(error, socket.gaierror) or error.errno == socket.EAI_AGAIN:
+        return None
+    return SourceError(f"the host of {shown} is not known ({error.strerror}): name the right one", "settings")
+
+
+def _oversize(shown: str) -> SourceError:
+    return SourceError(f"{shown} sends more than {MAX_BYTES >> 20} MiB, the most that is read", "answer")
+
+
+def _reason(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return printable(reason)
 
 
 def _is_something_else(path: str) -> bool:

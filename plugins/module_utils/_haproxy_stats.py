@@ -4,7 +4,7 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""What HAProxy says of its servers: statistics and states as text, what they mean, what makes agent checks useless.
+"""What HAProxy reports about its servers: read its tables, find what they mean, and what makes agent checks useless.
 
 Sources: sections 9.1 and 9.3 of HAProxy's management guide, and what HAProxy 2.2, 2.6 and 3.0 answered.
 """
@@ -12,12 +12,15 @@ Sources: sections 9.1 and 9.3 of HAProxy's management guide, and what HAProxy 2.
 from __future__ import annotations
 
 import csv
-import io
 import re
+import sys
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+
 CSV_START = "# pxname,svname,"
-# For one connection to the stats socket. The answers come one after the other, each with an empty line at its end.
+STATES_START = "# be_id "
+# For one connection to the stats socket, so that one process gives all answers. Each of them ends with an empty line.
 COMMANDS = "show info;show stat;show servers state"
 
 # Bits of srv_admin_state. The agent and a command on the stats socket set the same ones.
@@ -37,17 +40,35 @@ LOW_WEIGHT = 10
 
 WAITS = ("drained", "up", "down", "maint")
 
+# Of a text from a health check: it may be the body of a page.
+MAX_CHARACTERS = 1000
+MAX_NAMES = 20
+# Without these there is no server. The other columns may be missing, as on HAProxy releases that do not have them.
+COLUMNS = {
+    *("pxname", "svname", "type", "status", "weight", "bck", "scur", "qcur", "lastchg", "tracked", "chkdown"),
+    *("check_status", "check_code", "last_chk", "agent_status", "agent_code", "last_agt"),
+}
+STATE_COLUMNS = ("be_name", "srv_name", "srv_admin_state", "srv_uweight", "srv_iweight", "srv_agent_state")
+
 
 class FormatError(Exception):
-    """This is nothing that HAProxy says of its servers."""
+    """This is not what HAProxy reports about its servers."""
 
 
-class HalfAnswerError(FormatError):
-    """HAProxy began to say it, and did not come to the end."""
+class TruncatedError(FormatError):
+    """It begins like HAProxy's answer, and ends too early."""
+
+
+class DeniedError(FormatError):
+    """HAProxy refuses a command on this socket."""
+
+
+class UnreadableError(FormatError):
+    """HAProxy's answer can be read, but not the rows of the servers that are asked for."""
 
 
 class SelectionError(Exception):
-    """No such backend or server. The text says which there are."""
+    """No such backend or server. The text names those that exist."""
 
 
 class Process(t.NamedTuple):
@@ -62,7 +83,8 @@ class Server(t.NamedTuple):
     """One server of one backend. None is what HAProxy did not tell.
 
     C(admin) and C(agent_state) are bits. C(user_weight) is the configured weight as the agent or an operator changed
-    it; C(weight) is what HAProxy balances with, which is less while the server starts slowly.
+    it; C(weight) is what HAProxy balances with, which is less while the server starts slowly. C(times_down) counts how
+    often the server went out of rotation since HAProxy was started.
     """
 
     backend: str
@@ -82,6 +104,7 @@ class Server(t.NamedTuple):
     agent_state: int | None
     agent_check: dict[str, t.Any] | None
     health_check: dict[str, t.Any] | None
+    times_down: int | None = None
 
     @property
     def title(self) -> str:
@@ -120,7 +143,9 @@ class Server(t.NamedTuple):
             if self.status == "MAINT":
                 return []
             return ["resolution" if self.status == "MAINT (resolution)" else "tracking"]
-        forced = "configuration" if self.admin & CONFIGURED_MAINT else self._hand_or_agent()
+        # The bit of the configuration stays when the server is enabled, and one that went down was enabled before.
+        configured = self.admin & CONFIGURED_MAINT and not self.times_down
+        forced = "configuration" if configured else self._hand_or_agent()
         causes = {FORCED_MAINT: forced, INHERITED_MAINT: "tracking", UNRESOLVED_MAINT: "resolution"}
         return [cause for bit, cause in causes.items() if self.admin & bit]
 
@@ -184,27 +209,36 @@ class Server(t.NamedTuple):
 
 
 class Statistics(t.NamedTuple):
-    """What HAProxy said at one moment. C(process) is None where it is not told."""
+    """What HAProxy reported at one moment.
+
+    C(process) is None if that is not reported. C(unreadable) has the servers, as backend/server, whose row cannot be
+    read, and why.
+    """
 
     process: Process | None
     backends: list[str]
     servers: list[Server]
+    unreadable: t.Mapping[str, str] = {}
 
-    def select(self, backends: t.Sequence[str], servers: t.Sequence[str]) -> list[Server]:
+    def select(self, backends: t.Sequence[str], servers: t.Sequence[str], all_readable: bool = False) -> list[Server]:
         """The servers of these backends that have one of these names, in HAProxy's order; no names are all.
 
-        Raises SelectionError if one of the names is not there.
+        Raises SelectionError if one of the names does not exist, and UnreadableError if the row of a server that is
+        named, or with C(all_readable) of any that is selected, cannot be read.
         """
         for backend in backends:
             if backend not in self.backends:
-                raise SelectionError(f"HAProxy has no backend {backend}: it has {_listed(self.backends)}")
+                raise SelectionError(f"HAProxy has no backend {printable(backend)}: it has {_listed(self.backends)}")
+        unreadable = self._select_unreadable(backends, servers)
+        if unreadable and (servers or all_readable):
+            raise UnreadableError(self._describe_unreadable(unreadable))
         within = [server for server in self.servers if not backends or server.backend in backends]
         names = {server.name for server in within}
         for name in servers:
             if name not in names:
                 where = f"backend {', '.join(backends)}" if backends else "HAProxy"
                 titles = [server.title for server in within]
-                raise SelectionError(f"{where} has no server {name}: it has {_listed(titles)}")
+                raise SelectionError(f"{where} has no server {printable(name)}: it has {_listed(titles)}")
         return [server for server in within if not servers or server.name in servers]
 
     def warnings(self, selected: t.Iterable[Server]) -> list[str]:
@@ -216,99 +250,230 @@ class Statistics(t.NamedTuple):
                 found.setdefault(problem, []).append(server.title)
         return [f"{', '.join(titles)}: {problem}." for problem, titles in found.items()]
 
+    def unreadable_warning(self) -> str:
+        """That some rows cannot be read, '' if all can."""
+        return f"{self._describe_unreadable(list(self.unreadable))}." if self.unreadable else ""
 
-def parse_socket(answer: str) -> Statistics:
-    """Read what the stats socket answers to COMMANDS. Raises FormatError."""
-    parts = [part.strip("\n") for part in answer.split("\n\n") if part.strip("\n")]
-    begins_well = bool(parts) and (parts[0] + "\n").startswith("Name: HAProxy\n")
-    if not begins_well:
-        raise FormatError(f"it says {_shown(answer)}")
-    if len(parts) != 3 or not answer.endswith("\n\n"):
-        raise HalfAnswerError("the answer ends too early")
-    info = dict(line.partition(": ")[::2] for line in parts[0].splitlines())
-    process = Process(info.get("Version", ""), _number(info.get("Pid", "")), _number(info.get("Uptime_sec", "")))
-    return _statistics(process, parts[1] + "\n", _states(parts[2]))
+    def _select_unreadable(self, backends: t.Sequence[str], servers: t.Sequence[str]) -> list[str]:
+        selected = []
+        for title in self.unreadable:
+            backend, _slash, name = title.partition("/")
+            if (not backends or backend in backends) and (not servers or name in servers):
+                selected.append(title)
+        return selected
 
-
-def parse_page(text: str) -> Statistics:
-    """Read the CSV page. Raises FormatError."""
-    return _statistics(None, text, {})
+    def _describe_unreadable(self, titles: t.Sequence[str]) -> str:
+        return f"HAProxy's report about {_listed(titles)} cannot be read ({self.unreadable[titles[0]]})"
 
 
-def _states(text: str) -> dict[tuple[str, str], dict[str, str]]:
-    """The lines of C(show servers state), by backend and server."""
-    lines = text.splitlines()
-    if len(lines) < 2 or not lines[1].startswith("# be_id "):
-        raise FormatError(f"instead of the states of servers, it says {_shown(text)}")
-    names = lines[1].lstrip("# ").split()
-    rows = [dict(zip(names, line.split())) for line in lines[2:]]
-    return {(row["be_name"], row["srv_name"]): row for row in rows}
+def parse_socket(lines: t.Iterable[str]) -> Statistics:
+    """Read the answer of the stats socket to COMMANDS, line by line. Raises FormatError."""
+    rest = iter(lines)
+    table = _Table(_read_process(rest))
+    table.read_rows(_find_header(rest), rest, ends_with_empty_line=True)
+    table.read_states(rest)
+    return table.statistics()
 
 
-def _rows(text: str) -> list[dict[str, str]]:
-    if not text.startswith(CSV_START):
-        raise FormatError(f"instead of statistics, it says {_shown(text)}")
+def parse_page(lines: t.Iterable[str]) -> Statistics:
+    """Read the CSV page, line by line. Raises FormatError."""
+    rest = iter(lines)
+    header = next(rest, "")
+    if not header.startswith(CSV_START):
+        raise _unexpected(header, CSV_START, "statistics")
+    table = _Table(None)
+    table.read_rows(header, rest, ends_with_empty_line=False)
+    return table.statistics()
+
+
+def _read_process(lines: t.Iterator[str]) -> Process:
+    """Read C(show info), with the empty line at its end."""
+    line = next(lines, "")
+    if not line.startswith("Name: "):
+        raise _unexpected(line, "Name: ", "a stats socket's answer")
+    # HAProxy has many names: HAProxy Enterprise is hapee-lb.
+    found: dict[str, str] = {}
+    for line in lines:
+        if line == "\n":
+            break
+        name, _colon, value = line.partition(": ")
+        if name in ("Version", "Pid", "Uptime_sec"):
+            found.setdefault(name, value.rstrip("\n"))
+    else:
+        raise TruncatedError("the answer ends too early")
     try:
-        # Not line by line: texts of an agent check have line ends in them.
-        rows = [row for row in csv.reader(io.StringIO(text[2:]), strict=True) if row]
-    except csv.Error as error:
-        raise HalfAnswerError("the statistics end too early") from error
-    if not text.endswith("\n") or any(len(row) != len(rows[0]) for row in rows):
-        raise HalfAnswerError("the statistics end too early")
-    return [dict(zip(rows[0], row)) for row in rows[1:]]
-
-
-def _statistics(process: Process | None, text: str, states: dict[tuple[str, str], dict[str, str]]) -> Statistics:
-    try:
-        rows = _rows(text)
-        backends = {row["pxname"]: row for row in rows if row["svname"] == "BACKEND"}
-        servers = [
-            _server(row, backends.get(row["pxname"], {}), states.get((row["pxname"], row["svname"]), {}))
-            for row in rows
-            # Of listeners and servers, all have a name of their own.
-            if row["type"] == "2"
-        ]
+        return Process(_clean(found["Version"]), _integer(found["Pid"]), _integer(found.get("Uptime_sec", "0")))
     except (KeyError, ValueError) as error:
-        raise FormatError(f"the statistics are not as expected: {error!r}") from error
-    if any(server.backend not in backends for server in servers):
-        # The line of a backend comes after those of its servers.
-        raise HalfAnswerError("the statistics end too early")
-    return Statistics(process, list(backends), servers)
+        raise FormatError("its show info has no Version or no Pid") from error
 
 
-def _server(row: dict[str, str], backend: dict[str, str], state: dict[str, str]) -> Server:
-    agent_state = _optional(state.get("srv_agent_state"))
+def _find_header(lines: t.Iterator[str]) -> str:
+    """Read up to the first line of C(show stat). A description in C(show info) can have empty lines in it."""
+    before = ""
+    for line in lines:
+        if line.startswith(CSV_START):
+            return line
+        before = before or line
+    if not before:
+        raise TruncatedError("the answer ends too early")
+    raise _unexpected(before, CSV_START, "statistics")
+
+
+def _unexpected(line: str, start: str, what: str) -> FormatError:
+    """The error about a line that should begin with C(start)."""
+    if line.startswith("Permission denied"):
+        return DeniedError("HAProxy refuses the command")
+    if line and start.startswith(line):
+        return TruncatedError("the answer ends too early")
+    return FormatError(f"instead of {what}, it sends {_shown(line)}")
+
+
+class _Table:
+    """The rows of all servers, as they are read."""
+
+    def __init__(self, process: Process | None) -> None:
+        self._process = process
+        self._algorithms: dict[str, str | None] = {}
+        self._servers: dict[tuple[str, str], Server] = {}
+        self._unreadable: dict[str, str] = {}
+
+    def statistics(self) -> Statistics:
+        """All that was read. Raises TruncatedError if a backend's own row is missing, which comes after its servers."""
+        if any(backend not in self._algorithms for backend, _name in self._servers):
+            raise TruncatedError("the statistics end too early")
+        servers = [
+            server._replace(balance=self._algorithms[server.backend])
+            for key, server in self._servers.items()
+            if f"{key[0]}/{key[1]}" not in self._unreadable
+        ]
+        return Statistics(self._process, list(self._algorithms), servers, self._unreadable)
+
+    def read_rows(self, header: str, lines: t.Iterator[str], ends_with_empty_line: bool) -> None:
+        """Read the rows of C(show stat). A row that cannot be read is noted, and the others are read."""
+        if not header.endswith("\n"):
+            raise TruncatedError("the statistics end too early")
+        names = header[2:].rstrip("\r\n").split(",")
+        if not COLUMNS.issubset(names):
+            raise FormatError("the statistics do not have the columns of HAProxy's")
+        for record in _records(lines):
+            if record == "\n":
+                if ends_with_empty_line:
+                    return
+                continue
+            try:
+                self._read_row(names, record)
+            except (csv.Error, ValueError) as error:
+                self._note_unreadable(record.rstrip("\n").split(",", 2), str(error))
+        if ends_with_empty_line:
+            raise TruncatedError("the statistics end too early")
+
+    def _read_row(self, names: t.Sequence[str], record: str) -> None:
+        cells = _cells(record)
+        if len(cells) != len(names):
+            raise ValueError(f"{len(cells)} of {len(names)} columns")
+        row = dict(zip(names, cells))
+        if row["svname"] == "BACKEND":
+            self._algorithms[_clean(row["pxname"])] = _clean(row.get("algo", "")) or None
+        # Of listeners and servers, all have a name of their own.
+        elif row["type"] == "2":
+            server = _server(row)
+            self._servers[server.backend, server.name] = server
+
+    def read_states(self, lines: t.Iterator[str]) -> None:
+        """Read C(show servers state): the version of its format, the names of its columns, a line for each server."""
+        version = next(lines, "")
+        if version and not version.strip().isdecimal():
+            raise _unexpected(version, "1\n", "the states of servers")
+        header = next(lines, "")
+        if not header:
+            raise TruncatedError("the states of servers end too early")
+        if not header.startswith(STATES_START):
+            raise _unexpected(header, STATES_START, "the states of servers")
+        names = header[2:].split()
+        if not header.endswith("\n"):
+            raise TruncatedError("the states of servers end too early")
+        if not set(STATE_COLUMNS).issubset(names):
+            raise FormatError("the states of servers do not have the columns of HAProxy's")
+        columns = [names.index(name) for name in STATE_COLUMNS]
+        for line in lines:
+            if line == "\n":
+                return
+            cells = line.split()
+            try:
+                backend, name, *bits = (cells[column] for column in columns)
+                self._add_state((_clean(backend), _clean(name)), [_integer(cell) for cell in bits])
+            except (IndexError, ValueError) as error:
+                self._note_unreadable(cells[1:4:2], str(error))
+        raise TruncatedError("the states of servers end too early")
+
+    def _add_state(self, key: tuple[str, str], bits: t.Sequence[int]) -> None:
+        admin, user_weight, configured_weight, agent_state = bits
+        if key in self._servers:
+            self._servers[key] = self._servers[key]._replace(
+                admin=admin, user_weight=user_weight, configured_weight=configured_weight, agent_state=agent_state
+            )
+
+    def _note_unreadable(self, cells: t.Sequence[str], why: str) -> None:
+        backend, name = (*map(_clean, cells[:2]), "?", "?")[:2]
+        if name == "BACKEND":
+            self._algorithms.setdefault(backend, None)
+        self._unreadable[f"{backend}/{name}"] = printable(why)
+
+
+def _records(lines: t.Iterable[str]) -> t.Iterator[str]:
+    """One row after the other: texts of checks have line ends and empty lines in them, but then they are quoted."""
+    parts: list[str] = []
+    quotes = 0
+    for line in lines:
+        parts.append(line)
+        quotes += line.count('"')
+        if quotes % 2 == 0 and line.endswith("\n"):
+            yield "".join(parts)
+            parts, quotes = [], 0
+    if parts:
+        raise TruncatedError("the statistics end too early")
+
+
+def _cells(record: str) -> list[str]:
+    # What reads the answer limits its size.
+    csv.field_size_limit(sys.maxsize)
+    return next(csv.reader([record], strict=True))
+
+
+def _server(row: t.Mapping[str, str]) -> Server:
+    """The server as in its row of C(show stat). What this does not have is None. Raises ValueError."""
     return Server(
-        backend=row["pxname"],
-        name=row["svname"],
-        address=row.get("addr") or None,
-        balance=backend.get("algo") or None,
+        backend=_clean(row["pxname"]),
+        name=_clean(row["svname"]),
+        address=_clean(row.get("addr", "")) or None,
+        balance=None,
         backup=row["bck"] == "1",
-        status=row["status"],
-        admin=_optional(state.get("srv_admin_state")),
-        tracks=row["tracked"] or None,
-        weight=int(row["weight"]),
-        user_weight=_optional(state.get("srv_uweight") or row.get("uweight")),
-        configured_weight=_optional(state.get("srv_iweight")),
-        sessions=int(row["scur"]),
-        queue=int(row["qcur"]),
-        last_change=int(row["lastchg"]),
-        agent_state=agent_state,
+        status=_clean(row["status"]),
+        admin=None,
+        tracks=_clean(row["tracked"]) or None,
+        weight=_integer(row["weight"]),
+        user_weight=_optional(row.get("uweight")),
+        configured_weight=None,
+        sessions=_integer(row["scur"]),
+        queue=_integer(row["qcur"]),
+        last_change=_integer(row["lastchg"]),
+        agent_state=None,
         agent_check=_check(row, "agent_status", "agent_code", "last_agt"),
         health_check=_check(row, "check_status", "check_code", "last_chk"),
+        times_down=_optional(row["chkdown"]),
     )
 
 
-def _check(row: dict[str, str], status: str, code: str, text: str) -> dict[str, t.Any] | None:
+def _check(row: t.Mapping[str, str], status: str, code: str, text: str) -> dict[str, t.Any] | None:
     """One of a server's two checks; None if it has none, or if it is disabled or paused."""
     if not row[status]:
         return None
     running = row[status].startswith("* ")
     return {
-        "result": row[status][2:] if running else row[status],
+        "result": _clean(row[status][2:] if running else row[status]),
         "code": _optional(row[code]),
-        # While it runs, HAProxy does not say what was told before.
-        "text": " ".join(row[text].split()) or None,
+        # While it runs, HAProxy does not report the text of the one before.
+        "text": _clean(" ".join(row[text].split())) or None,
         "running": running,
     }
 
@@ -332,7 +497,8 @@ def _problems(server: Server, by_title: t.Mapping[str, Server]) -> t.Iterator[st
             yield "has no agent-check on its server line: no agent can drain it"
         return
     text = check["text"] or ""
-    if NO_ANSWER.match(check["result"]):
+    # A server without an address has no agent that could answer.
+    if NO_ANSWER.match(check["result"]) and "resolution" not in server.admin_by:
         why = f"{check['result']}, {text}" if text else check["result"]
         yield (
             f"the agent does not answer ({why}), and HAProxy keeps what it was told last. See that the agent runs, "
@@ -380,12 +546,21 @@ def _tracked(server: Server, by_title: t.Mapping[str, Server]) -> Server | None:
     return current
 
 
+def _clean(text: str) -> str:
+    """A text of HAProxy, printable and not endless; the same object for the same text, since many servers have it."""
+    is_clean = len(text) <= MAX_CHARACTERS and text.isprintable()
+    return sys.intern(text if is_clean else printable(text, MAX_CHARACTERS))
+
+
 def _optional(text: str | None) -> int | None:
-    return int(text) if text else None
+    return _integer(text) if text else None
 
 
-def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0
+def _integer(text: str) -> int:
+    """Raises ValueError, also for what int() takes and HAProxy never sends."""
+    if not re.fullmatch(r"-?[0-9]{1,19}", text):
+        raise ValueError(f"{printable(text, 40)} is no number")
+    return int(text)
 
 
 def _count(number: int, word: str) -> str:
@@ -393,8 +568,9 @@ def _count(number: int, word: str) -> str:
 
 
 def _listed(names: t.Sequence[str]) -> str:
-    return ", ".join(names) if names else "none"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more if names else "none"
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= 64 else text[:61] + "...")
+    return f"'{printable(text.strip(), 64)}'"

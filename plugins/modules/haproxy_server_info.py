@@ -35,7 +35,9 @@ options:
   url:
     description:
       - HAProxy's stats page, C(http) or C(https), in place of a socket. Where C(;csv) is not in it, it is added.
-      - The page does not tell all; see what is returned. No proxy is used.
+      - The page does not tell all; see what is returned.
+      - No proxy is used, also not one of the environment, and no redirect is followed.
+      - Must not contain a user or a password. Use O(url_username) and O(url_password).
     type: str
   url_username:
     description:
@@ -82,18 +84,19 @@ options:
     choices: [drained, up, down, maint]
   max_sessions:
     description:
-      - How many sessions a server may have left to be V(drained).
+      - How many sessions a server may have left to be V(drained), 0 to 2147483647.
     type: int
     default: 0
   timeout:
     description:
-      - Seconds to wait for O(wait_until).
-      - For each answer of HAProxy, the module waits so long at most, and never longer than 10 seconds.
+      - Seconds to wait for O(wait_until), 0 to 86400.
+      - For each answer of HAProxy, from the name of its host to the last byte, the module waits so long at most, and
+        never longer than 10 seconds. It reads 64 MiB at most, enough for some hundred thousand servers.
     type: float
     default: 60
   interval:
     description:
-      - Seconds between two looks at HAProxy while it waits.
+      - Seconds between two looks at HAProxy while it waits, 0.05 to 86400.
     type: float
     default: 1
 notes:
@@ -102,6 +105,10 @@ notes:
   - A drain honours persistence. Clients with a cookie or an entry in a stick table still come to the server.
   - After a reload, the old process of HAProxy serves its sessions to their end, and the new one does not count them.
     When that happens while the module waits on a socket, it warns.
+  - If HAProxy's report about one server cannot be read, the module warns and returns the others. It fails if that
+    server is named in O(server), or if it is among those that O(wait_until) is about.
+  - In all that is returned, control characters are replaced by escapes such as C(\x1b), and a text ends after 1000
+    characters.
 seealso:
   - module: hapgent.agent.hapgent_state
   - module: hapgent.agent.hapgent_info
@@ -142,6 +149,19 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+cause:
+  description:
+    - What kind of problem made the module fail.
+    - V(silent) is a HAProxy that does not answer, or only partly, so that it may be down or unreachable.
+    - V(permission) is a socket that may not be used, or a page that needs another user and password.
+    - V(selection) is a HAProxy that answers well, and has no such backend or server.
+    - V(answer) is an answer that is not HAProxy's, or that cannot be read, or a certificate that is not trusted.
+    - V(timeout) is a HAProxy that answers well, while not all servers are as O(wait_until) says.
+    - V(settings) is an option that cannot be, such as a host that does not exist.
+    - Options that Ansible itself refuses, such as a word for a number, have none.
+  returned: failure
+  type: str
+  sample: silent
 servers:
   description: The servers, in HAProxy's order.
   returned: success, and failure after a timeout
@@ -188,10 +208,11 @@ servers:
       sample: drain
     admin_by:
       description:
-        - What set RV(servers[].admin_state), empty for V(ready). On the page, V(tracking) and V(resolution) are told of
-          maintenance only.
-        - V(hand) is C(set server) on the stats socket, or the stats page. V(configuration) is C(disabled) on the server
-          line. V(tracking) is the server that it tracks. V(resolution) is a name without an address.
+        - What set RV(servers[].admin_state), empty for V(ready). The page reports V(tracking) and V(resolution) only,
+          and those for maintenance only.
+        - V(hand) is C(set server) on the stats socket, or the stats page. V(tracking) is the server that it tracks.
+        - V(resolution) is a name without an address, such as a placeholder of C(server-template). V(configuration) is
+          C(disabled) on the server line, for a server that has not been in rotation since HAProxy was started.
         - V(agent_or_hand) is the agent or somebody by hand. HAProxy keeps the same bit for both, so for a server with
           an agent check it cannot be told; M(hapgent.agent.hapgent_info) tells what the agent says.
       type: list
@@ -288,19 +309,21 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.hapgent.agent.plugins.module_utils._deadline import check_seconds
 from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_client import (
     DEFAULT_SOCKET,
     CsvPage,
-    PassingError,
     Source,
     SourceError,
     StatsSocket,
+    TransientError,
 )
 from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import (
     WAITS,
     SelectionError,
     Server,
     Statistics,
+    UnreadableError,
 )
 
 # One answer takes no longer, of a HAProxy that is well.
@@ -309,6 +332,9 @@ ANSWER_SECONDS = 10.0
 RELOAD_SECONDS = 2.0
 RETRY_SECONDS = 0.1
 MORE_LOOKS = 3
+MIN_INTERVAL = 0.05
+# HAProxy counts them with 32 bits.
+MAX_SESSIONS = 2147483647
 
 
 class HaproxyServerInfo:
@@ -339,18 +365,25 @@ class HaproxyServerInfo:
 
     def _look(self) -> str:
         """Ask once. Returns what is in the way, if that may pass; leaves the module if it does not."""
+        params = self.module.params
         try:
             # The last look begins when the time is over.
             statistics = self.source.read(self._patience(RELOAD_SECONDS))
-            servers = statistics.select(self.module.params["backend"], self.module.params["server"])
-        except PassingError as error:
+            servers = statistics.select(params["backend"], params["server"], all_readable=bool(self.wanted))
+        except TransientError as error:
             if not (self.wanted and self.was_seen) and time.monotonic() >= self._first_deadline():
-                self.module.fail_json(msg=f"{error}.")
+                self.module.fail_json(msg=f"{error}.", cause=error.cause)
             return str(error)
-        except (SourceError, SelectionError) as error:
-            self.module.fail_json(msg=f"{error}.")
+        except SourceError as error:
+            self.module.fail_json(msg=f"{error}.", cause=error.cause)
+        except SelectionError as error:
+            self.module.fail_json(msg=f"{error}.", cause="selection")
+        except UnreadableError as error:
+            self.module.fail_json(msg=f"{error}.", cause="answer")
         if self.wanted and not servers:
-            self.module.fail_json(msg=f"There is no server that could be {self.wanted}: name a backend that has some.")
+            self.module.fail_json(
+                msg=f"There is no server that could be {self.wanted}: name a backend that has some.", cause="selection"
+            )
         self.statistics, self.servers, self.was_seen = statistics, servers, True
         if statistics.process and statistics.process.pid not in self.pids:
             self.pids.append(statistics.process.pid)
@@ -379,24 +412,33 @@ class HaproxyServerInfo:
         msg = f"After {self.module.params['timeout']:g} s, not {self.wanted}: {left or 'not known'}."
         if problem:
             msg += f" This is as seen last, since now {problem}."
-        self.module.fail_json(msg=msg, **self._result())
+        self.module.fail_json(msg=msg, cause="silent" if problem else "timeout", **self._result())
 
     def _result(self) -> dict[str, t.Any]:
+        """What the module returns, after one more look for the texts that are missing."""
         self._see_answers()
-        warnings = self.statistics.warnings(self.servers)
-        for warning in warnings:
-            self.module.warn(warning)
-        if len(self.pids) > 1:
-            self.module.warn(
-                f"HAProxy was reloaded meanwhile, its process was {self.pids[0]} and is {self.pids[-1]}. "
-                "Sessions that an old process still has are not counted."
-            )
         process = self.statistics.process
         return {
             "servers": [server.describe() for server in self.servers],
             "haproxy": process._asdict() if process else None,
-            "agent_check_warnings": warnings,
+            "agent_check_warnings": self._warn(),
         }
+
+    def _warn(self) -> list[str]:
+        """Warn of all that is known. Returns the warnings about agent checks."""
+        warnings = self.statistics.warnings(self.servers)
+        for warning in [*warnings, self.statistics.unreadable_warning(), self._reload_warning()]:
+            if warning:
+                self.module.warn(warning)
+        return warnings
+
+    def _reload_warning(self) -> str:
+        if len(self.pids) < 2:
+            return ""
+        return (
+            f"HAProxy was reloaded meanwhile, its process was {self.pids[0]} and is {self.pids[-1]}. "
+            "Sessions that an old process still has are not counted."
+        )
 
     def _see_answers(self) -> None:
         """While an agent is asked, HAProxy does not say what it answered before: look again for that."""
@@ -425,8 +467,32 @@ def source_of(params: t.Mapping[str, t.Any]) -> Source:
     )
 
 
+class Module(AnsibleModule):
+    """A module that hides what is secret in C(url), even if it fails for another reason before that is looked at."""
+
+    def fail_json(self, msg: str, **result: t.Any) -> t.NoReturn:
+        self.no_log_values.update(_secrets(str(self.params.get("url"))))
+        super().fail_json(msg, **result)
+
+
+def _secrets(url: str) -> set[str]:
+    """The password, or what may be one, in a URL that is refused because of it."""
+    userinfo = url.partition("//")[2].rpartition("@")[0]
+    return {userinfo, userinfo.partition(":")[2]} - {""}
+
+
+def check_numbers(params: t.Mapping[str, t.Any]) -> None:
+    """Raises ValueError if a number is not one that its option takes."""
+    for name in ("timeout", "interval"):
+        check_seconds(name, params[name])
+    if params["interval"] < MIN_INTERVAL:
+        raise ValueError(f"interval must be {MIN_INTERVAL:g} seconds or more, not {params['interval']:g}")
+    if not 0 <= params["max_sessions"] <= MAX_SESSIONS:
+        raise ValueError(f"max_sessions must be 0 to {MAX_SESSIONS}, not {params['max_sessions']}")
+
+
 def main() -> None:
-    module = AnsibleModule(
+    module = Module(
         argument_spec={
             "socket": {"type": "str"},
             "url": {"type": "str"},
@@ -445,13 +511,11 @@ def main() -> None:
         required_by={"url_username": "url", "url_password": "url_username", "ca_path": "url"},
         supports_check_mode=True,
     )
-    for name, least in (("max_sessions", 0), ("timeout", 0), ("interval", 0.05)):
-        if module.params[name] < least:
-            module.fail_json(msg=f"{name} is {module.params[name]:g}: allowed is {least:g} or more.")
     try:
+        check_numbers(module.params)
         source = source_of(module.params)
-    except SourceError as error:
-        module.fail_json(msg=f"{error}.")
+    except (ValueError, SourceError) as error:
+        module.fail_json(msg=f"{error}.", cause="settings")
     HaproxyServerInfo(module, source).run()
 
 

@@ -6,19 +6,27 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import (
+    WAITS,
     FormatError,
-    HalfAnswerError,
     SelectionError,
     Server,
     Statistics,
+    TruncatedError,
+    UnreadableError,
     parse_page,
     parse_socket,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 FOLDER = Path(__file__).parent / "haproxy"
 VERSIONS = ["2.2", "2.6", "3.0"]
@@ -32,6 +40,11 @@ def page_text(version: str) -> str:
     return (FOLDER / f"{version}-page.csv").read_text(encoding="utf-8")
 
 
+def lines(text: str) -> io.StringIO:
+    """As they are read from a connection: nothing but a line feed ends a line."""
+    return io.StringIO(text, newline="\n")
+
+
 @pytest.fixture(scope="module", params=VERSIONS)
 def version(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -40,12 +53,12 @@ def version(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def on_socket(version: str) -> Statistics:
-    return parse_socket(socket_answer(version))
+    return parse_socket(lines(socket_answer(version)))
 
 
 @pytest.fixture(scope="module")
 def on_page(version: str) -> Statistics:
-    return parse_page(page_text(version))
+    return parse_page(lines(page_text(version)))
 
 
 def by_title(statistics: Statistics) -> dict[str, Server]:
@@ -135,7 +148,7 @@ def test_agent_checks(on_socket: Statistics, title: str) -> None:
 
 def test_check_that_runs() -> None:
     """As HAProxy 2.2 was seen: what the agent answered before is not said meanwhile."""
-    server = by_title(parse_socket(socket_answer("2.2")))["web/maintup"]
+    server = by_title(parse_socket(lines(socket_answer("2.2"))))["web/maintup"]
     assert server.agent_check == {"result": "L7OK", "code": 0, "text": None, "running": True}
     assert server.is_being_asked
 
@@ -177,34 +190,164 @@ def test_each_half_of_an_answer(version: str) -> None:
     answer = socket_answer(version)
     ends = [*range(14, len(answer) - 2, 97), *range(len(answer) - 60, len(answer) - 2)]
     for end in ends:
-        with pytest.raises(HalfAnswerError):
-            parse_socket(answer[:end])
+        with pytest.raises(TruncatedError):
+            parse_socket(lines(answer[:end]))
 
 
 def test_each_half_of_a_page(version: str) -> None:
     """It has no end of its own, HTTP tells that. What can be seen is that a line or a backend is not complete."""
     text = page_text(version)
-    lines = text.splitlines(keepends=True)
-    row_ends = {len("".join(lines[: number + 1])) for number, line in enumerate(lines) if ",BACKEND," in line}
-    frontends = {len("".join(lines[: number + 1])) for number, line in enumerate(lines) if ",FRONTEND," in line}
-    header = {len(lines[0])}
-    for end in {*range(20, len(text), 97), *(len("".join(lines[:number])) for number in range(1, len(lines)))}:
+    found = text.splitlines(keepends=True)
+    row_ends = {len("".join(found[: number + 1])) for number, line in enumerate(found) if ",BACKEND," in line}
+    frontends = {len("".join(found[: number + 1])) for number, line in enumerate(found) if ",FRONTEND," in line}
+    header = {len(found[0])}
+    for end in {*range(20, len(text), 97), *(len("".join(found[:number])) for number in range(1, len(found)))}:
         if end not in row_ends | frontends | header:
-            with pytest.raises(HalfAnswerError):
-                parse_page(text[:end])
+            with pytest.raises(TruncatedError):
+                parse_page(lines(text[:end]))
 
 
 @pytest.mark.parametrize("answer", ["", "\n\n", "hello", "UP 50%\n", "Permission denied\n\n", "<html>", "\x00"])
 def test_no_answer_of_haproxy(answer: str) -> None:
     for parse in (parse_socket, parse_page):
         with pytest.raises(FormatError) as caught:
-            parse(answer)
-        assert not isinstance(caught.value, HalfAnswerError)
+            parse(lines(answer))
+        assert not isinstance(caught.value, TruncatedError)
 
 
 def test_statistics_of_something_else() -> None:
-    with pytest.raises(FormatError, match="not as expected"):
-        parse_page("# pxname,svname,type,\nweb,web7,2,\nweb,BACKEND,1,\n")
+    with pytest.raises(FormatError, match="do not have the columns"):
+        parse_page(lines("# pxname,svname,type,\nweb,web7,2,\nweb,BACKEND,1,\n"))
+
+
+def web_page(*rows: str) -> str:
+    """A page with these rows of the backend web: the cells that matter, the others as in the row of web/up."""
+    header, *captured = page_text("2.6").splitlines()
+    (usual,) = (row for row in captured if row.startswith("web,up,"))
+    (backend,) = (row for row in captured if row.startswith("web,BACKEND,"))
+    return "\n".join([header, *(row.replace("USUAL", usual.partition("web,up,")[2]) for row in rows), backend, ""])
+
+
+@pytest.mark.parametrize(
+    ("row", "title"),
+    [
+        ("web,bad,0,0", "web/bad"),
+        ("web,bad,USUAL,1,2", "web/bad"),
+        ('web,bad,"USUAL', ""),
+        ('web,bad,"x"y,USUAL', "web/bad"),
+        ("web,bad," + "x" * 5000, "web/bad"),
+        ("web,bad,x" + "USUAL", "web/bad"),
+        ("web", "web/?"),
+        ("\x1b[2J,bad,0", r"\x1b[2J/bad"),
+    ],
+)
+def test_row_that_cannot_be_read_is_the_problem_of_that_server(row: str, title: str) -> None:
+    page = web_page("web,up,USUAL", row, "web,other,USUAL")
+    if not title:
+        # A quote that does not end takes all that follows, as an answer that was cut off does.
+        with pytest.raises(TruncatedError):
+            parse_page(lines(page))
+        return
+    statistics = parse_page(lines(page))
+    assert [server.title for server in statistics.servers] == ["web/up", "web/other"]
+    assert list(statistics.unreadable) == [title]
+    assert title in statistics.unreadable_warning()
+    assert len(statistics.select([], [])) == 2
+    assert [server.name for server in statistics.select(["web"], ["other"])] == ["other"]
+    with pytest.raises(UnreadableError, match=re.escape(title)):
+        statistics.select([], [], all_readable=True)
+    if title == "web/bad":
+        with pytest.raises(UnreadableError, match="web/bad"):
+            statistics.select(["web"], ["bad"])
+
+
+@pytest.mark.parametrize("line", ["5 web 1 up", "5 web 1 up 127.0.0.1 2 x 100 100 9 15 3 4 6 22", "5"])
+def test_state_that_cannot_be_read_is_the_problem_of_that_server(line: str) -> None:
+    answer = socket_answer("2.6")
+    (usual,) = (found for found in answer.splitlines() if found.startswith("5 web 1 up "))
+    statistics = parse_socket(lines(answer.replace(usual, line)))
+    assert ("web/up" in by_title(statistics)) == (line == "5")
+    assert len(statistics.unreadable) == 1
+    assert by_title(statistics)["web/drain"].admin_by == AGENT_OR_HAND
+    assert statistics.unreadable_warning()
+
+
+def test_texts_have_line_ends_quotes_and_length() -> None:
+    body = (
+        'Error: "down"\n\nTraceback:\r\n  File x\x0b\x1c\x85 # pxname,svname,\nweb,fake,0\n\n1\n# be_id \x1b[2J'
+        + 200000 * "x"
+    )
+    quoted = body.replace('"', '""')
+    answer = socket_answer("2.6").replace("Connection refused", f'"{quoted}"', 1)
+    assert quoted in answer
+    statistics = parse_socket(lines(answer))
+    assert len(statistics.servers) == 47
+    assert not statistics.unreadable
+    (text,) = (
+        check["text"]
+        for server in statistics.servers
+        for check in (server.health_check, server.agent_check)
+        if check and "Traceback" in (check["text"] or "")
+    )
+    assert text.startswith('Error: "down" Traceback: File x')
+    assert r"\x1b[2J" in text
+    assert text.isprintable()
+    assert len(text) <= 1000
+
+
+@pytest.mark.parametrize("name", ["hapee-lb", "HAProxy Enterprise", "aloha"])
+def test_other_names_of_haproxy(name: str) -> None:
+    answer = socket_answer("2.6").replace("Name: HAProxy\n", f"Name: {name}\n")
+    assert parse_socket(lines(answer)) == parse_socket(lines(socket_answer("2.6")))
+
+
+def test_description_with_empty_lines() -> None:
+    answer = socket_answer("2.6").replace("\n\n# px", "\nDescription: a\n\nPid: 9\n\n# px", 1)
+    assert parse_socket(lines(answer)) == parse_socket(lines(socket_answer("2.6")))
+
+
+# What fuzzing changes: parts of what HAProxy said are cut out, doubled, moved, or become something else.
+PIECES = st.sampled_from(
+    [b"", b"\n", b"\n\n", b",", b'"', b"\0", b"\r", b"\xff", b"9" * 5000, b"-1", b" ", b"# be_id ", b"1\n"]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, kind: str) -> str:
+    """An answer of HAProxy in which some parts are something else."""
+    answer = bytearray((FOLDER / f"{draw(st.sampled_from(VERSIONS))}-{kind}").read_bytes())
+    for _change in range(draw(st.integers(1, 6))):
+        start = draw(st.integers(0, len(answer)))
+        length = draw(st.one_of(st.integers(0, 8), st.integers(0, len(answer))))
+        answer[start : start + length] = draw(st.one_of(PIECES, st.binary(max_size=40)))
+    return answer.decode("utf-8", "backslashreplace")
+
+
+def see_that_all_can_be_used(statistics: Statistics) -> None:
+    """Whatever was read, all of it can be returned and printed."""
+    told = [server.describe() for server in statistics.select([], [])]
+    texts = [*statistics.warnings(statistics.servers), statistics.unreadable_warning()]
+    texts += [server.left() for server in statistics.servers]
+    assert json.loads(json.dumps(told)) == told
+    assert all(text.isprintable() for text in texts)
+    for server in statistics.servers:
+        assert {server.meets(wanted, 0) for wanted in WAITS} <= {True, False}
+
+
+@pytest.mark.parametrize(
+    ("parse", "kind"), [(parse_socket, "socket.txt"), (parse_page, "page.csv")], ids=["socket", "page"]
+)
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_fuzzed_answers(parse: Callable[[io.StringIO], Statistics], kind: str, data: st.DataObject) -> None:
+    """What was changed in between is an error that says so, or the problem of single rows. Anything else fails here."""
+    text = data.draw(st.one_of(mutated(kind), st.binary(max_size=400).map(lambda sent: sent.decode("latin-1"))))
+    try:
+        statistics = parse(lines(text))
+    except FormatError as error:
+        assert str(error).isprintable()
+    else:
+        see_that_all_can_be_used(statistics)
 
 
 # What is waited for
@@ -303,6 +446,8 @@ def test_what_is_said_of_a_server(fields: dict[str, Any], left: str) -> None:
         (0x01, 0x00, "maint", ["hand"]),
         (0x01, 0x16, "maint", ["agent_or_hand"]),
         (0x05, 0x16, "maint", ["configuration"]),
+        (0x21, 0x16, "maint", ["agent_or_hand", "resolution"]),
+        (0x28, 0x16, "maint", ["resolution"]),
         (0x02, 0x00, "maint", ["tracking"]),
         (0x03, 0x00, "maint", ["hand", "tracking"]),
         (0x20, 0x16, "maint", ["resolution"]),
@@ -423,7 +568,7 @@ def test_servers_that_track() -> None:
 
 def test_warnings_as_seen() -> None:
     for version in VERSIONS[1:]:
-        statistics = parse_socket(socket_answer(version))
+        statistics = parse_socket(lines(socket_answer(version)))
         titles = {
             title for text in statistics.warnings(statistics.servers) for title in text.split(": ")[0].split(", ")
         }

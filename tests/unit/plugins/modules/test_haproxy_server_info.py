@@ -38,6 +38,7 @@ CACHE = Path(__file__).parents[4] / ".cache" / "haproxy"
 HAPROXY = str(CACHE / "usr/sbin/haproxy") if CACHE.exists() else shutil.which("haproxy") or "haproxy"
 LIBRARIES = os.pathsep.join(str(folder) for folder in CACHE.glob("usr/lib/*-linux-gnu*"))
 PATIENCE_SECONDS = 15.0
+CAPTURED = Path(__file__).parent.with_name("module_utils") / "haproxy" / "2.6-page.csv"
 
 Result = dict[str, Any]
 
@@ -71,8 +72,9 @@ def run_module(
     return result
 
 
-def assert_failed(result: Result, *named: str) -> None:
+def assert_failed(result: Result, cause: str, *named: str) -> None:
     assert result.get("failed"), result
+    assert result.get("cause", "") == cause, result
     for word in named:
         assert word in result["msg"]
 
@@ -393,11 +395,11 @@ def test_some_of_the_servers(balancer: LoadBalancer) -> None:
     assert list(balancer.servers(backend=["web"], server=["b"])) == ["web/b"]
     assert list(balancer.servers(backend=["empty"])) == []
 
-    assert_failed(balancer.look(backend="shop"), "HAProxy has no backend shop: it has web, api, empty")
-    assert_failed(balancer.look(server="d"), "HAProxy has no server d: it has web/a, web/b, api/b, api/c")
-    assert_failed(balancer.look(backend="web", server="c"), "backend web has no server c: it has web/a, web/b")
-    assert_failed(balancer.look(backend="empty", server="c"), "backend empty has no server c: it has none")
-    assert_failed(balancer.look(backend="empty", wait_until="drained"), "There is no server that could be drained")
+    assert_failed(balancer.look(backend="shop"), "selection", "HAProxy has no backend shop: it has web, api, empty")
+    assert_failed(balancer.look(server="d"), "selection", "HAProxy has no server d: it has web/a, web/b, api/b, api/c")
+    assert_failed(balancer.look(backend="web", server="c"), "selection", "web has no server c: it has web/a, web/b")
+    assert_failed(balancer.look(backend="empty", server="c"), "selection", "backend empty has no server c: it has none")
+    assert_failed(balancer.look(backend="empty", wait_until="drained"), "selection", "no server that could be drained")
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
@@ -459,7 +461,7 @@ def test_waits_until_few_sessions_are_left(balancer: LoadBalancer) -> None:
 def test_no_sessions_are_not_enough_for_drained(balancer: LoadBalancer) -> None:
     simple(balancer)
     result = balancer.look(wait_until="drained", timeout=0.5)
-    assert_failed(result, "After 0.5 s, not drained: web/web7 (UP, 0 sessions, takes new sessions)")
+    assert_failed(result, "timeout", "After 0.5 s, not drained: web/web7 (UP, 0 sessions, takes new sessions)")
 
 
 def test_time_is_over(balancer: LoadBalancer, eventually: Eventually) -> None:
@@ -469,13 +471,15 @@ def test_time_is_over(balancer: LoadBalancer, eventually: Eventually) -> None:
     agent.line = "drain"
     balancer.await_status(eventually, web7="DRAIN (agent)")
     result = balancer.look(wait_until="drained", timeout=0.5, interval=10)
-    assert_failed(result, "After 0.5 s, not drained: web/web7 (DRAIN (agent), 2 sessions)")
+    assert_failed(result, "timeout", "After 0.5 s, not drained: web/web7 (DRAIN (agent), 2 sessions)")
     # And what was seen, for who goes on from there.
     assert [server["sessions"] for server in result["servers"]] == [2]
     assert result["haproxy"]["pid"]
     assert result["agent_check_warnings"] == []
     # No time at all is one look.
-    assert_failed(balancer.look(wait_until="maint", timeout=0), "After 0 s, not maint: web/web7 (DRAIN (agent), 2 sess")
+    assert_failed(
+        balancer.look(wait_until="maint", timeout=0), "timeout", "After 0 s, not maint: web/web7 (DRAIN (agent), 2 sess"
+    )
     assert not balancer.look(wait_until="drained", max_sessions=2, timeout=0).get("failed")
 
 
@@ -509,7 +513,7 @@ def test_what_is_waited_for(
         assert not result.get("failed"), result
     for wanted in unmet:
         result = balancer.look(server="web7", wait_until=wanted, timeout=0)
-        assert_failed(result, f"After 0 s, not {wanted}: web/web7 ({status}, 0 sessions")
+        assert_failed(result, "timeout", f"After 0 s, not {wanted}: web/web7 ({status}, 0 sessions")
 
 
 def test_sessions_of_a_server_in_maintenance_go_on(balancer: LoadBalancer, eventually: Eventually) -> None:
@@ -550,7 +554,7 @@ def test_server_of_several_backends_has_to_be_so_in_all(balancer: LoadBalancer, 
         assert {server["backend"] for server in waiting.result()["servers"]} == {"web", "api"}
     first_agent.line = "up ready"
     result = balancer.look(server="web7", wait_until="up", timeout=1)
-    assert_failed(result, "not up: api/web7 (DRAIN (agent), 0 sessions)")
+    assert_failed(result, "timeout", "not up: api/web7 (DRAIN (agent), 0 sessions)")
 
 
 def test_reload_in_the_middle(balancer: LoadBalancer, eventually: Eventually) -> None:
@@ -591,6 +595,7 @@ def test_does_not_come_back(balancer: LoadBalancer) -> None:
         result = waiting.result()
     assert_failed(
         result,
+        "silent",
         "After 4 s, not drained: web/web7 (UP, 0 sessions, takes new sessions). This is as seen last, since now "
         f"HAProxy does not answer on {balancer.socket}",
     )
@@ -626,16 +631,21 @@ def test_no_haproxy(tmp_path: Path, free_port: FreePort, wait: Result) -> None:
     started = time.monotonic()
     result = run_module(socket=str(path), **wait)
     assert_failed(
-        result, f"HAProxy does not answer on {path} (No such file or directory): see that it runs", "stats socket"
+        result,
+        "silent",
+        f"HAProxy does not answer on {path} (No such file or directory): see that it runs",
+        "stats socket",
     )
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-    assert_failed(run_module(socket=str(path), **wait), f"HAProxy does not answer on {path} (Connection refused)")
+    assert_failed(
+        run_module(socket=str(path), **wait), "silent", f"HAProxy does not answer on {path} (Connection refused)"
+    )
     port = free_port()
     result = run_module(socket=f"127.0.0.1:{port}", **wait)
-    assert_failed(result, f"HAProxy does not answer on 127.0.0.1:{port} (Connection refused)")
+    assert_failed(result, "silent", f"HAProxy does not answer on 127.0.0.1:{port} (Connection refused)")
     result = run_module(url=f"http://127.0.0.1:{port}/stats", **wait)
-    assert_failed(result, f"HAProxy does not answer on http://127.0.0.1:{port}/stats;csv")
+    assert_failed(result, "silent", f"HAProxy does not answer on http://127.0.0.1:{port}/stats;csv")
     assert time.monotonic() - started < 30
 
 
@@ -650,27 +660,44 @@ def test_starts_a_moment_later(balancer: LoadBalancer) -> None:
 def test_no_socket(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     path.write_text("", encoding="utf-8")
-    assert_failed(run_module(socket=str(path)), f"{path} is no socket: name the path that is behind stats socket")
+    assert_failed(run_module(socket=str(path)), "settings", f"{path} is no socket", "stats socket")
 
 
 @pytest.mark.parametrize("named", ["admin.sock", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1", "a:b", ""])
 def test_socket_that_cannot_be(named: str) -> None:
-    assert_failed(run_module(socket=named), f"socket is {named}: allowed is a path with a slash, or host:port.")
+    assert_failed(run_module(socket=named), "settings", "socket must be a path", f"not {named}.")
 
 
 @pytest.mark.parametrize(
     "named", ["haproxy", "ftp://127.0.0.1/", "http://", "http://127.0.0.1:x/", "file:///etc/passwd"]
 )
 def test_url_that_cannot_be(named: str) -> None:
-    assert_failed(run_module(url=named), "url is no URL: allowed is http:// or https://")
+    assert_failed(run_module(url=named), "settings", "url must be http:// or https://")
 
 
 def test_options_that_do_not_fit() -> None:
-    assert_failed(run_module(socket="/run/x", url="http://127.0.0.1/"), "mutually exclusive: socket|url")
-    assert_failed(run_module(url_username="ada"), "url")
-    assert_failed(run_module(socket="/run/x", max_sessions=-1), "max_sessions is -1: allowed is 0 or more.")
-    assert_failed(run_module(socket="/run/x", timeout=-1), "timeout is -1: allowed is 0 or more.")
-    assert_failed(run_module(socket="/run/x", interval=0), "interval is 0: allowed is 0.05 or more.")
+    assert_failed(run_module(socket="/run/x", url="http://127.0.0.1/"), "", "mutually exclusive: socket|url")
+    assert_failed(run_module(url_username="ada"), "", "url")
+    assert_failed(
+        run_module(socket="/run/x", max_sessions=-1), "settings", "max_sessions must be 0 to 2147483647, not -1."
+    )
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "1e10"])
+@pytest.mark.parametrize("name", ["timeout", "interval"])
+def test_times_that_cannot_be(name: str, number: str) -> None:
+    arguments: Result = {"socket": "/run/x", "wait_until": "up", name: number}
+    assert_failed(run_module(**arguments), "settings", f"{name} must be 0 to 86400 seconds, not ")
+
+
+@pytest.mark.parametrize("number", [-1, 10**10])
+def test_sessions_that_cannot_be(number: int) -> None:
+    result = run_module(socket="/run/x", max_sessions=number)
+    assert_failed(result, "settings", f"max_sessions must be 0 to 2147483647, not {number}.")
+
+
+def test_pause_that_is_too_short() -> None:
+    assert_failed(run_module(socket="/run/x", interval=0), "settings", "interval must be 0.05 seconds or more, not 0.")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
@@ -681,7 +708,9 @@ def test_no_permission(balancer: LoadBalancer) -> None:
         folder.chmod(0o755)
     result = balancer.look(as_nobody=True)
     assert_failed(
-        result, f"no permission for the stats socket {balancer.socket}: be root (become) or in the socket's group"
+        result,
+        "permission",
+        f"no permission for the stats socket {balancer.socket}: be root (become) or in the socket's group",
     )
 
 
@@ -720,32 +749,39 @@ class PretenderHandler(socketserver.BaseRequestHandler):
             pretender.over.wait(PATIENCE_SECONDS)
 
 
+INFO = b"Name: HAProxy\nVersion: 2.6.12\nPid: 7\n\n"
+
+
 @pytest.mark.parametrize(
-    ("sent", "named"),
+    ("sent", "cause", "named"),
     [
-        (b"", "has ended the connection without an answer"),
-        (b"UP 50%\n", "is no stats socket of HAProxy: it says 'UP 50%\\n'"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no stats socket of HAProxy: it says 'HTTP/1.1 400"),
-        (b"\0\xff\x80", "is no stats socket of HAProxy"),
-        (b"Name: HAProxy\nVersion: 2.6.12\n", "half an answer"),
-        (b"Name: HAProxy\n\nPermission denied\n\nPermission denied\n\n", "instead of the states of servers, it says"),
+        (b"", "silent", "without an answer"),
+        (b"UP 50%\n", "answer", "'UP 50%'"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "answer", "'HTTP/1.1 400"),
+        (b"\x1b[2J\0\xff\x80", "answer", r"'\x1b[2J\x00\xff\x80'"),
+        (INFO[:20], "silent", "half an answer"),
+        (INFO, "silent", "half an answer"),
+        (b"Permission denied\n\n", "permission", "level"),
+        (INFO + b"Permission denied\n\n", "permission", "level"),
+        (INFO + b"Unknown command\n\n", "answer", "'Unknown command'"),
+        (INFO.replace(b"Pid: 7", b"Pid: seven"), "answer", "Pid"),
     ],
 )
-def test_what_is_no_stats_socket(sent: bytes, named: str) -> None:
+def test_what_is_no_stats_socket(sent: bytes, cause: str, named: str) -> None:
     with Pretender(sent) as pretender:
-        assert_failed(run_module(socket=pretender.address), named, pretender.address)
+        assert_failed(run_module(socket=pretender.address), cause, named, pretender.address)
 
 
 def test_what_says_nothing_for_ever() -> None:
     for sent, named in [
-        (b"", "it says nothing"),
-        (b"* OK ready\r\n", "it says only b'* OK ready"),
+        (b"", "it sends nothing"),
+        (b"* OK ready", "it sends only '* OK ready'"),
         (b"\0", "does not come"),
     ]:
         with Pretender(sent, hangs=True) as pretender:
             started = time.monotonic()
             result = run_module(socket=pretender.address, timeout=1)
-            assert_failed(result, named, pretender.address)
+            assert_failed(result, "silent", named, pretender.address)
             assert time.monotonic() - started < 10
 
 
@@ -767,6 +803,83 @@ def test_half_an_answer_while_it_waits(balancer: LoadBalancer) -> None:
     assert len(looks) >= 6
 
 
+# What HAProxy really says
+
+
+def test_haproxy_enterprise(balancer: LoadBalancer) -> None:
+    """It is HAProxy with another name."""
+    simple(balancer)
+
+    def answer() -> bytes:
+        told = balancer.tell("show info;show stat;show servers state").encode()
+        return told.replace(b"Name: HAProxy\n", b"Name: hapee-lb\n")
+
+    with Pretender(answer) as pretender:
+        result = run_module(socket=pretender.address)
+        assert [server["server"] for server in result["servers"]] == ["web7"]
+
+
+BODY = b'Error: database down\n\nTraceback:\n  File x, "y" \x1b[2J\n'
+
+
+def test_text_of_a_health_check_with_empty_lines(balancer: LoadBalancer, eventually: Eventually) -> None:
+    """The text is in the row of its server, and neither ends the table nor reaches a terminal as it is."""
+    sick = Pretender(b"HTTP/1.0 503 Sorry\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY))
+    well = Pretender(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
+    checks = "check inter 100ms rise 1 fall 1"
+    with sick, well:
+        balancer.backend(
+            "web",
+            "mode http",
+            "option httpchk GET /health",
+            'http-check expect status 200 on-error "%[res.body]"',
+            f"server web6 {well.address} {checks}",
+            f"server web7 {sick.address} {checks}",
+            f"server web8 {well.address} {checks}",
+        )
+        balancer.start()
+        balancer.await_status(eventually, web6="UP", web7="DOWN", web8="UP")
+        for result in (balancer.look(), on_page(balancer)):
+            assert [server["server"] for server in result["servers"]] == ["web6", "web7", "web8"]
+            text = result["servers"][1]["health_check"]["text"]
+            assert text.startswith("Error: database down Traceback: File x,")
+            assert r"\x1b[2J" in text
+        for wanted, server in (("down", "web7"), ("up", "web8")):
+            assert not balancer.look(wait_until=wanted, server=server, timeout=5).get("failed")
+
+
+def test_servers_that_were_never_in(balancer: LoadBalancer, free_port: FreePort, eventually: Eventually) -> None:
+    """Placeholders without an address, and servers that the configuration disables, are told from drained ones."""
+    balancer.section("resolvers dns", f"    nameserver a 127.0.0.1:{free_port()}", "    resolve_retries 1")
+    balancer.section("    timeout resolve 200ms", "    timeout retry 200ms", "    hold other 200ms")
+    line, _agent = with_agent(balancer, "web1", "up")
+    balancer.backend(
+        "web",
+        line,
+        f"server-template auto 1-2 auto.svc.invalid:80 resolvers dns init-addr none {CHECKS} agent-port 9",
+        f"server spare SERVICE {CHECKS} agent-port 9 disabled",
+        "server spareunchecked SERVICE disabled",
+        "server enabled SERVICE check inter 100ms disabled",
+        "server kept SERVICE check inter 100ms",
+        "server backup SERVICE backup",
+    )
+    balancer.start()
+    balancer.tell("set server web/enabled state ready")
+    balancer.await_status(eventually, web1="UP", enabled="UP", auto1="MAINT (resolution)", spare="MAINT")
+    for name in ("enabled", "kept"):
+        balancer.tell(f"set server web/{name} state maint")
+    balancer.await_status(eventually, enabled="MAINT", kept="MAINT")
+    never = {"auto1": ["resolution"], "auto2": ["resolution"]}
+    disabled = {"spare": ["configuration"], "spareunchecked": ["configuration"]}
+    was_in = {"web1": [], "enabled": ["hand"], "kept": ["hand"], "backup": []}
+    result = balancer.look()
+    assert {server["server"]: server["admin_by"] for server in result["servers"]} == {**never, **disabled, **was_in}
+    # A server without an address has no agent that could answer.
+    assert not any("web/auto" in warning for warning in result["agent_check_warnings"])
+    on_the_page = {server["server"]: server["admin_by"] for server in on_page(balancer)["servers"]}
+    assert on_the_page == {**never, **{name: [] for name in [*disabled, *was_in]}}
+
+
 # The stats page
 
 
@@ -785,26 +898,37 @@ def test_page_tells_what_it_can(balancer: LoadBalancer, eventually: Eventually) 
         assert server["agent_check"]["text"] == "via agent : up (new disk)"
         assert result["haproxy"] is None
         assert "secret" not in json.dumps(result)
-    with_secret = balancer.page.replace("http://", "http://ada:secret@")
-    assert len(run_module(url=with_secret)["servers"]) == 1
-    assert_failed(on_page(balancer, server="web8"), "HAProxy has no server web8: it has web/web7")
+    assert_failed(on_page(balancer, server="web8"), "selection", "HAProxy has no server web8: it has web/web7")
 
 
 def test_page_without_permission(balancer: LoadBalancer) -> None:
     simple(balancer)
     for arguments in ({"password": "wrong"}, {"user": None, "password": None}):
         result = on_page(balancer, **arguments)
-        assert_failed(result, f"no permission for {balancer.page};csv (HTTP 401): give url_username and url_password")
-    with_secret = balancer.page.replace("http://", "http://eve:geheim@")
-    result = on_page(balancer, url=with_secret, user=None, password=None)
-    assert_failed(result, "no permission")
-    assert "geheim" not in result["msg"]
+        assert_failed(
+            result,
+            "permission",
+            f"no permission for {balancer.page};csv (HTTP 401): give url_username and url_password",
+        )
+
+
+@pytest.mark.parametrize("userinfo", ["eve:geheim", "geheim", ":geheim", "eve:geheim@home", "eve:geheim:x"])
+@pytest.mark.parametrize("more", [{}, {"timeout": "soon"}, {"socket": "/run/x"}], ids=["", "type", "exclusive"])
+def test_password_in_the_url_is_refused_and_hidden(userinfo: str, more: Result) -> None:
+    """Also if the module fails for another reason before it has looked at the URL."""
+    result = run_module(url=f"http://{userinfo}@127.0.0.1:1/stats", **more)
+    assert result["failed"]
+    assert result["invocation"]["module_args"]["url"].startswith("http://")
+    assert "geheim" not in json.dumps(result)
+    if not more:
+        assert_failed(result, "settings", "url_username", "url_password")
 
 
 class OtherPage(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        codes = {"/page": 200, "/broken": 500}
+        codes = {"/page": 200, "/broken": 500, "/moved": 302}
         self.send_response(codes.get(self.path.split(";")[0], 404))
+        self.send_header("Location", "http://127.0.0.1:1/else\x1b[2J")
         self.end_headers()
         self.wfile.write(b"<html>hello</html>")
 
@@ -816,18 +940,22 @@ def test_page_that_is_none() -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OtherPage) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        assert_failed(run_module(url=f"{url}/page"), "is no stats page of HAProxy", "'<html>hello</html>'", "stats uri")
-        assert_failed(run_module(url=f"{url}/none"), f"{url}/none;csv answers HTTP 404", "stats uri")
-        assert_failed(run_module(url=f"{url}/broken"), f"{url}/broken;csv answers HTTP 500")
+        assert_failed(run_module(url=f"{url}/page"), "answer", "is no stats page", "'<html>hello</html>'")
+        assert_failed(run_module(url=f"{url}/none"), "answer", f"{url}/none;csv answers HTTP 404", "stats uri")
+        assert_failed(run_module(url=f"{url}/broken"), "silent", f"{url}/broken;csv answers HTTP 500")
+        moved = run_module(url=f"{url}/moved", user="ada", password="secret")
+        assert_failed(moved, "answer", f"{url}/moved;csv answers HTTP 302", r"http://127.0.0.1:1/else\x1b[2J")
         server.shutdown()
     with Pretender(b"hello\n") as pretender:
         assert_failed(
-            run_module(url=f"http://{pretender.address}/"), f"does not answer on http://{pretender.address}/;csv"
+            run_module(url=f"http://{pretender.address}/"),
+            "answer",
+            f"what answers on http://{pretender.address}/;csv is no HTTP server (hello",
         )
-    half = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n# pxname,svname,status,\nweb,we"
-    for sent in (half, half.replace(b"Content-Length: 999\r\n", b"")):
+    half = b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + CAPTURED.read_bytes()[:-1]
+    for sent in (half, half.replace(b"Content-Length: 99999\r\n", b"")):
         with Pretender(sent) as pretender:
-            assert_failed(run_module(url=f"http://{pretender.address}/"), "half an answer")
+            assert_failed(run_module(url=f"http://{pretender.address}/"), "silent", "half an answer")
 
 
 def test_page_over_https(balancer: LoadBalancer, tmp_path: Path, free_port: FreePort) -> None:
@@ -842,10 +970,10 @@ def test_page_over_https(balancer: LoadBalancer, tmp_path: Path, free_port: Free
     url = f"https://127.0.0.1:{port}/stats"
     assert [server["server"] for server in run_module(url=url, ca_path=str(ca))["servers"]] == ["web7"]
     assert [server["server"] for server in run_module(url=url, validate_certs=False)["servers"]] == ["web7"]
-    assert_failed(run_module(url=url), f"the certificate of {url};csv is not trusted", "give its CA with ca_path")
-    assert_failed(run_module(url=url, ca_path=str(tmp_path / "none.pem")), "none.pem", "ca_path")
+    assert_failed(run_module(url=url), "answer", f"the certificate of {url};csv is not trusted", "ca_path")
+    assert_failed(run_module(url=url, ca_path=str(tmp_path / "none.pem")), "settings", "none.pem", "ca_path")
     plain = f"https://{balancer.page.split('/')[2]}/stats"
-    assert_failed(run_module(url=plain), f"no TLS with {plain};csv", "is it http:// there?")
+    assert_failed(run_module(url=plain), "answer", f"no TLS with {plain};csv", "http://")
 
 
 def test_another_stats_socket(balancer: LoadBalancer) -> None:
