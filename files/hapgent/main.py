@@ -50,9 +50,9 @@ def main(arguments: list[str]) -> int:
         return EXIT_OK
     if arguments[:1] == ["status"]:
         # Not in the memory of the agent itself.
-        from hapgent import report  # noqa: PLC0415
+        from hapgent import status_command  # noqa: PLC0415
 
-        return report.main(arguments[1:])
+        return status_command.main(arguments[1:])
     if arguments:
         log.error(f"arguments are {arguments}: allowed is status, --help or --version, or none to run the agent")
         return EXIT_USAGE

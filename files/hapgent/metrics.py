@@ -1,0 +1,91 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The status of an agent as metrics for Prometheus."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from hapgent.printable import printable
+from hapgent.state import STATUSES
+
+# Long enough for a path.
+MAX_LABEL = 4200
+# A newer agent may count more than is known here, and what it counts becomes a part of a metric's name.
+COUNTER = re.compile(r"[a-z]+(_[a-z]+){0,3}")
+
+Samples = t.Iterable[tuple[dict[str, str], t.Optional[float]]]
+
+
+def metrics(path: str, status: dict[str, t.Any] | None) -> str:
+    """Return the metrics of the agent with this status socket, in Prometheus' text format, without the last line end.
+
+    C(status) has all fields that hapgent.status_command.known() returns; it is None if there is no agent. A field that
+    is None makes no metric. Source: exposition formats in Prometheus' documentation.
+    """
+    return "\n".join(_lines(path, status))
+
+
+def _lines(path: str, status: dict[str, t.Any] | None) -> t.Iterator[str]:
+    yield from _metric("up", "gauge", "Whether the agent sends its status.", path, [({}, int(status is not None))])
+    if status is None:
+        return
+    state, peers = status["state"], _by_label(status["peers"])
+    yield from _metric("info", "gauge", "Release of the agent.", path, [({"version": status["version"]}, 1)])
+    words = dict.fromkeys([*STATUSES, state["status"]])
+    of_states = [({"status": word}, float(word == state["status"])) for word in words]
+    yield from _metric("state", "gauge", "1 for the status that the agent reports.", path, of_states)
+    for name, value, text in (
+        ("weight", state["weight"], "Percentage of the configured weight that the agent reports."),
+        ("maxconn", state["maxconn"], "Maximum of connections that the agent reports."),
+        ("state_since_timestamp_seconds", status["since"], "When the state was changed."),
+        ("start_timestamp_seconds", status["started"], "When the agent was started."),
+        ("state_file_ok", status["state_file_ok"], "Whether the last use of the state file worked."),
+    ):
+        yield from _metric(name, "gauge", text, path, [({}, value)])
+    for name, value in status["counters"].items():
+        if COUNTER.fullmatch(name) and not name.startswith("peer_"):
+            text = f"{name.capitalize()} since the start.".replace("_", " ")
+            yield from _metric(f"{name}_total", "counter", text, path, [({}, value)])
+    for name, kind, key, text in (
+        ("peer_has_state", "gauge", "has_it", "Whether the load balancer was given the state."),
+        ("peer_polls", "gauge", "polls", "Whether the load balancer still asks."),
+        ("peer_last_seen_timestamp_seconds", "gauge", "last_seen", "When the load balancer asked last."),
+        ("peer_interval_seconds", "gauge", "interval", "How often the load balancer asks."),
+        ("peer_settles_for_seconds", "gauge", "settles_for", "How long it still gets what undoes the state before."),
+        ("peer_checks_total", "counter", "checks", "Checks answered to the load balancer."),
+    ):
+        yield from _metric(name, kind, text, path, [({"peer": label}, peer[key]) for label, peer in peers.items()])
+
+
+def _by_label(peers: list[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
+    """Return each load balancer once: Prometheus refuses all metrics if one of them is there twice."""
+    found: dict[str, dict[str, t.Any]] = {}
+    for peer in peers:
+        found.setdefault(_label(peer["address"]), peer)
+    return found
+
+
+def _metric(name: str, kind: str, text: str, path: str, samples: Samples) -> t.Iterator[str]:
+    """Yield the lines of one metric, or none if it has no value."""
+    lines = []
+    for labels, value in samples:
+        if value is not None:
+            pairs = [f'{key}="{_escaped(label)}"' for key, label in {"socket": path, **labels}.items()]
+            lines.append(f"hapgent_{name}{{{','.join(pairs)}}} {float(value):.3f}".removesuffix(".000"))
+    if lines:
+        yield f"# HELP hapgent_{name} {text}"
+        yield f"# TYPE hapgent_{name} {kind}"
+        yield from lines
+
+
+def _label(text: str) -> str:
+    """Return the text as a label that a terminal can show too: metrics are also read there."""
+    return printable(text, MAX_LABEL)
+
+
+def _escaped(text: str) -> str:
+    return _label(text).replace("\\", "\\\\").replace('"', '\\"')

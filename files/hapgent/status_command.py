@@ -1,0 +1,290 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""hapgent status: the status of a running agent, for people, programs and Prometheus."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import typing as t
+
+from hapgent import SIGNALS
+from hapgent.metrics import metrics
+from hapgent.printable import printable
+
+# Where the role puts it for the instance with the default name.
+DEFAULT_SOCKET = "/run/hapgent/hapgent/status.sock"
+# For the whole conversation, however many pieces it comes in.
+PATIENCE_SECONDS = 5.0
+RETRY_SECONDS = 0.05
+# With 1,024 load balancers a status has less than half a megabyte.
+MAX_BYTES = 4 * 1024 * 1024
+# Longer texts are cut in the table. A path has 4,096 bytes at most.
+MAX_SHOWN = 4200
+# In 20 digits there is every number of 64 bits. Python needs minutes to read a number of megabytes.
+MAX_DIGITS = 20
+# The end of the year 9999, the last one that Python can print.
+MAX_TIMESTAMP = 253402300799
+
+Status = dict[str, t.Any]
+Kinds = dict[str, t.Callable[[t.Any], bool]]
+
+
+def main(arguments: list[str]) -> int:
+    """Print the status. Returns the exit status: 0, or 1 if no agent sends one. Bad arguments end with 2."""
+    parser = argparse.ArgumentParser("hapgent status", description="Show the state, and which load balancer has it.")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--json", action="store_true", help="all that the agent reports, as JSON")
+    formats.add_argument("--prometheus", action="store_true", help="metrics in the text format of Prometheus")
+    parser.add_argument(
+        "socket",
+        nargs="?",
+        metavar="SOCKET",
+        default=os.environ.get("HAPGENT_SOCKET") or DEFAULT_SOCKET,
+        help=f"of the agent; without it HAPGENT_SOCKET, or else {DEFAULT_SOCKET}",
+    )
+    options = parser.parse_args(arguments)
+    # A command like others, for Ctrl-C and head.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    _set_output_encoding(for_programs=options.json or options.prometheus)
+    try:
+        shown = _rendered(ask(options.socket), options)
+    except (OSError, ValueError, RecursionError) as error:
+        print(
+            f"hapgent: no status from {printable(options.socket)}: {printable(_problem(error))}. "
+            "Check that the agent runs, that this is its HAPGENT_SOCKET, and that you may read it.",
+            file=sys.stderr,
+        )
+        if not options.prometheus:
+            return 1
+        # That there is none is a metric too.
+        shown = metrics(options.socket, None)
+    print(shown)
+    return 0
+
+
+def _rendered(document: t.Any, options: argparse.Namespace) -> str:
+    """Return the document in the format that is wanted. Raises ValueError, or RecursionError, if it is no status."""
+    status = known(document)
+    if options.prometheus:
+        return metrics(options.socket, status)
+    return as_json(document) if options.json else table(status)
+
+
+def _set_output_encoding(for_programs: bool) -> None:
+    """Use UTF-8 for programs, whatever the locale, since JSON and metrics are UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8" if for_programs else None, errors="backslashreplace")
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, (TimeoutError, socket.timeout)):  # One is not the other before Python 3.10.
+        return f"it was not complete within {PATIENCE_SECONDS:g} s"
+    if isinstance(error, RecursionError):
+        return "what responds there is not an agent: its JSON is nested too deeply"
+    return str(error)
+
+
+def ask(path: str) -> t.Any:
+    """Return the JSON document that is sent on this socket, whatever it is.
+
+    Raises OSError, TimeoutError after PATIENCE_SECONDS in all, RecursionError, or ValueError if it is not JSON, is
+    larger than MAX_BYTES or has a number that is too long.
+    """
+    raw = _receive(path, time.monotonic() + PATIENCE_SECONDS)
+    try:
+        return json.loads(raw, parse_int=_whole_number, parse_constant=_whole_number)
+    except ValueError as error:
+        raise ValueError(f"what responds there is not an agent: {error}") from error
+
+
+def _receive(path: str, deadline: float) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
+        _connect(agent, path, deadline)
+        while True:
+            agent.settimeout(_seconds_until(deadline))
+            piece = agent.recv(65536)
+            if not piece:
+                return b"".join(pieces)
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_BYTES:
+                raise ValueError(f"what responds there is not an agent: it sends more than {MAX_BYTES} bytes")
+
+
+def _connect(agent: socket.socket, path: str, deadline: float) -> None:
+    while True:
+        agent.settimeout(_seconds_until(deadline))
+        try:
+            return agent.connect(path)
+        except BlockingIOError:
+            # Its queue is full, and the kernel does not wait for a UNIX socket that has a timeout.
+            time.sleep(RETRY_SECONDS)
+
+
+def _seconds_until(deadline: float) -> float:
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)  # Fails for NaN and Infinity, which are not JSON.
+
+
+def _is_text(value: t.Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: t.Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: t.Any) -> bool:
+    # Also false for infinity: JSON can write it as 1e999.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 2**64
+
+
+def _is_timestamp(value: t.Any) -> bool:
+    return _is_number(value) and value <= MAX_TIMESTAMP
+
+
+def _is_object(value: t.Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_list(value: t.Any) -> bool:
+    return isinstance(value, list)
+
+
+# What every agent reports, of whatever release; and what may be missing or null. Other fields are ignored.
+REQUIRED: Kinds = {
+    "version": _is_text,
+    "state": _is_object,
+    "since": _is_timestamp,
+    "state_file": _is_text,
+    "peers": _is_list,
+}
+OPTIONAL: Kinds = {
+    "address": _is_text,
+    "port": _is_number,
+    "started": _is_timestamp,
+    "state_file_ok": _is_flag,
+    "last_error": _is_text,
+    "counters": _is_object,
+}
+REQUIRED_OF_STATE: Kinds = {"status": _is_text}
+OPTIONAL_OF_STATE: Kinds = {"weight": _is_number, "maxconn": _is_number, "reason": _is_text}
+REQUIRED_OF_PEER: Kinds = {"address": _is_text, "has_it": _is_flag}
+OPTIONAL_OF_PEER: Kinds = {
+    "checks": _is_number,
+    "interval": _is_number,
+    "last_seen": _is_timestamp,
+    "polls": _is_flag,
+    "settles_for": _is_number,
+}
+
+
+def known(document: t.Any) -> Status:
+    """Return the fields of the status that are known here; those that are missing are None.
+
+    Raises ValueError if it is no status: a required field is missing, or a known one has another type than it must.
+    """
+    if not isinstance(document, dict):
+        raise ValueError("what responds there is not an agent: its JSON is not an object")
+    status = _fields("", document, REQUIRED, OPTIONAL)
+    status["state"] = _fields("state.", status["state"], REQUIRED_OF_STATE, OPTIONAL_OF_STATE)
+    status["peers"] = [
+        _fields(f"peers[{number}].", peer, REQUIRED_OF_PEER, OPTIONAL_OF_PEER)
+        for number, peer in enumerate(status["peers"])
+    ]
+    counters = (status["counters"] or {}).items()
+    status["counters"] = {name: value for name, value in counters if _is_number(value)}
+    return status
+
+
+def _fields(where: str, fields: t.Any, required: Kinds, optional: Kinds) -> Status:
+    if not isinstance(fields, dict):
+        raise ValueError(f"what responds there is not an agent: {where[:-1]} is not an object")
+    for name, is_right in (*required.items(), *optional.items()):
+        value = fields.get(name)
+        if value is None and name in required:
+            raise ValueError(f"what responds there is not an agent: it reports no {where}{name}")
+        if value is not None and not is_right(value):
+            raise ValueError(f"what responds there is not an agent: {where}{name} is {printable(repr(value), 60)}")
+    return {name: fields.get(name) for name in (*required, *optional)}
+
+
+def as_json(document: t.Any) -> str:
+    """Return the document as JSON in which every character that a terminal would not print is escaped."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    # All of them are within strings: outside there are only ASCII characters, spaces and the line ends of the indent.
+    return "".join(char if char.isprintable() or char == "\n" else _json_escape(char) for char in text)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def table(status: Status) -> str:
+    """Return the status as lines for people. Whoever sent it, no control character of it is in them."""
+    now = time.time()
+    state = status["state"]
+    facts = {
+        "state": state["status"],
+        "error": None if status["state_file_ok"] in (True, None) else status["last_error"] or "see the agent's log",
+        "weight": None if state["weight"] is None else f"{state['weight']}%",
+        "maxconn": state["maxconn"],
+        "reason": state["reason"],
+        "since": f"{_date(status['since'])}, {_ago(now - status['since'])}",
+        "answers on": status["address"] and f"{status['address']} port {_or_dash(status['port'])}",
+        "state file": status["state_file"],
+    }
+    lines = [f"{name:<12}{printable(value, MAX_SHOWN)}" for name, value in facts.items() if value is not None]
+    rows = [("load balancer", "asks every", "checks", "state")]
+    for peer in status["peers"]:
+        every = "-" if peer["interval"] is None else f"{peer['interval']:.1f} s"
+        rows.append((printable(peer["address"]), every, _or_dash(peer["checks"]), _verdict(peer, now)))
+    widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
+    lines.append("")
+    lines += ["".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])) for row in rows]
+    if len(rows) == 1:
+        lines.append("none has asked yet")
+    return "\n".join(lines)
+
+
+def _or_dash(value: t.Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _verdict(peer: dict[str, t.Any], now: float) -> str:
+    has_it = "has it" if peer["has_it"] else "not yet"
+    if peer["last_seen"] is None or (peer["has_it"] and peer["polls"] is not False):
+        return has_it
+    return f"{has_it}, last seen {_ago(now - peer['last_seen'])}"
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{max(0.0, seconds):.0f} s ago"

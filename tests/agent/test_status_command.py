@@ -1,0 +1,397 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""C(hapgent status) where what responds on the socket is not an agent, is hostile, or is one of another release."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import itertools
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parent.parent.parent
+ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
+PROMTOOL = ROOT / ".cache" / "prometheus" / "usr" / "bin" / "promtool"
+
+MEBIBYTE = b" " * (1 << 20)
+# Far more than a status has. The program here sends it in pieces, so a reader that never stops costs only this much.
+MOST_MEBIBYTES = 256
+# Much longer than the command may take, and short enough to end a test that fails.
+DRIP_SECONDS = 60.0
+FORMATS: dict[str, list[str]] = {"table": [], "json": ["--json"], "prometheus": ["--prometheus"]}
+
+# The code that ships, called here for what would take too long with a process for each example.
+with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
+    command: Any = importlib.import_module("hapgent.status_command")
+
+# The same examples in each run.
+same_examples = settings(derandomize=True, database=None, deadline=None)
+
+# What an agent of any release reports at least.
+LEAST: dict[str, Any] = {
+    "version": "0.9.0",
+    "state": {"status": "DRAIN"},
+    "since": 1_790_000_000,
+    "state_file": "/etc/hapgent/state.json",
+    "peers": [{"address": "192.0.2.1", "has_it": True}],
+}
+ALL: dict[str, Any] = {
+    **LEAST,
+    "answers_as": "0.3.2",
+    "pid": 12,
+    "address": "::",
+    "port": 9777,
+    "started": 1_780_000_000.5,
+    "state": {"status": "DRAIN", "weight": 50, "maxconn": 9, "reason": "kernel upgrade"},
+    "answer": "DRAIN UP 50% maxconn:9 # kernel upgrade",
+    "settle": 60,
+    "state_file_ok": False,
+    "last_error": "not saved",
+    "last_error_at": 1_790_000_001.0,
+    "counters": {"checks": 7, "saves": 1},
+    "peers": [
+        {
+            "address": "192.0.2.1",
+            "first_seen": 1_780_000_001.0,
+            "last_seen": 1_790_000_002.0,
+            "checks": 7,
+            "interval": 2.0,
+            "line": "DRAIN",
+            "has_it": False,
+            "settles_for": 3.5,
+            "polls": True,
+        }
+    ],
+}
+# ESC and BEL, one of C1, DEL, a line end, one that turns the order of text around, one without width.
+HOSTILE = '\x1b]0;owned\x07\x9b31m\x7f\nstate       UP\r\u202e\u200b"\\'
+
+
+class Conversation:
+    """What became of one client."""
+
+    hung_up = False
+
+
+@contextlib.contextmanager
+def responding(path: Path, pieces: Callable[[], Iterator[bytes]]) -> Iterator[Conversation]:
+    """Something that sends these pieces to the first client on this socket, and then closes."""
+    conversation = Conversation()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        # A test that fails before it connects must not wait for ever here.
+        listener.settimeout(DRIP_SECONDS)
+
+        def serve() -> None:
+            with listener.accept()[0] as client:
+                try:
+                    for piece in pieces():
+                        client.sendall(piece)
+                except OSError:
+                    conversation.hung_up = True
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield conversation
+        thread.join()
+
+
+def run(*arguments: Path | str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    """C(hapgent status) with these arguments, in no environment."""
+    program = [python, "-I", "-S", ZIPAPP, "status", *arguments]
+    return subprocess.run(program, capture_output=True, encoding="utf-8", check=False, env={})
+
+
+def sent(document: Any) -> Callable[[], Iterator[bytes]]:
+    return lambda: iter([json.dumps(document).encode()])
+
+
+def without(document: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != name}
+
+
+def drip() -> Iterator[bytes]:
+    """A piece every now and then, so that no single wait is long."""
+    until = time.monotonic() + DRIP_SECONDS
+    while time.monotonic() < until:
+        yield b" "
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "status.sock"
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], path: Path, arguments: list[str]) -> None:
+    """One line that a terminal can show says so; it is an error, but for Prometheus, which gets it as a metric."""
+    (line,) = done.stderr.splitlines()
+    assert line.isprintable()
+    assert f"no status from {path}" in line
+    if arguments == FORMATS["prometheus"]:
+        assert done.returncode == 0
+        assert done.stdout.splitlines()[-1] == f'hapgent_up{{socket="{path}"}} 0'
+        assert done.stdout.count("\n") == 3
+    else:
+        assert (done.returncode, done.stdout) == (1, "")
+
+
+# What is no status
+
+
+BAD_PEER = {"address": "192.0.2.1", "has_it": 1}
+NOT_A_STATUS: dict[str, Callable[[], Iterator[bytes]]] = {
+    "empty object": sent({}),
+    "another object": sent({"status": "ok", "uptime": 7}),
+    "error of another service": sent({"state": "running", "version": "2"}),
+    "number": sent(3),
+    "null": sent(None),
+    "status that is a list": sent({**ALL, "state": {"status": ["UP"]}}),
+    "weight that is a text": sent({**ALL, "state": {"status": "UP", "weight": "50"}}),
+    "reason that is an object": sent({**ALL, "state": {"status": "UP", "reason": {}}}),
+    "time that is a text": sent({**ALL, "since": "now"}),
+    "time that is true": sent({**ALL, "since": True}),
+    "time after the year 9999": sent({**ALL, "since": 1e300}),
+    "peers that are an object": sent({**ALL, "peers": {"192.0.2.1": True}}),
+    "peer that is a text": sent({**ALL, "peers": ["192.0.2.1"]}),
+    "peer with a number for a flag": sent({**ALL, "peers": [BAD_PEER]}),
+    "counters that are a list": sent({**ALL, "counters": [1]}),
+    "error that is a number": sent({**ALL, "last_error": 7}),
+    "NaN": lambda: iter([json.dumps({**ALL, "since": float("nan")}).encode()]),
+    "infinity": lambda: iter([json.dumps(ALL).replace("1790000000", "1e999").encode()]),
+    "number of a megabyte": lambda: iter([b'{"since": ' + b"9" * (1 << 20) + b"}"]),
+    "deep lists": lambda: iter([b"[" * 100_000]),
+    "deep objects": lambda: iter([b'{"state":' * 100_000]),
+    "names with escapes": sent({**ALL, "since": HOSTILE}),
+    "256 MiB": lambda: itertools.repeat(MEBIBYTE, MOST_MEBIBYTES),
+    "half a status": lambda: iter([json.dumps(ALL).encode()[:-20]]),
+    "two statuses": lambda: iter([json.dumps(ALL).encode() * 2]),
+    "nothing": lambda: iter([]),
+    "no UTF-8": lambda: iter([b'{"version": "\xff"}']),
+}
+
+
+@pytest.mark.parametrize("arguments", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("pieces", NOT_A_STATUS.values(), ids=NOT_A_STATUS)
+def test_what_is_no_status_is_refused(path: Path, pieces: Callable[[], Iterator[bytes]], arguments: list[str]) -> None:
+    with responding(path, pieces):
+        done = run(*arguments, path)
+    assert_refused(done, path, arguments)
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_each_field_that_every_agent_reports_is_required(path: Path, name: str) -> None:
+    with responding(path, sent(without(ALL, name))):
+        done = run(path)
+    assert_refused(done, path, [])
+    assert name in done.stderr
+
+
+def test_reads_so_much_and_no_more(path: Path) -> None:
+    with responding(path, NOT_A_STATUS["256 MiB"]) as conversation:
+        run(path)
+    assert conversation.hung_up
+
+
+def test_one_deadline_for_a_drip(path: Path, python: str) -> None:
+    with responding(path, drip) as conversation:
+        done = run("--prometheus", path, python=python)
+    # It did not wait for the end of what is sent.
+    assert conversation.hung_up
+    assert_refused(done, path, FORMATS["prometheus"])
+    assert " 5 s" in done.stderr
+
+
+@pytest.mark.parametrize("clients", [0, 2], ids=["it is silent", "its queue is full"])
+def test_one_deadline_where_nothing_accepts(path: Path, clients: int) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, contextlib.ExitStack() as others:
+        listener.bind(str(path))
+        listener.listen(1)
+        for _client in range(clients):
+            others.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)).connect(str(path))
+        done = run(path)
+    assert_refused(done, path, [])
+    assert " 5 s" in done.stderr
+
+
+def test_waits_for_its_turn(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as first:
+            first.connect(str(path))
+            program: list[Path | str] = [sys.executable, "-I", "-S", ZIPAPP, "status", path]
+            with subprocess.Popen(program, stdout=subprocess.PIPE, encoding="utf-8", env={}) as waiting:
+                # Whether it came so far or not, it is served after the one before it.
+                time.sleep(0.5)
+                listener.accept()[0].close()
+                with listener.accept()[0] as client:
+                    client.sendall(json.dumps(LEAST).encode())
+                assert waiting.stdout
+                assert waiting.stdout.readline() == "state       DRAIN\n"
+
+
+# Agents of other releases
+
+
+def test_fields_that_are_missing_are_left_out(path: Path, python: str) -> None:
+    with responding(path, sent(LEAST)):
+        table = run(path, python=python).stdout.splitlines()
+    assert [line.partition("  ")[0] for line in table[:4]] == ["state", "since", "state file", ""]
+    assert re.fullmatch(r"192\.0\.2\.1 +- +- +has it", table[-1])
+
+
+@pytest.mark.parametrize("document", [LEAST, ALL], ids=["less", "all"])
+def test_fields_that_are_new_are_ignored(path: Path, document: dict[str, Any]) -> None:
+    newer = copy.deepcopy(document)
+    newer["state"]["status"] = "PAUSED"
+    for fields in [newer, newer["state"], newer["peers"][0], newer.setdefault("counters", {})]:
+        fields["new"] = {"of": ["another", "kind"]}
+    newer["counters"]["new_kind"] = 4
+    shown = {}
+    for name, arguments in FORMATS.items():
+        with responding(path, sent(newer)):
+            done = run(*arguments, path)
+        path.unlink()
+        assert (done.returncode, done.stderr) == (0, "")
+        shown[name] = done.stdout
+    assert shown["table"].startswith("state       PAUSED\n")
+    assert json.loads(shown["json"]) == newer
+    assert f'hapgent_state{{socket="{path}",status="PAUSED"}} 1' in shown["prometheus"].splitlines()
+    assert f'hapgent_new_kind_total{{socket="{path}"}} 4' in shown["prometheus"].splitlines()
+
+
+# Control characters
+
+
+def hostile() -> dict[str, Any]:
+    """A status in which every text that is shown has control characters."""
+    document = copy.deepcopy(ALL)
+    document.update(version=HOSTILE, address=HOSTILE, state_file=HOSTILE, last_error=HOSTILE)
+    document["state"].update(status=HOSTILE, reason=HOSTILE)
+    document["peers"][0]["address"] = HOSTILE
+    document["counters"][HOSTILE] = 1
+    return document
+
+
+@pytest.mark.parametrize("arguments", FORMATS.values(), ids=FORMATS)
+def test_control_characters_are_escaped(path: Path, python: str, arguments: list[str]) -> None:
+    with responding(path, sent(hostile())):
+        done = run(*arguments, path, python=python)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert not [line for line in lines if line == "state       UP"]
+    if arguments == FORMATS["json"]:
+        assert json.loads(done.stdout) == hostile()
+
+
+def test_each_hostile_text_is_shown(path: Path) -> None:
+    with responding(path, sent(hostile())):
+        lines = run(path).stdout.splitlines()
+    begun = [line.split(r"\x1b]0;owned\x07\x9b31m\x7f\nstate", 1)[0].strip() for line in lines if "owned" in line]
+    assert begun == ["state", "error", "reason", "answers on", "state file", ""]
+
+
+def test_path_is_escaped_in_the_error(tmp_path: Path) -> None:
+    done = run(tmp_path / "\x1b[2Jno.sock")
+    assert_refused(done, Path(str(tmp_path), r"\x1b[2Jno.sock"), [])
+
+
+# Any document
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | st.sampled_from([HOSTILE, 10**400, -1, 1e308, 2**63]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+PLACES: list[tuple[str | int, ...]] = [
+    *((name,) for name in ALL),
+    *(("state", name) for name in ALL["state"]),
+    *(("peers", 0, name) for name in ALL["peers"][0]),
+    ("peers", 0),
+    ("counters", "checks"),
+    ("counters", "peer_checks"),
+    ("counters", "checks{}"),
+]
+SERIES = re.compile(r'(hapgent_[a-z_]+\{socket="[^"]*"(?:,[a-z]+="(?:[^"\\\n]|\\["\\n])*")?\}) \d+(?:\.\d+)?')
+
+
+@st.composite
+def statuses(draw: st.DrawFn) -> Any:
+    """A status with something else in some places, and some load balancers twice."""
+    document = copy.deepcopy(ALL)
+    for place in draw(st.lists(st.sampled_from(PLACES), max_size=3)):
+        inner: Any = document
+        try:
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = draw(JSON)
+        except (IndexError, KeyError, TypeError):
+            continue  # Something else is there already.
+    if draw(st.booleans()) and isinstance(document["peers"], list):
+        document["peers"] = document["peers"] * 2
+    return document
+
+
+@same_examples
+@given(document=statuses() | JSON)
+def test_any_document_is_shown_or_refused(document: Any) -> None:
+    with mock.patch.object(command, "_receive", return_value=json.dumps(document).encode()):
+        try:
+            read = command.ask("/run/status.sock")
+            status = command.known(read)
+        except ValueError:
+            return
+    assert json.loads(command.as_json(read)) == read
+    for text in [command.as_json(read), command.table(status), command.metrics("/run/status.sock", status)]:
+        assert not [char for char in text if char != "\n" and unicodedata.category(char)[0] == "C"]
+    lines = command.metrics("/run/status.sock", status).splitlines()
+    samples = [SERIES.fullmatch(line) for line in lines if not line.startswith("# ")]
+    assert None not in samples
+    series = [sample[1] for sample in samples if sample]
+    assert len(set(series)) == len(series)
+
+
+@same_examples
+@given(raw=st.binary(max_size=64) | st.text(alphabet='[]{}":,.-eE0123456789 ntf', max_size=64).map(str.encode))
+def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+    with mock.patch.object(command, "_receive", return_value=raw), contextlib.suppress(ValueError):
+        command.known(command.ask("/run/status.sock"))
+
+
+@pytest.mark.parametrize("document", [LEAST, ALL, hostile()], ids=["least", "all", "hostile"])
+@pytest.mark.parametrize("peers", [0, 1, 2], ids=["no peer", "a peer", "a peer twice"])
+def test_promtool_accepts_the_metrics_of_odd_agents(path: Path, document: dict[str, Any], peers: int) -> None:
+    assert PROMTOOL.exists(), f"there is no {PROMTOOL}: run tests/tools/install"
+    with responding(path, sent({**document, "peers": document["peers"] * peers})):
+        metrics = run("--prometheus", path).stdout
+    judged = subprocess.run(
+        [PROMTOOL, "check", "metrics"], input=metrics, capture_output=True, encoding="utf-8", check=False
+    )
+    assert (judged.returncode, judged.stdout, judged.stderr) == (0, "", "")
