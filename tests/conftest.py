@@ -328,17 +328,27 @@ def python(request: pytest.FixtureRequest) -> str:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually() -> Eventually:
     """Waits until a condition holds."""
     return wait_until
 
 
+def free_ports() -> Iterator[FreePort]:
+    with contextlib.ExitStack() as reservations:
+        yield lambda: reservations.enter_context(_reserve_port("127.0.0.1")).getsockname()[1]
+
+
 @pytest.fixture
 def free_port() -> Iterator[FreePort]:
     """Finds a port of 127.0.0.1 that nobody else gets during the test."""
-    with contextlib.ExitStack() as reservations:
-        yield lambda: reservations.enter_context(_reserve_port("127.0.0.1")).getsockname()[1]
+    yield from free_ports()
+
+
+@pytest.fixture(scope="session")
+def lasting_port() -> Iterator[FreePort]:
+    """Finds a port of 127.0.0.1 that nobody else gets during all tests."""
+    yield from free_ports()
 
 
 @pytest.fixture
@@ -347,6 +357,19 @@ def agents(tmp_path: Path) -> Iterator[Agents]:
     starter = Agents(tmp_path)
     yield starter
     starter.end_all()
+
+
+@pytest.fixture(scope="session")
+def agents_in() -> Iterator[Callable[[Path], Agents]]:
+    """Starts agents that last until the end of all tests, with their files in a folder."""
+    with contextlib.ExitStack() as started:
+
+        def start_in(folder: Path) -> Agents:
+            starter = Agents(folder)
+            started.callback(starter.end_all)
+            return starter
+
+        yield start_in
 
 
 @pytest.fixture(scope="session")

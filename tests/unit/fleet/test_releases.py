@@ -1,0 +1,86 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The playbooks and the role's checks, on the oldest and the newest release of each ansible-core that is promised."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.unit.fleet.conftest import Fleet
+
+TESTS = Path(__file__).parents[2]
+CACHE = TESTS.parent / ".cache" / "ansible"
+
+
+def releases() -> dict[str, Path]:
+    """The folder with the programs of each release."""
+    lines = (TESTS / "ansible-releases.txt").read_text(encoding="utf-8").splitlines()
+    found = {line.split()[0]: CACHE / line.split()[0] / "bin" for line in lines if not line.startswith("#")}
+    return {**found, "of the tests": Path(sys.executable).parent}
+
+
+RELEASES = releases()
+NEWEST = [name for name in RELEASES if name[0].isdigit()][-1]
+
+
+def program(release: str) -> Path:
+    """The folder with the programs of a release; skips where that is not installed, but never in CI."""
+    folder = RELEASES[release]
+    if not (folder / "ansible-playbook").exists():
+        text = f"ansible-core {release} is not in {folder}: run tests/tools/install, which says what it needs"
+        pytest.fail(text) if os.environ.get("CI") == "true" else pytest.skip(text)
+    return folder
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_whole_way(fleet: Fleet, release: str) -> None:
+    """In one run: the role's preflight, drain, status, undrain, and a rolling that leaves one host alone.
+
+    With one load balancer and one host at a time, since each release costs seconds.
+    """
+    ansible = program(release)
+    fleet.web_vars["hapgent_load_balancers"] = "lb1"
+    fleet.set_state("web2", status="MAINT", reason="no disk")
+    slurp = {"ansible.builtin.slurp": {"src": "{{ hapgent_state_file }}"}}
+    role = {"name": "hapgent.agent.hapgent", "tasks_from": "preflight"}
+    preflight = {"ansible.builtin.import_role": role, "vars": {"hapgent_state_file": "/etc/hapgent/state.json"}}
+    # As the setup module finds it on real hosts.
+    facts = {"ansible.builtin.set_fact": {"ansible_service_mgr": "systemd", "cacheable": True}}
+    site: list[dict[str, Any]] = [
+        {"hosts": "web1", "gather_facts": False, "tasks": [facts, preflight]},
+        {"import_playbook": "hapgent.agent.drain", "vars": {"hapgent_hosts": "web3", "reason": "new disk"}},
+        {"hosts": "web3", "gather_facts": False, "tasks": [{"name": "See the drain", **slurp}]},
+        {"import_playbook": "hapgent.agent.status", "vars": {"hapgent_hosts": "web3"}},
+        {"import_playbook": "hapgent.agent.undrain", "vars": {"hapgent_hosts": "web3"}},
+        {
+            "import_playbook": "hapgent.agent.rolling",
+            "vars": {"hapgent_hosts": "web1,web2", "reason": "release 4.2", "hapgent_tasks": "tasks.yml"},
+        },
+    ]
+    (fleet.project / "site.yml").write_text(json.dumps(site), encoding="utf-8")
+    (fleet.project / "tasks.yml").write_text(json.dumps([{"name": "See the rolling", **slurp}]), encoding="utf-8")
+    played = fleet.play("site.yml", ansible=ansible, environment={"ANSIBLE_DEPRECATION_WARNINGS": "true"})
+
+    def seen(task: str) -> dict[str, Any]:
+        records = [record for record in played.records if record["task"] == task]
+        return {record["host"]: json.loads(base64.b64decode(record["result"]["content"])) for record in records}
+
+    assert seen("See the drain") == {"web3": {"status": "DRAIN", "reason": "new disk"}}
+    (table,) = played.results("Show the fleet")
+    assert [line.count("DRAIN (agent)") for line in table["msg"] if line.startswith("web3  ")] == [1]
+    assert seen("See the rolling") == {"web1": {"status": "DRAIN", "reason": "release 4.2"}}
+    assert fleet.state("web1")["status"] == fleet.state("web3")["status"] == "UP"
+    assert fleet.state("web2") == {"status": "MAINT", "reason": "no disk"}
+    fleet.await_statuses(web1="UP", web3="UP")
+    if release == NEWEST:
+        assert "DEPRECATION" not in played.output
