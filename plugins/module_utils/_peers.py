@@ -26,9 +26,13 @@ class WaitForError(Exception):
 class WaitFor:
     """The load balancers that have to see a state: all that poll, so many of them, or those with these addresses."""
 
-    def __init__(self, wanted: t.Any) -> None:
-        """C(wanted) is V(auto), a number from 1 to MOST_PEERS, or addresses. Raises WaitForError."""
+    def __init__(self, wanted: t.Any, left_out: t.Any = ()) -> None:
+        """C(wanted) is V(auto), a number from 1 to MOST_PEERS, or addresses. Those in C(left_out) are not waited for.
+
+        Raises WaitForError.
+        """
         self.count = 0
+        self.left_out: list[str] = _addresses("wait_except", left_out) if left_out else []
         self.addresses: list[str] = []
         if wanted == "auto":
             return
@@ -37,7 +41,7 @@ class WaitFor:
         if text.isdecimal() and len(text) <= len(str(MOST_PEERS)) and 1 <= int(text) <= MOST_PEERS:
             self.count = int(text)
         else:
-            self.addresses = _addresses(wanted)
+            self.addresses = _addresses("wait_for", wanted)
 
     def account(self, peers: list[Peer], polled_before: t.Collection[str]) -> Account:
         """Who has the state, and who does not yet. C(polled_before) are those that polled before the change.
@@ -53,6 +57,7 @@ class WaitFor:
             wanted = [address for address in polling(peers) if address in has_it]
         else:
             wanted = sorted({*polling(peers), *polled_before})
+        wanted = [address for address in wanted if address not in self.left_out]
         seen = [address for address in wanted if address in has_it]
         not_seen = [address for address in wanted if address not in has_it]
         return Account(seen, not_seen, bool(seen) and not not_seen and len(seen) >= self.count)
@@ -81,14 +86,14 @@ def polling(peers: list[Peer]) -> list[str]:
     return sorted(peer["address"] for peer in peers if peer["polls"])
 
 
-def _addresses(wanted: t.Any) -> list[str]:
+def _addresses(option: str, wanted: t.Any) -> list[str]:
     listed = wanted.split(",") if isinstance(wanted, str) else wanted
     if not isinstance(listed, list) or not listed:
-        raise WaitForError(_allowed(wanted))
+        raise WaitForError(_allowed(option, wanted))
     try:
         addresses = [_as_the_agent_sees_it(ipaddress.ip_address(str(address).strip())) for address in listed]
     except ValueError as error:
-        raise WaitForError(f"{_allowed(wanted)} ({_shortened(str(error))})") from error
+        raise WaitForError(f"{_allowed(option, wanted)} ({_shortened(str(error))})") from error
     # Somebody may name one twice, also in two ways.
     return list(dict.fromkeys(addresses))
 
@@ -98,11 +103,9 @@ def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address
     return str(mapped or address)
 
 
-def _allowed(wanted: t.Any) -> str:
-    return (
-        f"wait_for is {_shortened(repr(wanted))}: "
-        f"allowed is auto, a number from 1 to {MOST_PEERS}, or a list of addresses"
-    )
+def _allowed(option: str, wanted: t.Any) -> str:
+    others = f"auto, a number from 1 to {MOST_PEERS}, or " if option == "wait_for" else ""
+    return f"{option} is {_shortened(repr(wanted))}: allowed is {others}a list of addresses"
 
 
 def _shortened(text: str) -> str:

@@ -125,6 +125,12 @@ options:
       - A list of addresses is those load balancers, as the agent sees them.
     type: raw
     default: auto
+  wait_except:
+    description:
+      - Addresses of load balancers, as the agent sees them, that are not waited for, such as one that is down.
+    type: list
+    elements: str
+    default: []
   wait_timeout:
     description:
       - Seconds to wait for the load balancers.
@@ -423,6 +429,7 @@ def main() -> None:
             "notify": {"type": "bool", "default": True},
             "wait": {"type": "bool", "default": False},
             "wait_for": {"type": "raw", "default": "auto"},
+            "wait_except": {"type": "list", "elements": "str", "default": []},
             "wait_timeout": {"type": "float", "default": 60},
         },
         supports_check_mode=True,
@@ -435,7 +442,7 @@ def main() -> None:
     if module.params["wait"] and not module.params["notify"]:
         module.fail_json(msg="wait is true and notify is false: allowed is wait with notify. Nothing was changed.")
     try:
-        wait_for = WaitFor(module.params["wait_for"])
+        wait_for = WaitFor(module.params["wait_for"], module.params["wait_except"])
     except WaitForError as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
     HapgentState(module, wait_for).run()

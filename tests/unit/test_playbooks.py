@@ -103,7 +103,7 @@ def unreachable(tmp_path: Path) -> str:
 def test_load_balancer_that_cannot_be_reached(run_playbook: RunPlaybook, unreachable: str) -> None:
     options = [LIMIT, unreachable, "-e", "hapgent_load_balancers=away"]
     said = run_playbook("hapgent.agent.drain", *options, succeeds=False)
-    assert "hapgent_load_balancers='away:!away'. Nothing was changed on web1." in said
+    assert "hapgent_load_balancers='away,!away'. Nothing was changed on web1." in said
     # One that tells of all others too.
     assert "away cannot be asked: " in run_playbook("hapgent.agent.status", *options)
 

@@ -183,12 +183,12 @@ def test_interrupted_and_run_again() -> None:
 
 def test_load_balancer_that_is_down_stops_it() -> None:
     """It could be sending sessions, for all that is known. Whoever knows better leaves it out."""
-    without = "--extra-vars=hapgent_load_balancers=lb:!rolling-lb2"
+    without = "--extra-vars=hapgent_load_balancers=lb,!rolling-lb2"
     with traffic() as load:
         run("rolling-lb2", "systemctl stop haproxy")
         said = message(rolling("5"))
         assert "rolling-lb2 cannot be asked" in said
-        assert "hapgent_load_balancers='lb:!rolling-lb2'" in said
+        assert "hapgent_load_balancers='lb,!rolling-lb2'" in said
         assert "Nothing was changed on rolling-web1" in said
         assert state("rolling-web1") == {"status": "UP"}
         done = rolling("5", without, "--extra-vars=hapgent_serial=2")

@@ -212,3 +212,22 @@ def test_those_who_miss_it_are_told_with_when_they_were_seen() -> None:
 def test_nobody_misses_it() -> None:
     peers = [peer(A, "has_it", "polls")]
     assert WaitFor("auto").account(peers, []).missing(peers) == ""
+
+
+# Who is left out
+
+
+def test_left_out_is_not_waited_for() -> None:
+    """Whether it polls, polled before, or is named; and without it, nobody may be left to wait for."""
+    silent = [peer(A, "polls", "has_it"), peer(B, "polls"), peer(C, "polls", "has_it")]
+    assert not WaitFor("auto").account(silent, [A, B]).complete
+    for wanted, seen in (("auto", [A, C]), (2, [A, C]), ([A, B], [A])):
+        account = WaitFor(wanted, [f"::ffff:{B}"]).account(silent, [A, B])
+        assert (account.seen_by, account.not_seen_by, account.complete) == (seen, [], True)
+    assert not WaitFor("auto", [A, B, C]).account(silent, [A, B]).complete
+    assert not WaitFor(3, [B]).account(silent, []).complete
+
+
+def test_left_out_that_are_no_addresses() -> None:
+    with pytest.raises(WaitForError, match=r"^wait_except is "):
+        WaitFor("auto", ["lb2"])

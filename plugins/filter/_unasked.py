@@ -1,0 +1,49 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: _unasked
+short_description: Report load balancers that have not returned their servers
+version_added: 1.0.0
+author:
+  - The hapgent.agent contributors (@hapgent)
+description:
+  - For the role of this collection only. It may change at any time.
+positional: pattern
+options:
+  _input:
+    description: Results of M(hapgent.agent.haproxy_server_info), in a loop over the load balancers.
+    type: list
+    elements: dict
+    required: true
+  pattern:
+    description: The pattern of hosts that names the load balancers.
+    type: raw
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Fail if one of them cannot be asked
+  ansible.builtin.assert:
+    that: not asked.results | hapgent.agent._unasked('lb')
+"""
+
+RETURN = r"""
+_value:
+  description: The report, with what to do. Empty if all have returned them.
+  type: str
+"""
+
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import unasked
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"_unasked": unasked}

@@ -1,0 +1,134 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""Load balancers by name and by address, and what to do about one that does not act as it should."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import threading
+import time
+import typing as t
+
+from ansible.inventory.manager import split_host_pattern
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+
+Result = t.Mapping[str, t.Any]
+
+# All names are looked up at the same time.
+LOOKUP_SECONDS = 3.0
+MOST_SHOWN = 600
+ADDRESS = re.compile(r"[0-9A-Fa-f:.]*[0-9A-Fa-f:]")
+
+
+def unasked(asked: t.Iterable[Result], pattern: t.Any) -> str:
+    """Report those that have not returned their servers, '' if all have.
+
+    C(asked) has the result of C(haproxy_server_info) for each load balancer, with its name as C(item). Only one that is
+    silent may be down: only then is it advised to leave it out of C(pattern), the value of hapgent_load_balancers.
+    """
+    failed = [result for result in asked if "servers" not in result]
+    problems = [f"{printable(result['item'])} cannot be asked: {_problem(result)}." for result in failed]
+    silent = [result["item"] for result in failed if result.get("unreachable") or result.get("cause") == "silent"]
+    return " ".join([*problems, *([_advice(silent, pattern)] if silent else [])])
+
+
+def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
+    """The name in the inventory of each address from which a load balancer polls, as far as they are known.
+
+    C(hosts) has the name, ansible_host ('' if it is not set) and hapgent_source_addresses of each load balancer.
+    Without the latter, it polls from what its name stands for on the control node.
+    """
+    named = [(name, [str(address) for address in sources] or [str(host or name)]) for name, host, sources in hosts]
+    found = _looked_up({text for _name, texts in named for text in texts})
+    return {address: name for name, texts in named for text in texts for address in found.get(text, [])}
+
+
+def unseen(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
+    """Report why C(hapgent_state) has failed, and what to do if a load balancer has not polled the agent.
+
+    C(known) has the names of load balancers by address, C(left_out) the names of those that are not waited for.
+    """
+    text = with_names(str(told.get("msg", "")).rstrip("."), known)
+    parts = [f"{printable(text, MOST_SHOWN)}."]
+    if told.get("after") and "Nothing was changed" not in text:
+        parts.append(f"It stays in {printable(told['after'].get('status'))}.")
+    missing = told.get("not_seen_by", [])
+    silent = sorted({known[address] for address in missing if address in known} - {*left_out})
+    strangers = [address for address in missing if address not in known]
+    if silent:
+        parts.append(_advice(silent, pattern))
+    if strangers:
+        parts.append(_of_strangers(strangers, told.get("seen_by", []), left_out, pattern))
+    return " ".join(parts)
+
+
+def with_names(text: str, known: t.Mapping[str, str]) -> str:
+    """The text, with the name of a load balancer beside each of its addresses."""
+
+    def beside(match: re.Match[str]) -> str:
+        return f"{match[0]} ({known[match[0]]})" if match[0] in known else match[0]
+
+    return ADDRESS.sub(beside, text)
+
+
+def without(pattern: t.Any, names: t.Iterable[str]) -> str:
+    """A pattern of hosts without these, with commas: a colon may be part of an address of IPv6."""
+    return ",".join([*split_host_pattern(pattern), *(f"!{name}" for name in names)])
+
+
+def _advice(names: t.Sequence[str], pattern: t.Any) -> str:
+    """What to do about those that may be down."""
+    are = "is down and sends" if len(names) == 1 else "are down and send"
+    it = "it" if len(names) == 1 else "them"
+    return printable(
+        f"If {', '.join(names)} {are} no sessions, leave {it} out: hapgent_load_balancers='{without(pattern, names)}'.",
+        MOST_SHOWN,
+    )
+
+
+def _of_strangers(
+    strangers: t.Sequence[str], seen_by: t.Sequence[str], left_out: t.Collection[str], pattern: t.Any
+) -> str:
+    listed = ", ".join(strangers)
+    if left_out:
+        return f"If {listed} belongs to {', '.join(left_out)}, set hapgent_source_addresses of that host."
+    if pattern:
+        return f"If {listed} belongs to one of the load balancers, set hapgent_source_addresses of that host."
+    if seen_by:
+        return f"If {listed} is down and sends no sessions, leave it out: hapgent_wait_for='{','.join(seen_by)}'."
+    return ""
+
+
+def _problem(result: Result) -> str:
+    return printable(result.get("msg", "unknown"), MOST_SHOWN).rstrip(".")
+
+
+def _looked_up(names: t.Iterable[str]) -> dict[str, list[str]]:
+    """The addresses of each name that has some; names are looked up within LOOKUP_SECONDS, all at once."""
+    found: dict[str, list[str]] = {}
+
+    def look_up(name: str) -> None:
+        try:
+            found[name] = sorted({str(info[4][0]) for info in socket.getaddrinfo(name, None)})
+        except (OSError, UnicodeError):
+            return
+
+    threads = []
+    for name in names:
+        try:
+            found[name] = [str(ipaddress.ip_address(name))]
+        except ValueError:
+            # The resolver has no deadline of its own.
+            threads.append(threading.Thread(target=look_up, args=(name,), daemon=True))
+    deadline = time.monotonic() + LOOKUP_SECONDS
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(found)

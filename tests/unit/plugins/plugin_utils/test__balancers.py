@@ -1,0 +1,178 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is advised about load balancers, and which name belongs to which address."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import (
+    addresses,
+    unasked,
+    unseen,
+    with_names,
+    without,
+)
+
+Result = dict[str, Any]
+
+FINE: Result = {"item": "lb1", "servers": []}
+KNOWN = {"198.51.100.11": "lb1", "198.51.100.12": "lb2", "2001:db8::12": "lb2"}
+
+
+def failed(item: str, cause: str | None = None, msg: str = "It failed.") -> Result:
+    return {"item": item, "msg": msg, **({"cause": cause} if cause else {})}
+
+
+# Which of them may be down, so that it is advised to leave them out.
+FAILED: dict[str, tuple[list[Result], list[str]]] = {
+    "none": ([], []),
+    "silent": ([failed("lb2", "silent")], ["lb2"]),
+    "cannot be reached": ([{**failed("lb2"), "unreachable": True}], ["lb2"]),
+    "no such backend": ([failed("lb2", "selection")], []),
+    "not permitted": ([failed("lb2", "permission")], []),
+    "strange answer": ([failed("lb2", "answer")], []),
+    "unknown": ([failed("lb2")], []),
+    "two kinds": ([failed("lb2", "selection"), failed("lb3", "silent"), failed("lb4", "silent")], ["lb3", "lb4"]),
+}
+
+
+@pytest.mark.parametrize(("results", "down"), FAILED.values(), ids=FAILED)
+def test_unasked(results: list[Result], down: list[str]) -> None:
+    report = unasked([FINE, *results], "lb")
+    assert bool(report) == bool(results)
+    assert all(result["item"] in report for result in results)
+    assert "lb1" not in report
+    excluded = "".join(f",!{name}" for name in down)
+    assert (f"hapgent_load_balancers='lb{excluded}'" in report) == bool(down)
+    assert ("leave" in report) == bool(down)
+
+
+def test_unasked_is_safe_to_print_and_bounded() -> None:
+    report = unasked([failed("lb\x1b[2J", "silent", "\x1b]0;" + "x" * 10**6)], "lb\x07")
+    assert report.isprintable()
+    assert len(report) < 3000
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names", "advised"),
+    [
+        ("lb", ["lb2"], "lb,!lb2"),
+        ("lb:other", ["lb2"], "lb,other,!lb2"),
+        ("lb:!lb3", ["lb2"], "lb,!lb3,!lb2"),
+        ("lb, other", ["lb1", "lb2"], "lb,other,!lb1,!lb2"),
+        (["lb1", "lb2"], ["lb2"], "lb1,lb2,!lb2"),
+        ("lb", ["2001:db8::10"], "lb,!2001:db8::10"),
+        ("2001:db8::9,2001:db8::10", ["2001:db8::10"], "2001:db8::9,2001:db8::10,!2001:db8::10"),
+    ],
+)
+def test_without(pattern: Any, names: list[str], advised: str) -> None:
+    assert without(pattern, names) == advised
+
+
+# The message of the module, and what else it reports; what has to be in the report, and what not.
+UNSEEN: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
+    "a load balancer that is named": (
+        {"msg": "not to 198.51.100.12 (never seen).", "not_seen_by": ["198.51.100.12"], "after": {"status": "DRAIN"}},
+        [],
+        "lb",
+        ["198.51.100.12 (lb2)", "stays in DRAIN", "'lb,!lb2'"],
+        ["hapgent_source_addresses"],
+    ),
+    "one by two addresses": (
+        {"msg": "not to some.", "not_seen_by": ["198.51.100.12", "2001:db8::12"]},
+        [],
+        "lb",
+        ["'lb,!lb2'"],
+        ["stays", "!lb2,!lb2"],
+    ),
+    "a stranger": (
+        {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
+        [],
+        "lb",
+        ["192.0.2.9", "hapgent_source_addresses"],
+        ["!"],
+    ),
+    "a stranger, and one is left out": (
+        {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
+        ["lb3"],
+        "lb,!lb3",
+        ["192.0.2.9 belongs to lb3", "hapgent_source_addresses"],
+        ["hapgent_load_balancers"],
+    ),
+    "no load balancers named": (
+        {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"], "seen_by": ["192.0.2.7", "192.0.2.8"]},
+        [],
+        "",
+        ["hapgent_wait_for='192.0.2.7,192.0.2.8'"],
+        ["hapgent_source_addresses"],
+    ),
+    "nothing was changed": (
+        {"msg": "No agent. Nothing was changed.", "after": {"status": "UP"}},
+        [],
+        "lb",
+        ["No agent. Nothing was changed."],
+        ["stays", "leave"],
+    ),
+    "no more than a message": ({"msg": "MODULE FAILURE"}, [], "lb", ["MODULE FAILURE."], ["leave"]),
+}
+
+
+@pytest.mark.parametrize(("told", "left_out", "pattern", "parts", "others"), UNSEEN.values(), ids=UNSEEN)
+def test_unseen(told: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]) -> None:
+    report = unseen(told, KNOWN, left_out, pattern)
+    for part in parts:
+        assert part in report
+    for part in others:
+        assert part not in report
+    assert report.isprintable()
+
+
+def test_names_beside_addresses() -> None:
+    text = "not to 198.51.100.12, 198.51.100.121, 2001:db8::12 and 198.51.100.11."
+    assert with_names(text, KNOWN) == (
+        "not to 198.51.100.12 (lb2), 198.51.100.121, 2001:db8::12 (lb2) and 198.51.100.11 (lb1)."
+    )
+    assert with_names("told lb2", {}) == "told lb2"
+
+
+def test_addresses() -> None:
+    hosts = [
+        ("lb1", "198.51.100.11", []),
+        # Its connections come from elsewhere.
+        ("lb2", "198.51.100.12", ["203.0.113.2", "2001:DB8:0::2"]),
+        ("198.51.100.13", "", []),
+        ("localhost", "", []),
+        ("lb.invalid", "", []),
+    ]
+    found = addresses(hosts)
+    assert found.pop("::1", "localhost") == "localhost"
+    assert found == {
+        "198.51.100.11": "lb1",
+        "203.0.113.2": "lb2",
+        "2001:db8::2": "lb2",
+        "198.51.100.13": "198.51.100.13",
+        "127.0.0.1": "localhost",
+    }
+    assert addresses([]) == {}
+
+
+def test_addresses_do_not_wait_for_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def hang(*_arguments: object) -> list[object]:
+        over.wait(60)
+        return []
+
+    monkeypatch.setattr("socket.getaddrinfo", hang)
+    monkeypatch.setattr(_balancers, "LOOKUP_SECONDS", 0.2)
+    started = time.monotonic()
+    assert addresses([("lb1", "a", []), ("lb2", "b", []), ("lb3", "192.0.2.3", [])]) == {"192.0.2.3": "lb3"}
+    over.set()
+    assert time.monotonic() - started < 30
