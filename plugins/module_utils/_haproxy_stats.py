@@ -40,6 +40,7 @@ LOW_WEIGHT = 10
 
 WAITS = ("drained", "up", "down", "maint")
 
+INTEGER = re.compile("-?[0-9]{1,19}")
 # Of a text from a health check: it may be the body of a page.
 MAX_CHARACTERS = 1000
 MAX_NAMES = 20
@@ -558,7 +559,7 @@ def _optional(text: str | None) -> int | None:
 
 def _integer(text: str) -> int:
     """Raises ValueError, also for what int() takes and HAProxy never sends."""
-    if not re.fullmatch(r"-?[0-9]{1,19}", text):
+    if not INTEGER.fullmatch(text):
         raise ValueError(f"{printable(text, 40)} is no number")
     return int(text)
 
