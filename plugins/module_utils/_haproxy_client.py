@@ -42,6 +42,8 @@ DEFAULT_SOCKET = "/run/haproxy/admin.sock"
 # Some 500 bytes for each server: enough for a hundred thousand.
 MAX_BYTES = 64 * 1024 * 1024
 PIECE_BYTES = 65536
+# The kernel takes no longer path for a socket.
+MAX_PATH_BYTES = 107
 PORTS = {"http": 80, "https": 443}
 
 # What is in the way, so that advice fits: only a HAProxy that is silent may be down.
@@ -126,26 +128,24 @@ class StatsSocket:
         self.address = address
         self.shown = printable(address)
         self._host_and_port: tuple[str, int] | None = None
-        if "/" in address and "\0" not in address:
+        if "/" in address and "\0" not in address and len(os.fsencode(address)) <= MAX_PATH_BYTES:
             return
-        parts = re.fullmatch(r"(\[[^\]]+\]|[^:]+):([0-9]{1,5})", address)
+        parts = re.fullmatch(r"(\[[^\]/]+\]|[^:/]+):([0-9]{1,5})", address)
         if not parts or not 1 <= int(parts[2]) <= 65535:
-            raise SourceError(f"socket must be a path with a slash, or host:port, not {self.shown}", "settings")
+            raise SourceError(
+                f"socket must be a path with a slash of up to {MAX_PATH_BYTES} bytes, or host:port, not {self.shown}",
+                "settings",
+            )
         self._host_and_port = parts[1].strip("[]"), int(parts[2])
 
     def read(self, deadline: float) -> Statistics:
         try:
             with self._connect(deadline) as connection:
                 return self._ask(Conversation(connection, deadline))
-        except PermissionError as error:
-            raise SourceError(
-                f"no permission for the stats socket {self.shown}: be root (become) or in the socket's group",
-                "permission",
-            ) from error
         except OversizeError as error:
             raise _oversize(self.shown) from error
         except OSError as error:
-            raise _unknown_host(error, self.shown) or self._silent(error) from error
+            raise _unknown_host(error, self.shown) or self._failed(error) from error
 
     def _ask(self, conversation: Conversation) -> Statistics:
         conversation.sendall(f"{COMMANDS}\n".encode())
@@ -171,7 +171,13 @@ class StatsSocket:
             return _connect(*self._host_and_port, deadline)
         return _connect_to(socket.AF_UNIX, self.address, seconds_until(deadline))
 
-    def _silent(self, error: OSError) -> SourceError:
+    def _failed(self, error: OSError) -> SourceError:
+        # Of a host, this is the firewall of the one that asks.
+        if isinstance(error, PermissionError) and not self._host_and_port:
+            return SourceError(
+                f"no permission for the stats socket {self.shown}: be root (become) or in the socket's group",
+                "permission",
+            )
         if not self._host_and_port and _is_something_else(self.address):
             return SourceError(
                 f"{self.shown} is no socket: name the path that is behind stats socket in haproxy.cfg", "settings"
@@ -233,6 +239,9 @@ class CsvPage:
 
     def _tls(self) -> ssl.SSLContext:
         try:
+            if self._ca_path is not None and not stat.S_ISREG(os.stat(self._ca_path).st_mode):
+                # Reading a FIFO would not end.
+                raise ValueError("not a regular file")
             context = ssl.create_default_context(cafile=self._ca_path)
         except (OSError, ValueError) as error:
             raise SourceError(

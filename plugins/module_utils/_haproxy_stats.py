@@ -498,15 +498,16 @@ def _problems(server: Server, by_title: t.Mapping[str, Server]) -> t.Iterator[st
             yield "has no agent-check on its server line: no agent can drain it"
         return
     text = check["text"] or ""
+    shown = printable(text)
     # A server without an address has no agent that could answer.
     if NO_ANSWER.match(check["result"]) and "resolution" not in server.admin_by:
-        why = f"{check['result']}, {text}" if text else check["result"]
+        why = f"{check['result']}, {shown}" if text else check["result"]
         yield (
             f"the agent does not answer ({why}), and HAProxy keeps what it was told last. See that the agent runs, "
             "that agent-port is its port, and that no firewall is between"
         )
     if ANSWER_REFUSED in text:
-        yield f"HAProxy does not understand what the agent answers ({text}). See that agent-port is the agent's port"
+        yield f"HAProxy does not understand what the agent answers ({shown}). See that agent-port is the agent's port"
     if WEIGHT_REFUSED in text:
         yield (
             f"balance {server.balance or 'of this backend'} takes no weight but 0% and 100% from an agent, and HAProxy "

@@ -663,9 +663,15 @@ def test_no_socket(tmp_path: Path) -> None:
     assert_failed(run_module(socket=str(path)), "settings", f"{path} is no socket", "stats socket")
 
 
-@pytest.mark.parametrize("named", ["admin.sock", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1", "a:b", ""])
+@pytest.mark.parametrize(
+    "named",
+    [
+        *("admin.sock", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1", "a:b", ""),
+        *("/run/\0", "/" + 107 * "a", "a/b:9" + 107 * "9"),
+    ],
+)
 def test_socket_that_cannot_be(named: str) -> None:
-    assert_failed(run_module(socket=named), "settings", "socket must be a path", f"not {named}.")
+    assert_failed(run_module(socket=named), "settings", "socket must be a path", "or host:port, not ")
 
 
 @pytest.mark.parametrize(
@@ -971,7 +977,10 @@ def test_page_over_https(balancer: LoadBalancer, tmp_path: Path, free_port: Free
     assert [server["server"] for server in run_module(url=url, ca_path=str(ca))["servers"]] == ["web7"]
     assert [server["server"] for server in run_module(url=url, validate_certs=False)["servers"]] == ["web7"]
     assert_failed(run_module(url=url), "answer", f"the certificate of {url};csv is not trusted", "ca_path")
-    assert_failed(run_module(url=url, ca_path=str(tmp_path / "none.pem")), "settings", "none.pem", "ca_path")
+    os.mkfifo(tmp_path / "fifo.pem")
+    (tmp_path / "empty.pem").touch()
+    for name in ("none.pem", "fifo.pem", "empty.pem"):
+        assert_failed(run_module(url=url, ca_path=str(tmp_path / name)), "settings", name, "ca_path")
     plain = f"https://{balancer.page.split('/')[2]}/stats"
     assert_failed(run_module(url=plain), "answer", f"no TLS with {plain};csv", "http://")
 
