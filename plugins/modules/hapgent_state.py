@@ -14,6 +14,8 @@ description:
   - Changes the state file of an agent on the managed host, tells the agent to read it again, and asks the agent
     until it answers with the new state. With O(wait=true) it also waits until the load balancers were told.
   - What is not named stays as it is.
+  - The state file is locked while it is changed, so that no change of another run or of the agent is lost. If another
+    change comes while the module waits, it goes on waiting if what was named still holds, and fails if it does not.
   - When nothing is to be changed in the file, but the agent answers something else than the file says, the agent
     is told to read it again, and the module reports a change.
   - Without a status socket, an agent with C(HAPGENT_SETTLE) other than 0 may answer C(UP 100%) for C(UP), to undo the
@@ -62,6 +64,7 @@ options:
         that is down. At most 120 bytes of UTF-8, without control characters and C(#).
       - It is kept until O(status) changes, or another one is given. hapgent 0.3.2 refuses a state with a reason, and
         answers FAIL.
+      - A number is taken as text. Quote a number such as V("4.10"), which YAML reads as 4.1.
     type: str
   unset:
     description:
@@ -73,9 +76,34 @@ options:
     elements: str
     choices: [weight, maxconn, reason]
     default: []
+  only_if:
+    description:
+      - Change the state only if it is one of these, and otherwise keep it as it is and return RV(kept=true). This is
+        checked while the state file is locked, so no other change can come in between.
+      - With O(wait=true), the module waits until the load balancers received the state, also if it was kept.
+    type: dict
+    suboptions:
+      status:
+        description: Statuses in which the state may be changed.
+        type: list
+        elements: str
+        choices: [UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED]
+      reason:
+        description: The reason with which the state may be changed; V("") means no reason.
+        type: str
+  create:
+    description:
+      - Create the state file with these fields if it does not exist. A file that exists is left as it is, whatever
+        else is set, but it must be valid. O(status) is required.
+      - Its folder must exist, except in check mode.
+    type: bool
+    default: false
   state_file:
     description:
-      - Path of the state file. It must exist and be valid.
+      - Absolute path of the state file. It must be valid, and must exist unless O(create=true).
+      - No part of the path may be a symbolic link.
+      - If the module runs as root, it works with the rights of the owner of the first folder on the path that does not
+        belong to root. A folder of root that other users can write is refused, unless it is sticky and not the last.
     type: path
     default: /etc/hapgent/state.json
   service:
@@ -99,7 +127,7 @@ options:
     default: 9777
   timeout:
     description:
-      - Seconds to wait for the agent's new answer.
+      - Seconds to wait for the lock of the state file and for the agent's new answer, V(0) to V(86400).
     type: float
     default: 10
   notify:
@@ -133,7 +161,7 @@ options:
     default: []
   wait_timeout:
     description:
-      - Seconds to wait for the load balancers.
+      - Seconds to wait for the load balancers, V(0) to V(86400).
     type: float
     default: 60
 seealso:
@@ -165,6 +193,26 @@ EXAMPLES = r"""
   hapgent.agent.hapgent_state:
     unset: [weight]
 
+- name: Take it out, but leave it alone if it is out already
+  hapgent.agent.hapgent_state:
+    status: DRAIN
+    only_if:
+      status: [UP, READY]
+  register: drained
+
+- name: Bring it back, unless it is out for another reason
+  hapgent.agent.hapgent_state:
+    status: UP
+    only_if:
+      reason: kernel upgrade, ask Ada
+
+- name: Create the state file of a new agent, before it starts
+  hapgent.agent.hapgent_state:
+    create: true
+    status: MAINT
+    reason: not installed yet
+    notify: false
+
 - name: Drain the second instance of the host
   hapgent.agent.hapgent_state:
     status: DRAIN
@@ -174,7 +222,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 before:
-  description: The state in the file before, with the fields that were set.
+  description: The state in the file before, with the fields that were set; empty if there was no file.
   returned: success, and failure after the file was read
   type: dict
   sample: {"status": "UP", "weight": 77}
@@ -183,6 +231,11 @@ after:
   returned: success, and failure after the file was read
   type: dict
   sample: {"status": "DRAIN", "weight": 77}
+kept:
+  description: Whether the state was kept because of O(only_if), or because O(create=true) and the file existed.
+  returned: success, and failure after the file was read
+  type: bool
+  sample: false
 answer:
   description:
     - What the agent answers now; in check mode, what it would answer. For a while after a change, it also tells what
@@ -204,12 +257,13 @@ not_seen_by:
   sample: []
 """
 
-import fcntl
 import os
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.hapgent.agent.plugins.module_utils import _as_owner
+from ansible_collections.hapgent.agent.plugins.module_utils._deadline import check_seconds
 from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     DEFAULT_STATE_FILE,
     POLL_SECONDS,
@@ -218,11 +272,12 @@ from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
     find_pid,
     instance_of,
 )
-from ansible_collections.hapgent.agent.plugins.module_utils._peers import Peer, WaitFor, WaitForError, polling
+from ansible_collections.hapgent.agent.plugins.module_utils._peers import Account, Peer, WaitFor, WaitForError, polling
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     LIMITS,
     STATUSES,
     LockedError,
+    MissingError,
     State,
     StateError,
     StateFile,
@@ -231,89 +286,153 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
 )
 
 LAST_LOOK_SECONDS = 5.0
+# What the disk may take, beyond the time for the lock and the agent.
+DISK_SECONDS = 5.0
+
+Fields = dict[str, t.Any]
+
+
+class Change(t.NamedTuple):
+    """What the options ask for.
+
+    C(named) are the fields that get a value, C(unset) those that lose theirs. With C(create), they are for a new file
+    only. C(statuses) and C(reason), if they are not None, are those with which a state may be changed.
+    """
+
+    named: Fields
+    unset: list[str]
+    create: bool = False
+    statuses: list[str] | None = None
+    reason: str | None = None
+
+    def is_for(self, state: State | None) -> bool:
+        """Whether this state, None if there is no file, may be changed."""
+        if self.create or state is None:
+            return self.create and state is None
+        return (self.statuses is None or state.status in self.statuses) and (
+            self.reason is None or (state.reason or "") == self.reason
+        )
+
+    def applied_to(self, state: State | None) -> State:
+        """This state, None if there is no file, with what is named and without what is unset. Raises StateError."""
+        status = self.named.get("status")
+        kept = state.with_status(status or state.status).fields() if state else {}
+        return from_fields({**kept, **self.named, **dict.fromkeys(self.unset)})
+
+    def wanted(self, state: State | None) -> State:
+        """The state that is wanted instead of this one, None if there is no file. Raises StateError."""
+        if self.is_for(state):
+            return self.applied_to(state)
+        if state is None:
+            raise MissingError("does not exist")
+        return state
 
 
 class HapgentState:
     """One change of one agent's state."""
 
-    def __init__(self, module: AnsibleModule, wait_for: WaitFor) -> None:
+    def __init__(self, module: AnsibleModule, change: Change, wait_for: WaitFor) -> None:
         self.module = module
+        self.change = change
         self.wait_for = wait_for
-        # Resolved once: a link that is bent while root works here leads nowhere else.
-        self.path: str = os.path.realpath(module.params["state_file"])
+        self.path: str = module.params["state_file"]
         self.deadline = time.monotonic() + module.params["timeout"]
         self.peers_before: list[Peer] = []
+        # What a failure says first, as long as nothing was changed nothing.
+        self.done = ""
         self.result: dict[str, t.Any] = {"changed": False}
 
     def run(self) -> None:
         """Do it, and leave the module with what was changed and what was not."""
-        lock = self._lock()
-        before, after = self._plan()
-        self.result.update(before=before.fields(), after=after.fields())
+        before = self._load()
+        after = self._wanted(before)
+        self._note(before, after)
         instance = self._find_instance() if self.module.params["notify"] else None
         answer = self._ask(instance) if instance else None
         if instance and answer is not None:
             # What undoes the state before is no difference.
-            answer = before.answer() if instance.tells(before, answer) else answer
+            answer = before.answer() if before and instance.tells(before, answer) else answer
             self.result["answer"] = answer
+        if after != before and not self.module.check_mode:
+            before, after = self._edit(before)
+            self._note(before, after)
         self._track(before, after, answer)
-        if self.result["changed"] and not self.module.check_mode:
-            if after != before:
-                self._save(after)
-            if instance:
-                self._notify(instance, after)
+        if instance and not self.module.check_mode:
+            after = self._have_it_told(instance, after)
         if instance:
             self.result["answer"] = after.answer()
-        if instance and self.module.params["wait"] and not self.module.check_mode:
-            # Whoever has to change this state meanwhile, can.
-            os.close(lock)
-            self._await_peers(instance, after)
         self.module.exit_json(**self.result)
 
-    def _lock(self) -> int:
-        """One run at a time, while the descriptor is open: two would lose each other's changes."""
-        folder = os.path.dirname(self.path)
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            self._fail(f"{folder}: cannot be read ({error.strerror}). Name the right file with state_file")
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                if time.monotonic() >= self.deadline:
-                    self._fail(f"another program has locked {folder} for {self.module.params['timeout']:g} s")
-                time.sleep(POLL_SECONDS)
+    # The file
 
-    def _plan(self) -> tuple[State, State]:
-        """The state in the file, and the one that is wanted."""
-        params = self.module.params
+    def _load(self) -> State | None:
+        """The state in the file, or None if there is none."""
         try:
-            before = StateFile(self.path).load()
+            return _state(self._as_owner(_load))
+        except _as_owner.MissingFolderError as error:
+            if not (self.change.create and self.module.check_mode):
+                self._fail(f"{self.path}: {error}")
+            return None
         except StateError as error:
-            self._fail(f"{self.path}: {error}. Repair the file or name the right one with state_file")
-        named = {name: params[name] for name in State._fields if params[name] is not None}
-        kept = before.with_status(named.get("status", before.status))
-        try:
-            after = from_fields({**kept.fields(), **named, **dict.fromkeys(params["unset"])})
-        except StateError as error:
-            self._fail(str(error))
-        if before.maxconn is not None and after.maxconn is None:
-            self.module.warn(
-                f"HAProxy keeps maxconn {before.maxconn}: no word of an agent gives the configured one back. "
-                "Tell the configured number with maxconn, or set it in HAProxy (set maxconn server)."
-            )
-        return before, after
+            self._fail_for_file(error)
+        except (_as_owner.PathError, _as_owner.NoOutcomeError, OSError) as error:
+            self._fail(f"{self.path}: {error}")
 
-    def _track(self, before: State, after: State, answer: str | None) -> None:
+    def _wanted(self, before: State | None) -> State:
+        try:
+            return self.change.wanted(before)
+        except StateError as error:
+            self._fail_for_file(error)
+
+    def _edit(self, seen: State | None) -> tuple[State | None, State]:
+        """Change the file under its lock: the state in it before, which need no longer be the one seen, and after."""
+
+        def edit(folder: int, name: str) -> tuple[Fields | None, Fields]:
+            # This process is one of its own: a new file gets its mode whatever the umask is.
+            os.umask(0o022)
+            before, after = StateFile(name, folder).edit(self.change.wanted, self.deadline)
+            return before and before.fields(), after.fields()
+
+        try:
+            before, after = self._as_owner(edit)
+        except StateError as error:
+            self._fail_for_file(error)
+        except (LockedError, _as_owner.PathError) as error:
+            self._fail(f"{self.path}: {error}")
+        except (_as_owner.NoOutcomeError, OSError) as error:
+            # The file may have been replaced all the same.
+            now = self._load()
+            if now != seen:
+                self.done = f"The file {self.path} was changed"
+                self.result["changed"] = True
+            self._fail(f"cannot write {self.path}: {error}")
+        return _state(before), from_fields(after)
+
+    def _as_owner(self, work: _as_owner.Work) -> t.Any:
+        deadline = max(self.deadline, time.monotonic()) + DISK_SECONDS
+        return _as_owner.run(self.path, work, deadline, (StateError, MissingError, LockedError))
+
+    # What is returned
+
+    def _note(self, before: State | None, after: State) -> None:
+        kept = before is not None and not self.change.is_for(before)
+        self.result.update(before=before.fields() if before else {}, after=after.fields(), kept=kept)
+
+    def _track(self, before: State | None, after: State, answer: str | None) -> None:
         """Tell the two sides apart, once for changed, check mode and diff."""
-        old, new = dump(before).decode(), dump(after).decode()
+        old, new = dump(before).decode() if before else "", dump(after).decode()
         if answer is not None:
             old += f"agent answers: {answer}\n"
             new += f"agent answers: {after.answer()}\n"
         self.result["changed"] = old != new
         self.result["diff"] = {"before_header": self.path, "after_header": self.path, "before": old, "after": new}
+        if before and before.maxconn is not None and after.maxconn is None:
+            self.module.warn(
+                f"HAProxy keeps maxconn {before.maxconn}: no word of an agent gives the configured one back. "
+                "Tell the configured number with maxconn, or set it in HAProxy (set maxconn server)."
+            )
+
+    # The agent
 
     def _find_instance(self) -> Instance:
         params = self.module.params
@@ -342,75 +461,133 @@ class HapgentState:
         except InstanceError as error:
             self._fail(str(error))
 
-    def _save(self, state: State) -> None:
-        try:
-            StateFile(self.path).edit(lambda _before: state, self.deadline)
-        except (LockedError, StateError) as error:
-            self._fail(f"{self.path}: {error}")
-        except OSError as error:
-            self._fail(f"cannot write {self.path}: {error.strerror}")
+    def _have_it_told(self, instance: Instance, state: State) -> State:
+        """Have the agent answer this state, and wait for it as asked. Returns the state that it answers then."""
+        self.done = f"The file {self.path} says {state.answer()}"
+        if self.result["changed"]:
+            state = self._notify(instance, state)
+        self.result["answer"] = state.answer()
+        if self.module.params["wait"]:
+            state = self._await_peers(instance, state)
+        return state
 
-    def _notify(self, instance: Instance, state: State) -> None:
-        """Have the agent read the file, and see that it did."""
-        written = f"The file {self.path} says {state.answer()}"
+    def _notify(self, instance: Instance, state: State) -> State:
+        """Have the agent read the file, and wait until it answers what is in there. Returns that state."""
         try:
             instance.reload()
-            answer = instance.await_state(state, self.deadline)
+            answer = instance.answer(self.deadline)
+            while not instance.tells(state, answer):
+                if time.monotonic() >= self.deadline:
+                    self._fail_for_answer(instance, answer)
+                time.sleep(POLL_SECONDS)
+                state = self._as_it_is_now(state)
+                answer = instance.answer(self.deadline + POLL_SECONDS)
         except InstanceError as error:
-            self.module.fail_json(msg=f"{written}, but {error}.", **self.result)
-        if not instance.tells(state, answer):
-            self.result["answer"] = answer
-            params = self.module.params
-            where = instance.status_socket or f"{params['address']} port {params['port']}"
-            self.module.fail_json(
-                msg=f"{written} and the agent was told to read it, but {where} still answers {answer} after "
-                f"{params['timeout']:g} s. See that service {params['service']} serves this file there.",
-                **self.result,
-            )
+            self._fail(str(error))
+        return state
 
-    def _await_peers(self, instance: Instance, state: State) -> None:
-        """Wait until the load balancers were told, and leave the module if they were not."""
-        timeout = self.module.params["wait_timeout"]
-        deadline = time.monotonic() + timeout
-        told = f"The file {self.path} says {state.answer()} and the agent tells it"
+    def _await_peers(self, instance: Instance, state: State) -> State:
+        """Wait until the load balancers were told, and leave the module if they were not. Returns what they were."""
+        deadline = time.monotonic() + self.module.params["wait_timeout"]
+        self.done = f"The file {self.path} says {state.answer()} and the agent tells it"
         while True:
             over = time.monotonic() >= deadline
             try:
                 # Also in the end, it is asked who does not have it.
                 status = instance.status(max(deadline, time.monotonic()) + LAST_LOOK_SECONDS)
             except InstanceError as error:
-                self.module.fail_json(msg=f"{told}, but whom is not known: {error}.", **self.result)
+                self._fail(f"whom is not known: {error}")
             if status["state"] != state.fields():
-                self.result["answer"] = status["answer"]
-                self.module.fail_json(
-                    msg=f"{told}, but somebody has changed the state meanwhile: it answers {status['answer']}.",
-                    **self.result,
-                )
-            account = self.wait_for.account(status["peers"], polling(self.peers_before))
-            self.result.update(seen_by=account.seen_by, not_seen_by=account.not_seen_by)
-            if account.complete:
-                return
+                state = self._as_it_is_now(state)
+            is_told = status["state"] == state.fields()
+            if is_told:
+                account = self.wait_for.account(status["peers"], polling(self.peers_before))
+                self.result.update(seen_by=account.seen_by, not_seen_by=account.not_seen_by)
+                if account.complete:
+                    return state
+            if over and not is_told:
+                self._fail_for_answer(instance, status["answer"])
             if over:
-                break
+                # The agent may have forgotten some that it knew.
+                self._fail(self._who_is_missing(account, [*self.peers_before, *status["peers"]]))
             time.sleep(POLL_SECONDS)
+
+    def _who_is_missing(self, account: Account, peers: list[Peer]) -> str:
+        within = f"{self.module.params['wait_timeout']:g} s"
         if account.not_seen_by:
-            # The agent may have forgotten some that it knew.
-            missing = account.missing([*self.peers_before, *status["peers"]])
-            problem = f"not to {missing} within {timeout:g} s"
-        elif account.seen_by:
-            problem = f"only to {len(account.seen_by)} load balancers of {self.wait_for.count} within {timeout:g} s"
-        else:
-            problem = (
-                f"nobody has asked it for {timeout:g} s: no load balancer acts on it. See that agent-check, and the "
-                "right agent-port, are on the server line in HAProxy, and that no firewall is between"
-            )
-        self.module.fail_json(msg=f"{told}, but {problem}.", **self.result)
+            return f"not to {account.missing(peers)} within {within}"
+        if account.seen_by:
+            return f"only to {len(account.seen_by)} load balancers of {self.wait_for.count} within {within}"
+        return (
+            f"nobody has asked it for {within}: no load balancer acts on it. See that agent-check, and the right "
+            "agent-port, are on the server line in HAProxy, and that no firewall is between"
+        )
+
+    def _as_it_is_now(self, state: State) -> State:
+        """The state in the file now: another change may have come, but what was asked for must still be so."""
+        now = self._load()
+        if now == state:
+            return state
+        if now is None or not (self.result["kept"] or self.change.applied_to(now) == now):
+            self.result["answer"] = now.answer() if now else None
+            self._fail(f"the state was changed meanwhile, to {now.answer() if now else 'none'}")
+        self.result["after"] = now.fields()
+        return now
+
+    # Failures
+
+    def _fail_for_file(self, error: StateError) -> t.NoReturn:
+        if isinstance(error, MissingError):
+            self._fail(f"{self.path} does not exist: name the right file with state_file, or make it with create")
+        self._fail(f"{self.path}: {error}. Repair the file or name the right one with state_file")
+
+    def _fail_for_answer(self, instance: Instance, answer: str) -> t.NoReturn:
+        params = self.module.params
+        where = instance.status_socket or f"{params['address']} port {params['port']}"
+        self.result["answer"] = answer
+        self._fail(
+            f"{where} still answers {answer} after {params['timeout']:g} s. "
+            f"See that service {params['service']} serves this file there"
+        )
 
     def _fail(self, problem: str) -> t.NoReturn:
-        """Leave the module before anything was changed."""
+        """Leave the module, and say what was changed."""
+        if self.done:
+            self.module.fail_json(msg=f"{self.done}, but {problem}.", **self.result)
         if "before" in self.result:
             self.result["after"] = self.result["before"]
         self.module.fail_json(msg=f"{problem}. Nothing was changed.", **{**self.result, "changed": False})
+
+
+def _load(folder: int, name: str) -> Fields | None:
+    try:
+        return StateFile(name, folder).load().fields()
+    except MissingError:
+        return None
+
+
+def _state(fields: Fields | None) -> State | None:
+    return from_fields(fields) if fields is not None else None
+
+
+def _change(params: dict[str, t.Any]) -> Change:
+    """What the options ask for. Raises ValueError, which says what is wrong with which of them."""
+    for name in ("timeout", "wait_timeout"):
+        check_seconds(name, params[name])
+    for name in params["unset"]:
+        if params[name] is not None:
+            raise ValueError(f"{name} must not be both set and in unset")
+    if not 1 <= params["port"] <= 65535:
+        raise ValueError(f"port must be 1 to 65535, not {params['port']}")
+    if params["wait"] and not params["notify"]:
+        raise ValueError("wait must not be true if notify is false")
+    if params["create"] and params["status"] is None:
+        raise ValueError("create needs a status")
+    named = {name: params[name] for name in State._fields if params[name] is not None}
+    # The state before only adds fields that are valid.
+    from_fields({"status": STATUSES[0], **named})
+    only_if = params["only_if"] or {}
+    return Change(named, params["unset"], params["create"], only_if.get("status"), only_if.get("reason"))
 
 
 def main() -> None:
@@ -421,6 +598,14 @@ def main() -> None:
             "maxconn": {"type": "int"},
             "reason": {"type": "str"},
             "unset": {"type": "list", "elements": "str", "choices": [*LIMITS, "reason"], "default": []},
+            "only_if": {
+                "type": "dict",
+                "options": {
+                    "status": {"type": "list", "elements": "str", "choices": list(STATUSES)},
+                    "reason": {"type": "str"},
+                },
+            },
+            "create": {"type": "bool", "default": False},
             "state_file": {"type": "path", "default": DEFAULT_STATE_FILE},
             "service": {"type": "str", "default": "hapgent"},
             "address": {"type": "str", "default": "127.0.0.1"},
@@ -432,20 +617,15 @@ def main() -> None:
             "wait_except": {"type": "list", "elements": "str", "default": []},
             "wait_timeout": {"type": "float", "default": 60},
         },
+        mutually_exclusive=[("create", "only_if")],
         supports_check_mode=True,
     )
-    for name in module.params["unset"]:
-        if module.params[name] is not None:
-            module.fail_json(msg=f"{name} is both named and in unset: allowed is one of them. Nothing was changed.")
-    if not 1 <= module.params["port"] <= 65535:
-        module.fail_json(msg=f"port is {module.params['port']}: allowed is 1 to 65535. Nothing was changed.")
-    if module.params["wait"] and not module.params["notify"]:
-        module.fail_json(msg="wait is true and notify is false: allowed is wait with notify. Nothing was changed.")
     try:
+        change = _change(module.params)
         wait_for = WaitFor(module.params["wait_for"], module.params["wait_except"])
-    except WaitForError as error:
+    except (ValueError, StateError, WaitForError) as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
-    HapgentState(module, wait_for).run()
+    HapgentState(module, change, wait_for).run()
 
 
 if __name__ == "__main__":

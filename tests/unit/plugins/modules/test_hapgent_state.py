@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
 SERVICE = "no-service-of-this-name"
 
 Result = dict[str, Any]
+TIMES = ("timeout", "wait_timeout")
 
 
 def run_module(*, python: str = sys.executable, check: bool = False, **arguments: Any) -> Result:
@@ -285,13 +287,12 @@ def test_keeps_mode_and_owner(agents: Agents) -> None:
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
 
-def test_follows_a_link(agents: Agents, tmp_path: Path) -> None:
+def test_a_link_is_refused(agents: Agents, tmp_path: Path) -> None:
     target, link = tmp_path / "target.json", tmp_path / "link.json"
+    agent = agents.start(state_file=target)
     link.symlink_to(target)
-    agent = agents.start(state_file=link)
-    assert change(agent, status="DRAIN")["answer"] == "DRAIN"
-    assert link.is_symlink()
-    assert json.loads(target.read_bytes()) == {"status": "DRAIN"}
+    assert_nothing_changed(change(agent, state_file=str(link), status="DRAIN"), f"{link}: is a symbolic link")
+    assert saved(agent) == {"status": "UP"}
 
 
 def test_replaces_what_a_killed_run_left(agents: Agents, tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ def test_replaces_what_a_killed_run_left(agents: Agents, tmp_path: Path) -> None
         (b'{"status": "UP", "weight": 300}', "weight is 300"),
         (b'{"status": "up"}', 'status is "up"'),
         (b"", "not JSON"),
-        (None, "No such file or directory"),
+        (None, "does not exist"),
     ],
 )
 @pytest.mark.parametrize("notify", [True, False])
@@ -332,6 +333,117 @@ def test_file_that_cannot_be_written(agents: Agents) -> None:
     assert agent.ask() == b"UP\n"
 
 
+# A new file
+
+
+@pytest.fixture
+def new_file(tmp_path: Path) -> Path:
+    (tmp_path / "folder").mkdir()
+    return tmp_path / "folder" / "state.json"
+
+
+def create(path: Path, **arguments: Any) -> Result:
+    return run_module(state_file=str(path), create=True, notify=False, **arguments)
+
+
+def test_creates_the_file_and_then_leaves_it_as_it_is(new_file: Path) -> None:
+    wanted = {"status": "MAINT", "weight": 5, "maxconn": 7, "reason": "not installed yet"}
+
+    predicted = create(new_file, check=True, **wanted)
+    assert os.listdir(new_file.parent) == []
+    # Nobody's umask decides who can read it.
+    before = os.umask(0o077)
+    try:
+        done = create(new_file, **wanted)
+    finally:
+        os.umask(before)
+    assert json.loads(new_file.read_bytes()) == wanted
+    assert stat.S_IMODE(new_file.stat().st_mode) == 0o644
+    assert (done["changed"], done["kept"], done["before"], done["after"]) == (True, False, {}, wanted)
+    for key in ("changed", "kept", "before", "after", "diff"):
+        assert predicted[key] == done[key]
+
+    found = looks(new_file)
+    for check in (True, False):
+        again = create(new_file, check=check, status="UP", weight=9)
+        assert (again["changed"], again["kept"], again["before"], again["after"]) == (False, True, wanted, wanted)
+        assert looks(new_file) == found
+
+
+def test_creates_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "missing" / "state.json"
+    assert_nothing_changed(create(file, status="UP"), f"folder {file.parent} does not exist")
+    # In check mode, nothing that a run before would have made is there.
+    predicted = create(file, check=True, status="UP")
+    assert (predicted["changed"], predicted["before"], predicted["after"]) == (True, {}, {"status": "UP"})
+    assert os.listdir(tmp_path) == []
+
+
+def test_creates_no_file_without_being_asked(new_file: Path) -> None:
+    result = run_module(state_file=str(new_file), notify=False, status="UP")
+    assert_nothing_changed(result, f"{new_file} does not exist", "create")
+    assert not new_file.exists()
+
+
+def test_does_not_replace_an_invalid_file(new_file: Path) -> None:
+    new_file.write_bytes(b"{}")
+    assert_nothing_changed(create(new_file, status="UP"), str(new_file), "status is missing")
+    assert new_file.read_bytes() == b"{}"
+
+
+def test_two_runs_at_once_create_one_file(new_file: Path) -> None:
+    with ThreadPoolExecutor() as runs:
+        results = list(runs.map(lambda weight: create(new_file, status="UP", weight=weight), range(4)))
+    made = [result["after"] for result in results if result["changed"]]
+    assert made == [json.loads(new_file.read_bytes())]
+
+
+# Only if
+
+
+DRAINED = b'{"status": "DRAIN", "reason": "disk"}'
+# What is in the file, only_if, and whether the state is kept.
+ONLY_IF: dict[str, tuple[bytes, Result, bool]] = {
+    "this status": (FULL, {"status": ["UP", "READY"]}, False),
+    "another status": (DRAINED, {"status": ["UP", "READY"]}, True),
+    "no status": (FULL, {"status": []}, True),
+    "this reason": (DRAINED, {"reason": "disk"}, False),
+    "another reason": (DRAINED, {"reason": "dis"}, True),
+    "no reason": (FULL, {"reason": ""}, False),
+    "a reason instead of none": (DRAINED, {"reason": ""}, True),
+    "none instead of a reason": (FULL, {"reason": "disk"}, True),
+    "both": (DRAINED, {"status": ["DRAIN"], "reason": "disk"}, False),
+    "the status alone": (DRAINED, {"status": ["DRAIN"], "reason": "release"}, True),
+    "the reason alone": (DRAINED, {"status": ["MAINT"], "reason": "disk"}, True),
+    "nothing": (DRAINED, {}, False),
+}
+
+
+@pytest.mark.parametrize(("content", "only_if", "kept"), ONLY_IF.values(), ids=ONLY_IF)
+def test_changes_only_if(agents: Agents, content: bytes, only_if: Result, kept: bool) -> None:
+    agent = agents.start(content)
+    before, answer = saved(agent), agent.ask()
+    predicted = change(agent, check=True, status="DOWN", reason="mine", only_if=only_if)
+    done = change(agent, status="DOWN", reason="mine", only_if=only_if)
+    for key in ("changed", "kept", "before", "after", "answer", "diff"):
+        assert predicted[key] == done[key]
+    assert (done["changed"], done["kept"], done["before"]) == (not kept, kept, before)
+    assert done["after"] == saved(agent)
+    assert (done["after"] == before) == kept
+    assert (agent.ask() == answer) == kept
+
+
+def test_what_is_kept_is_told_and_waited_for(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    agent = start_with_status(agents, tmp_path)
+    # The agent has not read it yet.
+    agent.write_state(DRAINED)
+    with polled(agent, eventually, {FAST: 0.1}) as balancers:
+        result = change(agent, status="UP", only_if={"reason": "release"}, wait=True)
+    assert (result["kept"], result["changed"], result["seen_by"]) == (True, True, [FAST])
+    assert saved(agent) == json.loads(DRAINED)
+    assert balancers[FAST].told[-1] == b"DRAIN UP # disk\n"
+
+
 # Arguments
 
 
@@ -342,15 +454,17 @@ def test_file_that_cannot_be_written(agents: Agents) -> None:
         ({"weight": -1}, ["weight is -1", "0 to 255"]),
         ({"maxconn": 65536}, ["maxconn is 65536", "0 to 65535"]),
         ({"maxconn": -1}, ["maxconn is -1", "0 to 65535"]),
-        ({"weight": 5, "unset": ["weight"]}, ["weight", "named", "unset"]),
-        ({"maxconn": 5, "unset": ["maxconn"]}, ["maxconn", "named", "unset"]),
-        ({"reason": "x", "unset": ["reason"]}, ["reason", "named", "unset"]),
+        ({"weight": 5, "unset": ["weight"]}, ["weight", "set", "unset"]),
+        ({"maxconn": 5, "unset": ["maxconn"]}, ["maxconn", "set", "unset"]),
+        ({"reason": "x", "unset": ["reason"]}, ["reason", "set", "unset"]),
         ({"reason": ""}, ['reason is ""', "1 to 120 bytes"]),
         ({"reason": " "}, ['reason is " "', "1 to 120 bytes"]),
         ({"reason": "x" * 121}, ["reason is", "1 to 120 bytes"]),
         ({"reason": "ä" * 61}, ["reason is", "1 to 120 bytes"]),
         ({"reason": "disk #3"}, ['reason is "disk #3"', "without control characters and #"]),
         ({"reason": "no\ndisk"}, [r'reason is "no\ndisk"', "without control characters and #"]),
+        *(({name: value}, [name, "0 to 86400"]) for name in TIMES for value in ("nan", "inf", "-inf", -1, 86401, 1e10)),
+        ({"create": True}, ["create needs a status"]),
         ({"port": 0}, ["port", "0"]),
         ({"port": -1}, ["port", "-1"]),
         ({"port": 65536}, ["port", "65536"]),
@@ -358,7 +472,8 @@ def test_file_that_cannot_be_written(agents: Agents) -> None:
 )
 def test_argument_out_of_its_range(agents: Agents, arguments: Result, named: list[str]) -> None:
     agent = agents.start(FULL)
-    result = change(agent, status="DRAIN", **arguments)
+    status = {} if "create" in arguments else {"status": "DRAIN"}
+    result = change(agent, **status, **arguments)
     assert_nothing_changed(result, *named)
     assert agent.state_file.read_bytes() == FULL
     assert agent.ask() == b"UP 77% maxconn:300\n"
@@ -383,6 +498,9 @@ def test_port_out_of_its_range_is_no_other_port(agents: Agents) -> None:
         ({"unset": ["status"]}, ["unset", "weight, maxconn, reason"]),
         ({"wait": "for me"}, ["wait", "bool"]),
         ({"wait_timeout": "a minute"}, ["wait_timeout", "float"]),
+        ({"only_if": {"status": ["up"]}}, ["status", "READY"]),
+        ({"only_if": {"state": "UP"}}, ["state", "Supported parameters"]),
+        ({"only_if": {"reason": ""}, "create": True, "status": "UP"}, ["mutually exclusive", "create", "only_if"]),
         ({"state": "UP"}, ["state", "Supported parameters"]),
     ],
 )
@@ -591,12 +709,30 @@ def test_two_runs_at_once_lose_none_of_their_changes(agents: Agents) -> None:
 
 def test_does_not_wait_for_another_run_for_ever(agents: Agents) -> None:
     agent = agents.start(FULL)
-    folder = os.open(agent.state_file.parent, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    assert_nothing_changed(change(agent, status="DRAIN", timeout=0.5), "locked", str(agent.state_file.parent))
-    assert agent.state_file.read_bytes() == FULL
-    os.close(folder)
+    assert change(agent, weight=77, maxconn=301)["changed"]
+    before = agent.state_file.read_bytes()
+    with locked(agent.state_file.with_name("state.json.lock")):
+        result = change(agent, status="DRAIN", timeout=0.5)
+    # It says who holds the lock.
+    assert_nothing_changed(result, "state.json.lock is locked by", str(os.getpid()))
+    assert agent.state_file.read_bytes() == before
     assert change(agent, status="DRAIN")["changed"]
+
+
+def test_a_lock_on_the_folder_is_in_nobodys_way(agents: Agents) -> None:
+    agent = agents.start(FULL)
+    with locked(agent.state_file.parent):
+        assert change(agent, status="DRAIN", timeout=5)["changed"]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 # Agents that settle, and agents with a status socket
@@ -1035,7 +1171,7 @@ def test_does_not_wait_without_a_status_socket(agents: Agents, check: bool) -> N
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"wait": True, "notify": False}, ["wait is true and notify is false"]),
+        ({"wait": True, "notify": False}, ["wait must not be true", "notify"]),
         ({"wait": True, "wait_for": "all"}, ["wait_for is 'all'", "auto, a number from 1 to 1024, or a list"]),
         ({"wait": True, "wait_for": 0}, ["wait_for is 0", "auto, a number from 1 to 1024, or a list"]),
         ({"wait": True, "wait_for": "9" * 5000}, ["wait_for is '9999", "a number from 1 to 1024"]),
@@ -1066,7 +1202,7 @@ def test_somebody_changes_the_state_while_somebody_waits(
         result = run.result()
     assert result["failed"]
     assert result["changed"]
-    assert "somebody has changed the state meanwhile: it answers UP" in result["msg"]
+    assert "the state was changed meanwhile, to UP" in result["msg"]
     assert result["answer"] == "UP"
 
 
