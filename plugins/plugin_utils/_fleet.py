@@ -16,12 +16,14 @@ import re
 import time
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State
 
 Result = t.Mapping[str, t.Any]
 
 IN = ("UP", "READY")
 MARK = " !"
+MOST_SHOWN = 2000
 
 
 class FleetError(Exception):
@@ -39,19 +41,69 @@ class Pool(t.NamedTuple):
 
     def refusal(self, leaving: t.Collection[str], min_up: t.Any) -> str:
         """Why these servers may not leave, '' if they may. Raises FleetError."""
+        return _joined([self], leaving, min_up)
+
+    def shortage(self, leaving: t.Collection[str], min_up: t.Any) -> str:
+        """The refusal without its title, '' if enough would stay. Raises FleetError."""
         is_in = [name for name, (takes, _says) in self.members.items() if takes]
         staying = [name for name in is_in if name not in leaving]
-        least = at_least(min_up, len(self.members))
+        total = len(self.members)
+        least = at_least(min_up, total)
         # What is out already does not leave. What may be in, does.
-        leaves = any(name in leaving and takes is not False for name, (takes, _says) in self.members.items())
+        leaves = [name for name, (takes, _says) in self.members.items() if name in leaving and takes is not False]
         if len(staying) >= least or not leaves:
             return ""
         not_in = [f"{name} is {says}" for name, (takes, says) in self.members.items() if not takes]
+        never = f" With {total}, that lets none leave, ever: lower hapgent_min_up." if least >= total else ""
         return (
-            f"Of the {len(self.members)} servers {self.title}, {len(staying)} would stay in, and hapgent_min_up is "
-            f"{min_up}{'' if str(min_up) == str(least) else f', here {least}'}. "
-            f"Staying: {', '.join(staying) or 'none'}. Not in: {', '.join(not_in) or 'none'}."
+            f"{len(staying)} would stay in, and hapgent_min_up is "
+            f"{min_up}{'' if str(min_up) == str(least) else f', here {least}'}.{never} "
+            f"Leaving: {', '.join(leaves)}. Staying: {', '.join(staying) or 'none'}. "
+            f"Not in: {', '.join(not_in) or 'none'}."
         )
+
+
+def refusals(views: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
+    """Why these hosts may not leave at the same time, each reason once. Raises FleetError.
+
+    Each has its C(host), C(server) (its name in HAProxy), C(min_up), and what it is judged by: C(asked), the results of
+    its load balancers, or if it has none C(agents), the results of its fleet. Both are empty if it has none.
+    """
+    servers = [view["server"] for view in views]
+    names = [view["host"] for view in views]
+    found: dict[str, None] = {}
+    for min_up in dict.fromkeys(str(view["min_up"]) for view in views):
+        alike = [view for view in views if str(view["min_up"]) == min_up]
+        balanced = [pool for view in alike for pool in backends(view["asked"], servers)]
+        fleets = [hosts(view["agents"]) for view in alike if not view["asked"] and view["agents"]]
+        unknown = [view["host"] for view in alike if not view["asked"] and not view["agents"]]
+        at_least(min_up, 0)  # It is wrong also where there is nothing to refuse.
+        if unknown and min_up not in ("0", "0%"):
+            found[_unknown(unknown, min_up)] = None
+        found.update(dict.fromkeys([*_merged(balanced, servers, min_up), *_merged(fleets, names, min_up)]))
+    return [printable(refusal, MOST_SHOWN) for refusal in found]
+
+
+def _merged(pools: t.Iterable[Pool], leaving: t.Collection[str], min_up: t.Any) -> list[str]:
+    """One refusal for all pools that are short of the same servers, such as of a backend on each load balancer."""
+    alike: dict[str, dict[str, Pool]] = {}
+    for pool in pools:
+        alike.setdefault(pool.shortage(leaving, min_up), {})[pool.title] = pool
+    return [_joined(list(same.values()), leaving, min_up) for shortage, same in alike.items() if shortage]
+
+
+def _joined(pools: t.Sequence[Pool], leaving: t.Collection[str], min_up: t.Any) -> str:
+    """The refusal of pools that are short of the same servers, '' if they are short of none."""
+    shortage = pools[0].shortage(leaving, min_up)
+    titles = " and ".join(pool.title for pool in pools)
+    return f"Of the {len(pools[0].members)} servers {titles}, {shortage}" if shortage else ""
+
+
+def _unknown(names: t.Sequence[str], min_up: str) -> str:
+    return (
+        f"hapgent_min_up is {min_up}, and no servers are known that it is about: name hapgent_load_balancers, or a "
+        f"hapgent_fleet of hosts in the inventory, {', '.join(names)} among them."
+    )
 
 
 def at_least(min_up: t.Any, total: int) -> int:
@@ -63,10 +115,13 @@ def at_least(min_up: t.Any, total: int) -> int:
 
 
 def backends(asked: t.Iterable[Result], leaving: t.Collection[str]) -> list[Pool]:
-    """The backends, on each load balancer, that have one of these servers. Backup servers stand in for none."""
+    """The backends, on each load balancer, that have one of these servers.
+
+    Backup servers stand in for none, and servers that never were in do not count.
+    """
     pools: dict[tuple[str, str], Pool] = {}
     for result, server in _servers(asked):
-        if not server["backup"]:
+        if not server["backup"] and not _never_in(server):
             pool = pools.setdefault(
                 (result["item"], server["backend"]), Pool(f"of {server['backend']} on {result['item']}", {})
             )
@@ -136,6 +191,15 @@ def _servers(asked: t.Iterable[Result]) -> t.Iterator[tuple[Result, Result]]:
     for result in asked:
         for server in result.get("servers", []):
             yield result, server
+
+
+def _never_in(server: Result) -> bool:
+    """Whether it is no part of what a backend serves with, so that a percentage is not of it.
+
+    Such is a name without an address, as the free slots of C(server-template), a server that is C(disabled) in the
+    configuration, and one with the configured weight 0.
+    """
+    return bool({"resolution", "configuration"} & {*server["admin_by"]}) or server["configured_weight"] == 0
 
 
 def _narrowed(told: Result, name: str, wanted: t.Collection[str]) -> Result:

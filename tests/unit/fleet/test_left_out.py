@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DRAIN = "hapgent.agent.drain"
 LIMIT = "--limit=web1"
+# As auto, however long a load balancer that is down has been silent.
+BOTH = {"hapgent_wait_for": ["127.0.0.11", "127.0.0.12"]}
 
 
 def advised(text: str) -> str:
@@ -36,17 +38,18 @@ def test_load_balancer_that_has_gone_down_is_left_out_everywhere(fleet: Fleet, a
     assert pattern == "lb,!lb2"
     assert fleet.state("web1") == {"status": "UP"}
 
-    fleet.play(DRAIN, LIMIT, variables={"hapgent_load_balancers": pattern, "hapgent_wait_timeout": 5})
+    variables = {**BOTH, "hapgent_load_balancers": pattern, "hapgent_wait_timeout": 5}
+    fleet.play(DRAIN, LIMIT, variables=variables)
     assert fleet.state("web1") == {"status": "DRAIN"}
     assert fleet.load_balancers["lb1"].statuses()["web1"].startswith("DRAIN")
-    fleet.play("hapgent.agent.undrain", LIMIT, variables={"hapgent_load_balancers": pattern, "hapgent_wait_timeout": 5})
+    fleet.play("hapgent.agent.undrain", LIMIT, variables=variables)
     assert fleet.state("web1") == {"status": "UP"}
 
 
 def test_load_balancer_that_is_left_out_without_its_address(fleet: Fleet) -> None:
     """The agent waits for it, and the message has the name of the host, the address, the state and what to set."""
     fleet.load_balancers["lb2"].stop()
-    variables = {"hapgent_load_balancers": "lb,!lb2", "hapgent_wait_timeout": 1}
+    variables = {**BOTH, "hapgent_load_balancers": "lb,!lb2", "hapgent_wait_timeout": 1}
     failure = fleet.play(DRAIN, LIMIT, succeeds=False, variables=variables).failures()["web1"]
     assert fleet.state("web1") == {"status": "DRAIN"}
     for part in ("127.0.0.12", "lb2", "DRAIN", "hapgent_source_addresses"):
@@ -58,7 +61,8 @@ def test_load_balancer_that_does_not_poll_is_named(fleet: Fleet) -> None:
     """It answers on its stats socket, and has stopped to ask the agent."""
     fleet.host_vars("lb2")["hapgent_source_addresses"] = ["127.0.0.12"]
     fleet.load_balancers["lb2"].send("disable agent web/web1")
-    failure = fleet.play(DRAIN, LIMIT, succeeds=False, variables={"hapgent_wait_timeout": 1}).failures()["web1"]
+    variables = {**BOTH, "hapgent_wait_timeout": 1}
+    failure = fleet.play(DRAIN, LIMIT, succeeds=False, variables=variables).failures()["web1"]
     assert "127.0.0.12 (lb2" in failure
     assert "DRAIN" in failure
     assert advised(failure) == "lb,!lb2"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import (
     backends,
     hosts,
     kept_out,
+    refusals,
     table,
 )
 from hypothesis import given
@@ -181,26 +183,29 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
         pool(a="UP", b="UP", c="UP"),
         ["a", "c"],
         2,
-        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. Staying: b. Not in: none.",
+        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. "
+        "Leaving: a, c. Staying: b. Not in: none.",
     ),
     "a percentage": (
         pool(a="UP", b="UP", c="UP"),
         ["a", "c"],
         "50%",
-        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 50%, here 2. Staying: b. Not in: none.",
+        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 50%, here 2. "
+        "Leaving: a, c. Staying: b. Not in: none.",
     ),
     "none stays": (
         pool(a="UP"),
         ["a"],
         "1",
-        "Of the 1 servers of web on lb1, 0 would stay in, and hapgent_min_up is 1. Staying: none. Not in: none.",
+        "Of the 1 servers of web on lb1, 0 would stay in, and hapgent_min_up is 1. With 1, that lets none leave, "
+        "ever: lower hapgent_min_up. Leaving: a. Staying: none. Not in: none.",
     ),
     "none stays, and may": (pool(a="UP"), ["a"], 0, ""),
     "others are out already": (
         pool(a="UP", b="UP", c="DRAIN (agent)", d="MAINT"),
         ["a"],
         "50%",
-        "Of the 4 servers of web on lb1, 1 would stay in, and hapgent_min_up is 50%, here 2. Staying: b. "
+        "Of the 4 servers of web on lb1, 1 would stay in, and hapgent_min_up is 50%, here 2. Leaving: a. Staying: b. "
         "Not in: c is DRAIN (agent), d is MAINT.",
     ),
     # It takes nothing away, and the rest of a rolling that stopped can go on.
@@ -209,7 +214,8 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
         pool(a="UP", b="DOWN", c="UP"),
         ["a", "b"],
         2,
-        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. Staying: c. Not in: b is DOWN.",
+        "Of the 3 servers of web on lb1, 1 would stay in, and hapgent_min_up is 2. "
+        "Leaving: a. Staying: c. Not in: b is DOWN.",
     ),
     "leaves twice": (pool(a="UP", b="UP"), ["a", "a"], 1, ""),
     "of another pool": (pool(a="UP", b="UP"), ["x", "y"], 2, ""),
@@ -218,7 +224,8 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
         pool(a="UP", b="UP"),
         ["a"],
         3,
-        "Of the 2 servers of web on lb1, 1 would stay in, and hapgent_min_up is 3. Staying: b. Not in: none.",
+        "Of the 2 servers of web on lb1, 1 would stay in, and hapgent_min_up is 3. With 2, that lets none leave, "
+        "ever: lower hapgent_min_up. Leaving: a. Staying: b. Not in: none.",
     ),
 }
 
@@ -234,7 +241,7 @@ def test_host_of_which_nothing_is_known_may_be_in() -> None:
     assert "0 would stay in" in servers.refusal(["c"], 1)
     assert servers.refusal(["a"], 1) == servers.refusal(["d"], 2) == servers.refusal(["a"], 0) == ""
     assert servers.refusal(["a", "d"], 2) == (
-        "Of the 4 servers here, 1 would stay in, and hapgent_min_up is 2. Staying: c. "
+        "Of the 4 servers here, 1 would stay in, and hapgent_min_up is 2. Leaving: a. Staying: c. "
         "Not in: a is unknown, b is unknown, d is DOWN."
     )
 
@@ -282,6 +289,73 @@ def test_backends_that_have_one_of_them() -> None:
     ]
     assert [servers.title for servers in backends(asked, ["web3", "web3"])] == ["of api on lb1"]
     assert backends(asked, []) == backends(asked, ["web8"]) == backends([], ["web1"]) == []
+
+
+def test_servers_that_never_were_in_do_not_count() -> None:
+    """Free slots of a template, one that is disabled, and one of the configured weight 0."""
+    slots = [server(f"slot{number}", "MAINT (resolution)", admin=0x20) for number in range(7)]
+    on_page = [server(f"page{number}", "MAINT (resolution)", admin=None) for number in range(2)]
+    up = [server(f"web{number}") for number in range(1, 4)]
+    off = server("canary", "MAINT by configuration")
+    weightless = server("spare", weight=0, configured_weight=0)
+    (pool,) = backends([told("lb1", *slots, *up, *on_page, off, weightless)], ["web1"])
+    assert list(pool.members) == ["web1", "web2", "web3"]
+    assert pool.refusal(["web1"], "50%") == ""
+    # One that somebody has enabled since counts, and so does one that the agent or an operator took out.
+    rows = [server("canary"), server("web1", "MAINT"), server("web2", weight=0)]
+    assert list(backends([told("lb1", *rows)], ["web1"])[0].members) == ["canary", "web1", "web2"]
+
+
+# Each reason once
+
+
+def view(
+    name: str, min_up: Any = "75%", *, asked: list[Result] | None = None, agents: list[Result] | None = None
+) -> Result:
+    return {"host": f"host-of-{name}", "server": name, "min_up": min_up, "asked": asked or [], "agents": agents or []}
+
+
+def test_each_reason_is_given_once() -> None:
+    """Not for each load balancer and each host; with who would leave, and who would stay."""
+    three = [server("web1"), server("web2"), server("web3")]
+    asked = [told("lb1", *three), told("lb2", *three)]
+    (refusal,) = refusals([view("web1", asked=asked), view("web2", asked=asked)])
+    assert "web on lb1 and of web on lb2" in refusal
+    assert "Leaving: web1, web2. Staying: web3." in refusal
+    # A load balancer that sees it otherwise is another reason.
+    asked[1] = told("lb2", server("web1"), server("web2", "DOWN"), server("web3"))
+    assert len(refusals([view("web1", asked=asked)])) == 2
+    assert refusals([view("web1", 1, asked=asked)]) == refusals([]) == []
+
+
+@pytest.mark.parametrize(
+    ("total", "min_up", "never"), [(3, "75%", True), (3, 3, True), (4, "76%", True), (4, 3, False)]
+)
+def test_hapgent_min_up_that_lets_none_leave_ever(total: int, min_up: Any, never: bool) -> None:
+    asked = [told("lb1", *(server(f"web{number}") for number in range(total - 1)), server("last", "DOWN"))]
+    (refusal,) = refusals([view("web0", min_up, asked=asked)])
+    assert ("ever" in refusal) is never
+
+
+def test_hosts_of_two_kinds() -> None:
+    fleet = [agent("host-of-a"), agent("host-of-b")]
+    views = [view("a", 1, agents=fleet), view("b", 1, agents=fleet), view("c", 1), view("d", 0), view("e", "0%")]
+    of_fleet, unknown = sorted(refusals(views))
+    assert "of hapgent_fleet" in of_fleet
+    assert "host-of-a, host-of-b" in of_fleet
+    assert "host-of-c among them" in unknown
+    assert not {"host-of-d", "host-of-e"} & set(re.split(r"[ ,.]+", f"{of_fleet} {unknown}"))
+
+
+@pytest.mark.parametrize("min_up", ["half", "101%"])
+def test_min_up_that_is_none_is_wrong_also_if_nothing_is_refused(min_up: str) -> None:
+    with pytest.raises(FleetError):
+        refusals([view("web1", min_up, asked=[told("lb1")])])
+
+
+def test_refusal_is_safe_to_print() -> None:
+    (refusal,) = refusals([view("web1", 3, asked=[told("lb1", server("web1"), server("\x1b[2J"))])])
+    assert refusal.isprintable()
 
 
 def test_backup_servers_stand_in_for_none_and_may_leave() -> None:

@@ -1,0 +1,27 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What hapgent_min_up refuses, asked from real load balancers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.unit.fleet.conftest import Fleet
+
+UP = {"status": "UP"}
+
+
+def test_refusal_is_reported_once_and_nothing_leaves(fleet: Fleet) -> None:
+    variables = {"hapgent_hosts": "web1,web2", "hapgent_min_up": "50%"}
+    played = fleet.play("hapgent.agent.drain", succeeds=False, variables=variables)
+    assert list(played.failures()) == ["web1"]
+    refusal = played.failures()["web1"]
+    for part in ("web on lb1", "web on lb2", "Leaving: web1, web2", "Staying: web3"):
+        assert refusal.count(part) == 1
+    assert list(fleet.states().values()) == [UP] * 3
+    # One at a time may.
+    fleet.play("hapgent.agent.drain", variables={**variables, "hapgent_hosts": "web1"})
+    assert fleet.state("web1")["status"] == "DRAIN"
