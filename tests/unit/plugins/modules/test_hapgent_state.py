@@ -229,6 +229,16 @@ def test_names_nothing_and_changes_nothing(agents: Agents) -> None:
     assert result["answer"] == "UP 77% maxconn:300"
 
 
+@pytest.mark.parametrize(("reason", "text"), [(4.2, "4.2"), (2026, "2026"), ("4.10", "4.10"), (True, "True")])
+def test_a_reason_that_is_a_number_is_taken_as_text(agents: Agents, reason: object, text: str) -> None:
+    agent = agents.start()
+    first = change(agent, status="DRAIN", reason=reason)
+    assert (first["after"], warnings(first)) == ({"status": "DRAIN", "reason": text}, "[]")
+    assert not change(agent, status="DRAIN", reason=reason)["changed"]
+    result = change(agent, status="UP", only_if={"reason": reason})
+    assert (result["kept"], result["changed"]) == (False, True)
+
+
 def test_unsets_what_is_not_set(agents: Agents) -> None:
     assert not change(agents.start(), unset=["weight", "maxconn", "reason"])["changed"]
 
@@ -1204,6 +1214,19 @@ def test_somebody_changes_the_state_while_somebody_waits(
     assert result["changed"]
     assert "the state was changed meanwhile, to UP" in result["msg"]
     assert result["answer"] == "UP"
+
+
+def test_another_change_that_leaves_this_one_as_it_is(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    agent = start_with_status(agents, tmp_path)
+    with ThreadPoolExecutor() as runs:
+        run = runs.submit(change, agent, status="DRAIN", wait=True, wait_for=[FAST], wait_timeout=30)
+        eventually(lambda: bool(status(agent)["answer"] == "DRAIN"), "DRAIN")
+        assert change(agent, weight=5)["changed"]
+        with polled(agent, eventually, {FAST: 0.1}) as balancers:
+            result = run.result()
+    assert (result["changed"], result["seen_by"]) == (True, [FAST])
+    assert (result["after"], result["answer"]) == ({"status": "DRAIN", "weight": 5}, "DRAIN 5%")
+    assert balancers[FAST].told[-1] == b"DRAIN UP 5%\n"
 
 
 def test_status_socket_of_another_agent(agents: Agents, tmp_path: Path) -> None:
