@@ -81,7 +81,7 @@ class Process(t.NamedTuple):
 
 
 class Server(t.NamedTuple):
-    """One server of one backend. None is what HAProxy did not tell.
+    """One server of one backend. None is what HAProxy does not report.
 
     C(admin) and C(agent_state) are bits. C(user_weight) is the configured weight as the agent or an operator changed
     it; C(weight) is what HAProxy balances with, which is less while the server starts slowly. C(times_down) counts how
@@ -225,7 +225,7 @@ class Statistics(t.NamedTuple):
         """The servers of these backends that have one of these names, in HAProxy's order; no names are all.
 
         Raises SelectionError if one of the names does not exist, and UnreadableError if the row of a server that is
-        named, or with C(all_readable) of any that is selected, cannot be read.
+        named may be one that cannot be read, or with C(all_readable) if that is so for any that is selected.
         """
         for backend in backends:
             if backend not in self.backends:
@@ -237,6 +237,9 @@ class Statistics(t.NamedTuple):
         names = {server.name for server in within}
         for name in servers:
             if name not in names:
+                if self.unreadable:
+                    # It may be in one of these rows.
+                    raise UnreadableError(self._describe_unreadable(list(self.unreadable)))
                 where = f"backend {', '.join(backends)}" if backends else "HAProxy"
                 titles = [server.title for server in within]
                 raise SelectionError(f"{where} has no server {printable(name)}: it has {_listed(titles)}")
@@ -417,8 +420,10 @@ class _Table:
     def _note_unreadable(self, cells: t.Sequence[str], why: str) -> None:
         backend, name = (*map(_clean, cells[:2]), "?", "?")[:2]
         if name == "BACKEND":
+            # Nothing but its algorithm is missed.
             self._algorithms.setdefault(backend, None)
-        self._unreadable[f"{backend}/{name}"] = printable(why)
+        elif name != "FRONTEND":
+            self._unreadable[f"{backend}/{name}"] = printable(why)
 
 
 def _records(lines: t.Iterable[str]) -> t.Iterator[str]:

@@ -256,9 +256,16 @@ def test_row_that_cannot_be_read_is_the_problem_of_that_server(row: str, title: 
     assert [server.name for server in statistics.select(["web"], ["other"])] == ["other"]
     with pytest.raises(UnreadableError, match=re.escape(title)):
         statistics.select([], [], all_readable=True)
-    if title == "web/bad":
-        with pytest.raises(UnreadableError, match="web/bad"):
-            statistics.select(["web"], ["bad"])
+    with pytest.raises(UnreadableError, match=re.escape(title)):
+        statistics.select(["web"], ["bad"])
+
+
+@pytest.mark.parametrize("name", ["FRONTEND", "BACKEND"])
+def test_row_that_is_not_of_a_server(name: str) -> None:
+    statistics = parse_page(lines(web_page("web,up,USUAL", f"web,{name},0")))
+    assert [server.title for server in statistics.select(["web"], ["up"], all_readable=True)] == ["web/up"]
+    with pytest.raises(SelectionError):
+        statistics.select(["web"], ["other"])
 
 
 @pytest.mark.parametrize("line", ["5 web 1 up", "5 web 1 up 127.0.0.1 2 x 100 100 9 15 3 4 6 22", "5"])

@@ -825,6 +825,23 @@ def test_haproxy_enterprise(balancer: LoadBalancer) -> None:
         assert [server["server"] for server in result["servers"]] == ["web7"]
 
 
+def test_row_that_cannot_be_read(balancer: LoadBalancer) -> None:
+    balancer.backend("web", "server web6 SERVICE", "server web7 SERVICE")
+    balancer.start()
+
+    def answer() -> bytes:
+        told = balancer.tell("show info;show stat;show servers state").encode()
+        return told.replace(b"\nweb,web7,", b"\nweb,web7,one more column,")
+
+    with Pretender(answer) as pretender:
+        result = run_module(socket=pretender.address)
+        assert [server["server"] for server in result["servers"]] == ["web6"]
+        assert "web/web7" in warnings(result)
+        assert not run_module(socket=pretender.address, server="web6", wait_until="up").get("failed")
+        assert_failed(run_module(socket=pretender.address, server="web7"), "answer", "web/web7")
+        assert_failed(run_module(socket=pretender.address, wait_until="up"), "answer", "web/web7")
+
+
 BODY = b'Error: database down\n\nTraceback:\n  File x, "y" \x1b[2J\n'
 
 
