@@ -112,9 +112,9 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
         assert {"check_mode", "diff_mode", "idempotent", "platform"} <= set(module["doc"]["attributes"])
         assert set(module["return"]) == returned[name]
     filters = listed["all"]["filter"]
-    private = {"_addresses", "_drain_plan", "_refusals", "_unasked", "_undrain_plan", "_unseen"}
-    names = {*private, "fleet_table", "kept_out_by"}
-    assert set(filters) == {f"hapgent.agent.{name}" for name in names}
+    public = {name for name in filters if not name.startswith("hapgent.agent._")}
+    names = {"agents_refuse", "backends_refuse", "fleet_table", "kept_out_by"}
+    assert public == {f"hapgent.agent.{name}" for name in names}
     for plugin in filters.values():
         assert plugin["doc"]["version_added"] == "1.0.0"
         assert plugin["examples"]

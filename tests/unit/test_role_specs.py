@@ -142,3 +142,23 @@ def test_playbooks_have_all_other_entry_points_and_no_variables_but_theirs() -> 
 def test_variables_of_the_playbooks_are_documented() -> None:
     readme = (ROLE / "README.md").read_text(encoding="utf-8")
     assert [name for name in [*OF_PLAYBOOKS, "reason"] if f"`{name}`" not in readme] == []
+
+
+# Their loops
+
+
+def tasks(node: Any) -> Iterator[dict[str, Any]]:
+    """All tasks in a file, those in blocks too."""
+    for task in node or []:
+        yield task
+        for part in ("block", "rescue", "always"):
+            yield from tasks(task.get(part))
+
+
+@pytest.mark.parametrize("file", files_of("main"), ids=lambda path: path.stem)
+def test_no_loop_takes_the_name_that_a_loop_over_the_role_has(file: Path) -> None:
+    for task in tasks(read(file)):
+        if any(word == "loop" or word.startswith("with_") for word in task):
+            assert task["loop_control"]["loop_var"].startswith("hapgent__"), task["name"]
+    found = [text for _key, text in strings(read(file)) if re.search(r"\bitem\b|'item'", text)]
+    assert found == []

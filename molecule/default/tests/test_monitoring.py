@@ -22,14 +22,16 @@ HOST = "hapgent-trixie"
 @pytest.fixture
 def _timer() -> Generator[None, None, None]:
     assert len(UNITS) == 2
-    # Debian's package of node_exporter makes it.
-    run(HOST, f"mkdir -p {FOLDER}")
+    # Debian's package of node_exporter makes them.
+    made = f"useradd --system prometheus && mkdir -p {FOLDER} && chown -R prometheus: /var/lib/prometheus"
+    assert run(HOST, made).returncode == 0
     for path, content in UNITS.items():
         assert run(HOST, f"cat >{path} <<'END'\n{content}\nEND").returncode == 0
     yield
     run(
         HOST,
-        f"systemctl disable --now hapgent-metrics.timer; rm -r {FOLDER} {' '.join(UNITS)}; systemctl daemon-reload",
+        f"systemctl disable --now hapgent-metrics.timer; rm -r /var/lib/prometheus {' '.join(UNITS)}; "
+        "systemctl daemon-reload; userdel prometheus",
     )
 
 
@@ -37,7 +39,9 @@ def _timer() -> Generator[None, None, None]:
 def test_the_documented_timer_writes_metrics() -> None:
     units = "hapgent-metrics.timer hapgent-metrics.service"
     assert run(HOST, f"systemd-analyze verify {units}").stderr == ""
-    # As documented, but sooner.
+    # As documented, but for the group of this host's agent, and sooner.
+    service = "/etc/systemd/system/hapgent-metrics.service"
+    assert run(HOST, f"sed -i 's/=nogroup$/=www-data/' {service}").returncode == 0
     sooner = "sed -i 's/=15s/=1s/' /etc/systemd/system/hapgent-metrics.timer"
     assert run(HOST, f"{sooner} && systemctl enable --now hapgent-metrics.timer").returncode == 0
 
@@ -50,3 +54,11 @@ def test_the_documented_timer_writes_metrics() -> None:
     # And again.
     written = run(HOST, f"stat --format=%i {FOLDER}/hapgent.prom").stdout
     assert eventually(lambda: run(HOST, f"stat --format=%i {FOLDER}/hapgent.prom").stdout != written, True)
+    assert run(HOST, f"stat --format=%U {FOLDER}/hapgent.prom").stdout == "prometheus\n"
+
+
+@pytest.mark.usefixtures("_timer")
+def test_root_writes_nothing_through_a_link_in_the_exporters_folder() -> None:
+    run(HOST, f"echo kept >/etc/victim && ln -s /etc/victim {FOLDER}/hapgent.prom.new")
+    run(HOST, "systemctl daemon-reload; systemctl start hapgent-metrics.service")
+    assert run(HOST, "cat /etc/victim; rm /etc/victim").stdout == "kept\n"

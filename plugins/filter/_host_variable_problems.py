@@ -1,0 +1,59 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: _host_variable_problems
+short_description: Find the role's variables that have a wrong value
+version_added: 1.0.0
+author:
+  - The hapgent.agent contributors (@hapgent)
+description:
+  - This filter is B(private) to the collection. It can have breaking changes at any time.
+options:
+  _input:
+    description: The variables of the role, by their names.
+    type: dict
+    required: true
+  shipped:
+    description: Keys C(version), C(checksum) and C(original_checksum) of the agent that the role installs.
+    type: dict
+    required: true
+  uninstall:
+    description: Whether the role uninstalls. What is about installing is not looked at then.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Show what is wrong
+  ansible.builtin.debug:
+    msg: "{{ hapgent__variables | hapgent.agent._host_variable_problems(hapgent__shipped) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: A sentence for each of them.
+  type: list
+  elements: str
+"""
+
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.plugin_utils._preflight import Shipped, variable_problems
+
+
+def host_variable_problems(
+    variables: t.Mapping[str, t.Any], shipped: t.Mapping[str, t.Any], uninstall: bool = False
+) -> list[str]:
+    """See DOCUMENTATION."""
+    return variable_problems(variables, Shipped(**shipped), uninstall)
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"_host_variable_problems": host_variable_problems}

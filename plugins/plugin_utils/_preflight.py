@@ -1,0 +1,219 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""What the role refuses before it changes a host: variables, and a path on which another user could mislead root."""
+
+from __future__ import annotations
+
+import ipaddress
+import posixpath
+import re
+import stat
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+
+NUMBERS = {
+    "hapgent_port": (1, 65535),
+    "hapgent_settle": (0, 86400),
+    "hapgent_weight": (0, 255),
+    "hapgent_maxconn": (0, 65535),
+}
+OPTIONAL = ("hapgent_weight", "hapgent_maxconn")
+# Nine digits are more than any limit needs, and no leading zero is read as octal anywhere.
+WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+
+# What these become lines of: units, in which systemd gives % and spaces a second meaning.
+NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,30}"
+COMPONENT = r"/[A-Za-z0-9_@:+-][A-Za-z0-9_.@:+-]*"
+# A socket's path has 107 bytes, and the status socket is /run/hapgent/NAME/status.sock.
+SERVICE = r"(?!.*\.(service|socket)\Z)[A-Za-z0-9_][A-Za-z0-9_.@-]{0,78}[A-Za-z0-9_-]|[A-Za-z0-9_]"
+FORMS = {
+    "hapgent_user": (NAME, "the name of a user, of at most 31 letters, digits and _.-"),
+    "hapgent_group": (NAME, "the name of a group, of at most 31 letters, digits and _.-"),
+    "hapgent_service": (SERVICE, "a name without .service, of at most 80 letters, digits and _.@-"),
+    "hapgent_python": (f"({COMPONENT})+", "an absolute path of letters, digits and _./@:+-, without .."),
+    "hapgent_state_file": (
+        f"({COMPONENT}){{3,}}",
+        "an absolute path two folders deep or more, of letters, digits and _./@:+-, without .., "
+        "such as /etc/hapgent/state.json",
+    ),
+}
+# The sandbox hides these folders from the agent, or a reboot empties them.
+HIDDEN = re.compile(r"/(dev|home|proc|root|run|sys|tmp|var/run|var/tmp)(/.*)?")
+SEEN = {"hapgent_python": "/usr/bin/python3", "hapgent_state_file": "/etc/hapgent/state.json"}
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class Shipped(t.NamedTuple):
+    """The agent that the collection ships: its release, its SHA-256, and that of the original binary."""
+
+    version: str
+    checksum: str
+    original_checksum: str
+
+
+class Found(t.NamedTuple):
+    """What is at a path, the path itself and not where a link leads: the owner's number and name, and the mode."""
+
+    uid: int
+    owner: str
+    mode: int
+
+
+def variable_problems(variables: t.Mapping[str, t.Any], shipped: Shipped, uninstall: bool) -> list[str]:
+    """Return a sentence for each variable of the role that has a wrong value; what is installed only if it will be.
+
+    Values may be text or of the type that YAML gives them: validating the argument specs converts nothing.
+    """
+    problems = [_number_problem(name, variables[name], *limits) for name, limits in NUMBERS.items()]
+    problems += [_form_problem(name, variables[name]) for name in FORMS]
+    problems += [_address_problem("hapgent_ip", variables["hapgent_ip"])]
+    if not uninstall:
+        problems += [
+            _version_problem(str(variables["hapgent_version"]), shipped),
+            _checksum_problem(str(variables["hapgent_checksum"]), shipped),
+        ]
+    return [problem for problem in problems if problem]
+
+
+def parents(state_file: str) -> list[str]:
+    """Return the folders above the one that has the state file, from C(/) on."""
+    above = posixpath.dirname(posixpath.dirname(state_file))
+    names = [name for name in above.split("/") if name]
+    return ["/", *("/" + "/".join(names[:count]) for count in range(1, len(names) + 1))]
+
+
+def state_folder_problem(listed: str, state_file: str, uid: int | None, only_own_files: bool, uninstall: bool) -> str:
+    """Return why root may not work in the folder of the state file, or C('').
+
+    C(listed) is what C(stat --format='%u %f %n %U') printed about the parents, the folder and the file; what does not
+    exist is not in it. C(uid) is the agent's user, None if it does not exist yet. C(only_own_files) is whether the
+    folder has nothing but the state file and the agent's files beside it.
+
+    If all parents belong to root and nobody else can write to them, no other user can put a link in the place of the
+    folder, now or later.
+    """
+    found = _found(listed)
+    folder = posixpath.dirname(state_file)
+    if "/" not in found:
+        return f"hapgent_state_file is {state_file}, and the folders on the way to it cannot be looked at"
+    for path in parents(state_file):
+        if path in found and (problem := _parent_problem(path, found[path])):
+            return f"hapgent_state_file is {state_file}, and {problem}"
+    if folder in found:
+        problem = _folder_problem(folder, found[folder])
+        if not problem and not uninstall and found[folder].uid != uid and not (only_own_files and state_file in found):
+            problem = (
+                f"{folder} belongs to {printable(found[folder].owner)}. It must belong to hapgent_user, who replaces "
+                "files in it: name a folder that does not exist yet, or give this one to that user with chown"
+            )
+        if problem:
+            return f"hapgent_state_file is {state_file}, and {problem}"
+    return _file_problem(state_file, found.get(state_file), uninstall)
+
+
+def _found(listed: str) -> dict[str, Found]:
+    found = {}
+    for line in listed.splitlines():
+        uid, mode, path, owner = line.split(" ", 3)
+        found[path] = Found(int(uid), owner, int(mode, 16))
+    return found
+
+
+def _parent_problem(path: str, found: Found) -> str:
+    problem = _folder_problem(path, found)
+    if problem:
+        return problem
+    if found.uid != 0:
+        return (
+            f"{path} belongs to {printable(found.owner)}, who could put a link in the place of what is in it. "
+            "It must belong to root: use another folder, or change that with chown"
+        )
+    if found.mode & OTHERS_WRITE:
+        return (
+            f"users other than root can write to {path}, and could put a link in the place of what is in it: "
+            "use another folder, or change that with chmod go-w"
+        )
+    return ""
+
+
+def _folder_problem(path: str, found: Found) -> str:
+    if stat.S_ISLNK(found.mode):
+        return f"{path} is a symbolic link. Name the folder to which it leads"
+    return "" if stat.S_ISDIR(found.mode) else f"{path} is not a folder"
+
+
+def _file_problem(path: str, found: Found | None, uninstall: bool) -> str:
+    if found is None or stat.S_ISREG(found.mode):
+        return ""
+    if stat.S_ISDIR(found.mode):
+        return f"hapgent_state_file must be a file, such as {path}/state.json, and {path} is a folder"
+    # Uninstalling leaves it, so that the agent's user cannot prevent it by putting something there.
+    return "" if uninstall else f"hapgent_state_file must be a regular file, and {path} is none: remove it"
+
+
+def _number_problem(name: str, value: t.Any, least: int, most: int) -> str:
+    if value is None and name in OPTIONAL:
+        return ""
+    text = "" if isinstance(value, (bool, float)) else str(value)
+    if WHOLE_NUMBER.fullmatch(text) and least <= int(text) <= most:
+        return ""
+    return f"{name} must be a whole number from {least} to {most}, not {_shown(value)}."
+
+
+def _form_problem(name: str, value: t.Any) -> str:
+    form, allowed = FORMS[name]
+    text = "" if value is None else str(value)
+    if not re.fullmatch(form, text) or ".." in text:
+        return f"{name} must be {allowed}, not {_shown(value)}."
+    if name in SEEN and HIDDEN.fullmatch(text):
+        return (
+            f"{name} must be a path such as {SEEN[name]}, not {text}: "
+            "the sandbox hides that folder from the agent, or a reboot empties it."
+        )
+    return ""
+
+
+def _address_problem(name: str, value: t.Any) -> str:
+    text = str(value)
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        pass
+    else:
+        # The name of an interface would follow it, which systemd reads as a specifier.
+        if "%" not in text:
+            return ""
+    return f"{name} must be an IPv4 or IPv6 address, not {_shown(value)}."
+
+
+def _version_problem(version: str, shipped: Shipped) -> str:
+    if version == shipped.version:
+        return ""
+    return (
+        f"hapgent_version must be {shipped.version}, the release whose behaviour the agent of this collection has, "
+        f"not {_shown(version)}. Remove it from your inventory, or set it to that."
+    )
+
+
+def _checksum_problem(checksum: str, shipped: Shipped) -> str:
+    if checksum == shipped.checksum:
+        return ""
+    if checksum == shipped.original_checksum:
+        return (
+            f"hapgent_checksum is that of the original hapgent {shipped.version} binary. This collection ships an "
+            "agent of its own, whose checksum is the default. Remove hapgent_checksum from your inventory."
+        )
+    return (
+        f"hapgent_checksum must be {shipped.checksum}, that of the agent in this release of the collection, "
+        f"not {_shown(checksum)}. Remove it from your inventory, or pin it to that."
+    )
+
+
+def _shown(value: t.Any) -> str:
+    return printable(value, 100) or "empty"
