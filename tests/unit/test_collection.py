@@ -113,7 +113,7 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
         assert set(module["return"]) == returned[name]
     filters = listed["all"]["filter"]
     public = {name for name in filters if not name.startswith("hapgent.agent._")}
-    names = {"agents_refuse", "backends_refuse", "fleet_table", "kept_out_by"}
+    names = {"fleet_table", "kept_out_by"}
     assert public == {f"hapgent.agent.{name}" for name in names}
     for plugin in filters.values():
         assert plugin["doc"]["version_added"] == "1.0.0"
