@@ -400,13 +400,18 @@ class HapgentState:
         except (LockedError, _as_owner.PathError) as error:
             self._fail(f"{self.path}: {error}")
         except (_as_owner.NoOutcomeError, OSError) as error:
-            # The file may have been replaced all the same.
-            now = self._load()
-            if now != seen:
-                self.done = f"The file {self.path} was changed"
-                self.result["changed"] = True
-            self._fail(f"cannot write {self.path}: {error}")
+            self._fail_after_edit(seen, error)
         return _state(before), from_fields(after)
+
+    def _fail_after_edit(self, seen: State | None, error: Exception) -> t.NoReturn:
+        """The file may have been replaced all the same: look what is in it."""
+        self.done = f"The file {self.path} may have been changed"
+        self.result["changed"] = True
+        if self._load() == seen:
+            self.done = ""
+            self._fail(f"cannot write {self.path}: {error}")
+        self.done = f"The file {self.path} was changed"
+        self._fail(f"its folder cannot be written: {error}")
 
     def _as_owner(self, work: _as_owner.Work) -> t.Any:
         deadline = max(self.deadline, time.monotonic()) + DISK_SECONDS

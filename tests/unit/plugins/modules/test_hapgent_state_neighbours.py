@@ -25,6 +25,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can lose th
 
 # The agent's user, and one who has nothing to do with it. Neither has a name, so that nothing else is theirs.
 OWNER, OTHER = 60123, 60124
+# All of this user's processes are stopped, also those of tests that run at the same time.
+STOPPED = 60125
 # A user who can read no more than everybody else needs a Python that everybody can read.
 PYTHON = os.path.realpath(sys.executable)
 IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
@@ -108,6 +110,18 @@ for path in sys.argv[1:]:
         print("not permitted", path)
 sys.stdout.flush()
 sys.stdin.read()
+"""
+
+# Stops all other processes of its user, until it is killed.
+STOP = """
+import contextlib, os, signal
+print("stopping", flush=True)
+while True:
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if os.stat("/proc/" + name).st_uid == os.getuid():
+                    os.kill(int(name), signal.SIGSTOP)
 """
 
 
@@ -304,3 +318,23 @@ def test_another_user_locks_all_that_can_be_opened(house: House) -> None:
     finally:
         neighbour.kill()
         neighbour.communicate()
+
+
+def test_the_agents_user_stops_what_works_for_root(house: House) -> None:
+    for folder in (house.outer, house.inner):
+        os.chown(folder, STOPPED, STOPPED)
+    run_module(house.file, status="UP")
+    before = house.file.read_bytes()
+    # While it waits for the lock, there is time to stop it.
+    lock = as_user(STOPPED, LOCK, str(beside(house, ".lock")))
+    assert lock.stdout
+    assert lock.stdout.readline() == f"locked {beside(house, '.lock')}\n"
+    attack = as_user(STOPPED, STOP)
+    try:
+        [result] = run_module(house.file, status="DRAIN", timeout=3)
+    finally:
+        for process in (attack, lock):
+            process.kill()
+            process.communicate()
+    assert result["failed"]
+    assert house.file.read_bytes() == before
