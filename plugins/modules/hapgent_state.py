@@ -108,16 +108,16 @@ options:
     default: /etc/hapgent/state.json
   service:
     description:
-      - The systemd service of the agent, which has to serve O(state_file). Its main process is told to read the file
-        again.
-      - Where systemd does not know it, or does not run, the C(hapgent) process that serves O(state_file) is told.
+      - The systemd service of the agent, which must serve O(state_file). Its main process is told to read the file
+        again. If there is no such service, the module fails, names the services that run agents, and changes nothing.
+      - If systemd does not run on the host, the C(hapgent) process that serves O(state_file) is told. Root or the owner
+        of that file must run it.
     type: str
     default: hapgent
   address:
     description:
       - Address on which the agent answers, as seen from the managed host. Not used where the agent has a status
         socket (C(HAPGENT_SOCKET)), as the role sets it up.
-      - An agent that could not make its status socket is asked here too, with a warning, but not with O(wait=true).
     type: str
     default: 127.0.0.1
   port:
@@ -263,15 +263,14 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.hapgent.agent.plugins.module_utils import _as_owner
-from ansible_collections.hapgent.agent.plugins.module_utils._deadline import check_seconds
-from ansible_collections.hapgent.agent.plugins.module_utils._instance import (
+from ansible_collections.hapgent.agent.plugins.module_utils._agent_client import Instance, instance_of
+from ansible_collections.hapgent.agent.plugins.module_utils._agent_process import (
     DEFAULT_STATE_FILE,
     POLL_SECONDS,
-    Instance,
     InstanceError,
-    find_pid,
-    instance_of,
+    find_process,
 )
+from ansible_collections.hapgent.agent.plugins.module_utils._deadline import check_seconds
 from ansible_collections.hapgent.agent.plugins.module_utils._peers import Account, Peer, WaitFor, WaitForError, polling
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     LIMITS,
@@ -442,20 +441,15 @@ class HapgentState:
     def _find_instance(self) -> Instance:
         params = self.module.params
         try:
-            pid = find_pid(params["service"], self.path, self.module.run_command, self.deadline)
-            instance = instance_of(pid, params["address"], params["port"])
+            process = find_process(params["service"], self.path, self.module.run_command, self.deadline)
+            instance = instance_of(process, params["address"], params["port"])
         except InstanceError as error:
             self._fail(str(error))
         if params["wait"] and not instance.status_socket:
             self._fail(
-                f"wait needs the status socket of the agent, process {pid}: set HAPGENT_SOCKET for it, as the role does"
+                f"wait needs the status socket of the agent, process {process.pid}: "
+                "set HAPGENT_SOCKET for it, as the role does"
             )
-        if instance.status_socket and not params["wait"] and instance.goes_without_status(self.deadline):
-            self.module.warn(
-                f"The agent could not make its status socket {instance.status_socket}, its log says why. It is asked "
-                f"on {params['address']} port {params['port']} instead, and takes this host for a load balancer."
-            )
-            instance = instance._replace(status_socket="")
         return instance
 
     def _ask(self, instance: Instance) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -23,7 +22,6 @@ import ansible
 import pytest
 import yaml
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
-from ansible_collections.hapgent.agent.plugins.module_utils._instance import service_of
 from ansible_collections.hapgent.agent.plugins.modules import hapgent_info
 
 if TYPE_CHECKING:
@@ -237,7 +235,6 @@ def test_without_a_status_socket_it_tells_what_the_file_says(host: Host) -> None
     (instance,) = host.instances()
     assert known(instance) == known(
         {
-            "service": service_of(here(agent)),
             "pid": there(agent),
             "state_file": str(agent.state_file),
             "state": {"status": "DRAIN", "maxconn": 300, "reason": "no disk"},
@@ -316,13 +313,18 @@ def test_agent_that_ends_hides_no_other(host: Host, tmp_path: Path, eventually: 
     assert "warnings" not in result
 
 
-def test_agent_of_another_user(host: Host) -> None:
+def test_agent_of_another_user(host: Host, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs another user")
-    agent = host.start()
-    result = host.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
-    assert result["failed"]
-    assert f"cannot look into the agent's process {there(agent)} (Permission denied): be root or its" in result["msg"]
+    path = tmp_path / "status.sock"
+    agent = host.start(status_socket=path)
+    # What he cannot look into hides nothing else.
+    (instance,) = host.instances(command=["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+    assert instance["pid"] == there(agent)
+    assert (instance["state"], instance["state_file"], instance["status_socket"]) == (None, None, None)
+    assert f"cannot look into the agent's process {there(agent)} (Permission denied): be root or its user" in str(
+        instance["problem"]
+    )
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
@@ -353,7 +355,7 @@ def test_agent_that_hangs(host: Host, tmp_path: Path, others: int) -> None:
     result = host.run(timeout=0.5)
     assert time.monotonic() - started < 15
     (warning,) = result["warnings"]
-    for word in ["does not tell its status", str(path), "timed out", "its log says why"]:
+    for word in ["does not report its status", str(path), "timed out", "see its log"]:
         assert word in str(warning)
     told = {instance["status_socket"]: instance["answer"] for instance in result["instances"]}
     assert told == {str(path): None, **{str(tmp_path / f"{number}.sock"): "UP" for number in range(others)}}
@@ -361,11 +363,11 @@ def test_agent_that_hangs(host: Host, tmp_path: Path, others: int) -> None:
 
 def test_the_one_agent_that_is_asked_hangs(host: Host, tmp_path: Path) -> None:
     agent = host.start(status_socket=tmp_path / "status.sock")
-    command = with_systemd(host, tmp_path, f"LoadState=loaded\nActiveState=active\nMainPID={there(agent)}")
+    command = with_systemd(host, tmp_path, hapgent_api=("active", there(agent)))
     os.kill(here(agent), signal.SIGSTOP)
     result = host.run(command=command, service="hapgent-api", timeout=0.5)
     assert result["failed"]
-    assert "does not tell its status" in result["msg"]
+    assert "does not report its status" in result["msg"]
 
 
 # The agent of one service
@@ -375,16 +377,42 @@ def test_unknown_service(host: Host, tmp_path: Path) -> None:
     host.start(status_socket=tmp_path / "status.sock")
     result = host.run(service=SERVICE)
     assert result["failed"]
-    assert f"there is no systemd service {SERVICE}: name the service of an agent" in result["msg"]
+    assert f"has no service {SERVICE}: name the state_file" in result["msg"]
 
 
-def with_systemd(host: Host, folder: Path, printed: str) -> list[str]:
-    """The command that runs another one there, as if systemd ran there, and systemctl printed this."""
+def test_agent_of_one_state_file(host: Host, tmp_path: Path) -> None:
+    host.start(status_socket=tmp_path / "other.sock")
+    wanted = host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "wanted.sock")
+    for named in ({}, {"service": SERVICE}):
+        (instance,) = host.instances(state_file=str(wanted.state_file), **named)
+        assert (instance["pid"], instance["answer"], instance["service"]) == (there(wanted), "DRAIN", None)
+
+
+def with_systemd(host: Host, folder: Path, **services: tuple[str, int]) -> list[str]:
+    """The command that runs another one there, as if systemd ran there with these services.
+
+    Each has its state and its main process, and _ in its name for -.
+    """
     command = "mount -t tmpfs host /run && mkdir -p /run/systemd/system"
     subprocess.run([*host.enter(), "sh", "-c", command], check=True)
     systemctl = folder / "bin" / "systemctl"
     systemctl.parent.mkdir()
-    systemctl.write_text(f'#!/bin/sh\necho "$@" >>{folder}/asked\necho {shlex.quote(printed)}\n', encoding="utf-8")
+    blocks = {
+        f"{name.replace('_', '-')}.service": f"Id={name.replace('_', '-')}.service\nMainPID={pid}\n"
+        f"LoadState=loaded\nActiveState={state}\n"
+        for name, (state, pid) in services.items()
+    }
+    systemctl.write_text(
+        f"""#!{sys.executable}
+import sys
+blocks = {blocks!r}
+with open({str(folder / "asked")!r}, "a") as asked:
+    print(*sys.argv[1:], file=asked)
+unknown = f"Id={{sys.argv[-1]}}\\nMainPID=0\\nLoadState=not-found\\nActiveState=inactive\\n"
+print("\\n".join(blocks.values()) if sys.argv[-1] == "*.service" else blocks.get(sys.argv[-1], unknown))
+""",
+        encoding="utf-8",
+    )
     systemctl.chmod(0o755)
     return ["env", f"PATH={systemctl.parent}:{os.environ['PATH']}"]
 
@@ -394,35 +422,50 @@ def test_agent_of_one_service(host: Host, tmp_path: Path) -> None:
     other = host.start(status_socket=tmp_path / "other.sock")
     # It is not asked.
     os.kill(here(other), signal.SIGSTOP)
-    cgroup = tmp_path / "cgroup"
-    cgroup.write_text("0::/system.slice/hapgent-api.service\n", encoding="utf-8")
-    subprocess.run([*host.enter(), "mount", "--bind", cgroup, f"/proc/{there(wanted)}/cgroup"], check=True)
-    command = with_systemd(host, tmp_path, f"LoadState=loaded\nActiveState=active\nMainPID={there(wanted)}")
+    command = with_systemd(host, tmp_path, hapgent_api=("active", there(wanted)))
 
     (instance,) = host.instances(command=command, service="hapgent-api")
 
     assert (instance["pid"], instance["service"]) == (there(wanted), "hapgent-api")
     assert (instance["answer"], instance["status_socket"]) == ("DRAIN", str(tmp_path / "wanted.sock"))
-    (asked,) = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
-    assert asked.startswith("show ")
-    assert asked.endswith(" hapgent-api.service")
 
 
 @pytest.mark.parametrize(
-    ("printed", "named"),
+    ("state", "pid", "named"),
     [
-        ("LoadState=not-found\nActiveState=inactive\nMainPID=0", "there is no systemd service hapgent-api"),
-        ("LoadState=loaded\nActiveState=inactive\nMainPID=0", "service hapgent-api does not run, it is inactive"),
-        ("LoadState=loaded\nActiveState=failed\nMainPID=0", "systemctl status hapgent-api"),
+        ("inactive", 0, "service hapgent-api does not run, it is inactive"),
+        ("failed", 0, "systemctl status hapgent-api"),
         # The first process of that host.
-        ("LoadState=loaded\nActiveState=active\nMainPID=1", "the main process 1 of service hapgent-api is cat, not"),
+        ("active", 1, "the main process 1 of service hapgent-api is cat, not"),
     ],
 )
-def test_service_without_an_agent(host: Host, tmp_path: Path, printed: str, named: str) -> None:
+def test_service_without_an_agent(host: Host, tmp_path: Path, state: str, pid: int, named: str) -> None:
     host.start(status_socket=tmp_path / "status.sock")
-    result = host.run(command=with_systemd(host, tmp_path, printed), service="hapgent-api")
+    result = host.run(command=with_systemd(host, tmp_path, hapgent_api=(state, pid)), service="hapgent-api")
     assert result["failed"]
     assert named in result["msg"]
+
+
+def test_unknown_service_names_those_that_run_agents(host: Host, tmp_path: Path) -> None:
+    # Another agent is no stand-in, not even the one that serves the default of state_file.
+    api, web = host.start(), host.start()
+    host.start()
+    command = with_systemd(
+        host, tmp_path, hapgent_api=("active", there(api)), hapgent=("active", there(web)), cron=("active", 1)
+    )
+    result = host.run(command=command, service="hapgent-ap1")
+    assert result["failed"]
+    assert "there is no systemd service hapgent-ap1" in result["msg"]
+    assert result["msg"].endswith(" hapgent, hapgent-api.")
+
+
+def test_services_of_all_agents(host: Host, tmp_path: Path) -> None:
+    api, web, none = host.start(), host.start(), host.start()
+    command = with_systemd(
+        host, tmp_path, hapgent_api=("active", there(api)), hapgent=("active", there(web)), cron=("active", 1)
+    )
+    found = {instance["pid"]: instance["service"] for instance in host.instances(command=command)}
+    assert found == {there(api): "hapgent-api", there(web): "hapgent", there(none): None}
 
 
 def test_runs_as_ansible_runs_it(host: Host, tmp_path: Path, run_ansible: RunAnsible) -> None:

@@ -1,0 +1,308 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""Talk to a running agent: ask it for its status or its answer, and have it read its state file again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import struct
+import time
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.module_utils._agent_process import (
+    POLL_SECONDS,
+    InstanceError,
+    Process,
+)
+from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.module_utils._state import State, StateError, from_fields
+
+# What HAProxy reads of an answer at most, by default: tune.chksize in its configuration manual.
+MAX_ANSWER_BYTES = 16384
+# An agent with as many peers as it keeps, each with the longest line, sends less than a megabyte.
+MAX_STATUS_BYTES = 4 * 1024 * 1024
+MAX_PEERS = 4096
+MAX_COUNTERS = 256
+MAX_TEXT_CHARACTERS = 1000
+# A path, with each byte escaped.
+MAX_PATH_CHARACTERS = 6 * 4096
+# More than any count or time has.
+MAX_NUMBER = 10**15
+
+Status = dict[str, t.Any]
+
+
+class NoStatusError(ValueError):
+    """Not the status of an agent. The text says what is wrong with it."""
+
+
+class Instance(t.NamedTuple):
+    """One agent: its process, its state file, its status socket or '', the address on which it answers.
+
+    Both paths are as the agent sees them. C(settles) is whether it may send what undoes a state before.
+    """
+
+    process: Process
+    state_file: str
+    status_socket: str
+    address: str = "127.0.0.1"
+    port: int = 9777
+    settles: bool = True
+
+    def reload(self) -> None:
+        """Have the agent read its state file again. Raises InstanceError."""
+        self.process.signal(signal.SIGHUP)
+
+    def answer(self, deadline: float) -> str:
+        """What the agent answers, printable. C(deadline) is on the monotonic clock.
+
+        If it has a status socket, without what undoes the state before, and it does not take this host for a load
+        balancer. Raises InstanceError if there is none until then.
+        """
+        if self.status_socket:
+            return str(self.status(deadline)["answer"])
+        return ask(self.address, self.port, deadline)
+
+    def tells(self, state: State, answer: str) -> bool:
+        """Whether this answer of the agent is the one that the state makes."""
+        is_bare = self.status_socket or not self.settles
+        answers = {state.answer()} if is_bare else state.answers()
+        return answer in {printable(line, MAX_TEXT_CHARACTERS) for line in answers}
+
+    def await_state(self, state: State, deadline: float) -> str:
+        """Ask until the agent answers with C(state), or until the deadline. Returns its last answer."""
+        answer = self.answer(deadline)
+        while not self.tells(state, answer):
+            time.sleep(POLL_SECONDS)
+            if time.monotonic() >= deadline:
+                break
+            answer = self.answer(deadline + POLL_SECONDS)
+        return answer
+
+    def status(self, deadline: float) -> Status:
+        """What the agent reports on its status socket, as clean_status() returns it. Raises InstanceError."""
+        while True:
+            try:
+                return self._status(deadline)
+            except (OSError, NoStatusError) as error:
+                # The agent may be starting again, or too busy.
+                passing = isinstance(error, (FileNotFoundError, ConnectionError, BlockingIOError, NoStatusError))
+                if not passing or time.monotonic() + POLL_SECONDS >= deadline:
+                    raise InstanceError(
+                        f"the agent of {self.state_file} does not report its status on {self.status_socket} ({error}): "
+                        "see its log; restarting its service is safe"
+                    ) from error
+            time.sleep(POLL_SECONDS)
+
+    def _status(self, deadline: float) -> Status:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            self._connect(connection, deadline)
+            status = clean_status(_parse(_receive(connection, deadline, MAX_STATUS_BYTES)))
+        if status["state_file"] != printable(self.state_file, MAX_PATH_CHARACTERS):
+            raise InstanceError(
+                f"on {self.status_socket} there is the agent of {status['state_file']}, not that of {self.state_file}: "
+                "give each a HAPGENT_SOCKET of its own"
+            )
+        return status
+
+    def _connect(self, connection: socket.socket, deadline: float) -> None:
+        """Connect to the agent's status socket, and to nothing else that its path leads to."""
+        found = self.process.open(self.status_socket)
+        try:
+            status = os.fstat(found)
+            if not stat.S_ISSOCK(status.st_mode):
+                raise OSError("not a socket")
+            if status.st_uid not in (0, self.process.user):
+                raise OSError(f"user {status.st_uid} owns it, who does not run the agent")
+            connection.settimeout(seconds_until(deadline))
+            # The very socket that was looked at. Its path may be longer than that of a socket can be.
+            connection.connect(f"/proc/self/fd/{found}")
+        finally:
+            os.close(found)
+        size = struct.calcsize("3i")
+        pid, user, _group = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        # Not the process: an agent that was started again is another one, of the same user.
+        if user not in (0, self.process.user):
+            raise OSError(f"process {pid} of user {user} answers there, who does not run the agent")
+
+
+def instance_of(process: Process, address: str = "127.0.0.1", port: int = 9777) -> Instance:
+    """Return the agent with this process. Raises InstanceError."""
+    # Without the variable it is an agent that does by default, or hapgent 0.3.2: that is not known.
+    settles = process.variable("HAPGENT_SETTLE", "60").strip("0") != ""
+    return Instance(process, process.state_file(), process.path("HAPGENT_SOCKET", ""), address, port, settles)
+
+
+def why_fail(status: Status) -> str:
+    """Return why the agent answers FAIL on its own account, '' if it does not, or was told to."""
+    is_told = status["state"] != {"status": "FAIL"} or status["state_file_ok"]
+    return "" if is_told else status["last_error"] or ""
+
+
+def ask(address: str, port: int, deadline: float) -> str:
+    """Return what an agent answers to HAProxy, printable and without a LF. Raises InstanceError."""
+    try:
+        with socket.create_connection((address, port), seconds_until(deadline)) as connection:
+            received = _receive(connection, deadline, MAX_ANSWER_BYTES, b"\n")
+    except OSError as error:
+        raise InstanceError(
+            f"the agent does not answer on {address} port {port} ({error}): "
+            "see that its service runs, and that address and port are those it listens on"
+        ) from error
+    line, end, _rest = received.partition(b"\n")
+    if not end:
+        raise InstanceError(f"what answers on {address} port {port} sent {received[:64]!r}, not a line: it is no agent")
+    return printable(line, MAX_TEXT_CHARACTERS)
+
+
+def _receive(connection: socket.socket, deadline: float, most: int, end: bytes = b"") -> bytes:
+    """What is sent, to its end, or to C(end). Raises OSError, also if it is longer than C(most)."""
+    received = bytearray()
+    while not (end and end in received):
+        connection.settimeout(seconds_until(deadline))
+        piece = connection.recv(65536)
+        if not piece:
+            break
+        received += piece
+        if len(received) > most:
+            raise OSError(f"more than {most} bytes")
+    return bytes(received)
+
+
+# What an agent reports
+
+
+def _parse(content: bytes) -> object:
+    try:
+        return json.loads(content, parse_int=_integer, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise NoStatusError(f"not JSON: {error}") from error
+
+
+def _integer(digits: str) -> int:
+    # Python needs minutes for millions of digits.
+    if len(digits) > 20:
+        raise ValueError(f"a number with {len(digits)} digits")
+    return int(digits)
+
+
+def _refuse_constant(name: str) -> t.NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def clean_status(document: object) -> Status:
+    """Return the status that this document is, with all fields that are known here and no others.
+
+    Raises NoStatusError.
+
+    Agents of other releases may report more, or less: what is unknown is ignored, and what is optional and missing, or
+    of another type, is None. Texts are printable, of MAX_TEXT_CHARACTERS at most; numbers are finite. C(state) has the
+    fields of a valid State, as they were sent.
+    """
+    if not isinstance(document, dict):
+        raise NoStatusError("not an object")
+    return _clean(document, FIELDS, REQUIRED)
+
+
+Clean = t.Callable[[object], t.Any]
+
+
+def _clean(document: dict[str, object], fields: dict[str, Clean], required: frozenset[str]) -> dict[str, t.Any]:
+    cleaned = {}
+    for name, clean in fields.items():
+        try:
+            cleaned[name] = clean(document.get(name))
+        except ValueError as error:
+            if name in required:
+                raise NoStatusError(f"{name}: {error}") from error
+            cleaned[name] = None
+    return cleaned
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not text")
+    return printable(value, MAX_TEXT_CHARACTERS)
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not text")
+    return printable(value, MAX_PATH_CHARACTERS)
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("neither true nor false")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MAX_NUMBER <= value <= MAX_NUMBER:
+        raise ValueError("not a number")
+    return value
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise ValueError("not a whole number")
+    return int(_number(value))
+
+
+def _counters(value: object) -> dict[str, int]:
+    if not isinstance(value, dict) or len(value) > MAX_COUNTERS:
+        raise ValueError("not an object with numbers")
+    return {_text(name): _whole(number) for name, number in value.items()}
+
+
+def _state(value: object) -> dict[str, str | int]:
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    try:
+        return from_fields({name: value[name] for name in State._fields if name in value}).fields()
+    except (StateError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _peers(value: object) -> list[dict[str, t.Any]]:
+    if not isinstance(value, list) or len(value) > MAX_PEERS or not all(isinstance(peer, dict) for peer in value):
+        raise ValueError("not a list of load balancers")
+    return [_clean(peer, PEER_FIELDS, REQUIRED_OF_PEER) for peer in value]
+
+
+FIELDS: dict[str, Clean] = {
+    "state": _state,
+    "answer": _text,
+    "since": _number,
+    "version": _text,
+    "settle": _whole,
+    "state_file": _path,
+    "state_file_ok": _boolean,
+    "last_error": _text,
+    "counters": _counters,
+    "peers": _peers,
+}
+# Without these it is no agent.
+REQUIRED = frozenset({"state", "answer", "state_file", "peers"})
+PEER_FIELDS: dict[str, Clean] = {
+    "address": _text,
+    "first_seen": _number,
+    "last_seen": _number,
+    "checks": _whole,
+    "interval": _number,
+    "line": _text,
+    "has_it": _boolean,
+    "settles_for": _number,
+    "polls": _boolean,
+}
+# Without these it is not known whether a load balancer has the state.
+REQUIRED_OF_PEER = frozenset({"address", "last_seen", "has_it", "polls"})

@@ -1,0 +1,440 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""The processes of agents: find them, and find out whether they can be believed.
+
+Any user can start a process that calls itself an agent. Its name, environment and working folder are what it says of
+itself; its user comes from the kernel, and which service it is from systemd. What it says counts only if it is the main
+process of a service, root's, that of the user who asks, or that of the owner of its state file's folder. A path that it
+names is looked at before it is opened.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import os
+import re
+import signal
+import stat
+import time
+import typing as t
+import weakref
+
+from ansible_collections.hapgent.agent.plugins.module_utils import _systemd
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.module_utils._systemd import RunCommand, SystemdError
+
+PROCESS_NAME = "hapgent"
+DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
+POLL_SECONDS = 0.05
+# Linux gives a process no longer environment by default.
+MAX_PROC_BYTES = 8 * 1024 * 1024
+MAX_PATH_BYTES = 4096
+# Each folder on a path takes a descriptor.
+MAX_FOLDERS = 24
+MAX_LINKS = 40
+MAX_ERROR_CHARACTERS = 2000
+MOST_SHOWN = 20
+# Processes that are no services, and each takes two descriptors.
+MAX_OTHERS = 128
+
+
+class InstanceError(Exception):
+    """The agent cannot be found, cannot be believed, or does not answer. The text is printable and says what to do."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text, MAX_ERROR_CHARACTERS))
+
+
+class EndedError(InstanceError):
+    """The agent's process has ended."""
+
+
+class Process:
+    """One process, and never another one that gets its number later.
+
+    C(user) and C(group) are those whose rights it has, None if it has those of several, as a set-user-ID program does.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Raises EndedError."""
+        self.pid = pid
+        try:
+            # What is opened below it belongs to this process, or is not there.
+            self._folder = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._ended() from error
+        weakref.finalize(self, os.close, self._folder)
+        try:
+            # Now, since a process that has ended has none, and another one may serve its files then.
+            self._root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+            weakref.finalize(self, os.close, self._root)
+        except OSError:
+            self._root = -1  # Another user's, who is not root.
+        status = self._read("status")
+        self.user, self.group = parse_id("Uid", status), parse_id("Gid", status)
+
+    @property
+    def name(self) -> str:
+        """The name by which pkill knows it, '' if it has ended."""
+        try:
+            return os.fsdecode(self._read("comm")).rstrip("\n")
+        except InstanceError:
+            return ""
+
+    def path(self, variable: str, default: str) -> str:
+        """The absolute path that a variable of its environment names, '' if it is empty. Raises InstanceError."""
+        path = parse_environment(self._read("environ")).get(variable, default)
+        if not path or path.startswith("/"):
+            return os.path.normpath(path) if path else ""
+        return os.path.normpath(os.path.join(self._read_link("cwd"), path))
+
+    def variable(self, name: str, default: str) -> str:
+        """A variable of the environment that it was started with. Raises InstanceError."""
+        return parse_environment(self._read("environ")).get(name, default)
+
+    def state_file(self) -> str:
+        """The state file that it serves, as the process itself sees it. Raises InstanceError."""
+        return self.path("HAPGENT_STATE_FILE", DEFAULT_STATE_FILE)
+
+    def is_in_container(self) -> bool:
+        """Whether its processes are others than those of this host. Raises InstanceError."""
+        return self._is_apart("pid")
+
+    def sees_other_files(self) -> bool:
+        """Whether a path may lead it to another file than this process. Raises InstanceError."""
+        try:
+            return self._is_apart("mnt") or not os.path.samestat(os.stat("root", dir_fd=self._folder), os.stat("/"))
+        except OSError as error:
+            raise self._hidden(error) from error
+
+    def _is_apart(self, namespace: str) -> bool:
+        return self._read_link(f"ns/{namespace}") != os.readlink(f"/proc/self/ns/{namespace}")
+
+    def has_set_user_id(self) -> bool:
+        """Whether its program runs with the rights of its file's owner: another user may have started it."""
+        try:
+            return bool(os.stat("exe", dir_fd=self._folder).st_mode & (stat.S_ISUID | stat.S_ISGID))
+        except OSError as error:
+            raise self._hidden(error) from error
+
+    def has_ended(self) -> bool:
+        """Also if its parent has not asked for its exit status yet."""
+        try:
+            return parse_state(self._read("stat")) in ("Z", "X")
+        except InstanceError:
+            return True
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal. Raises InstanceError."""
+        try:
+            try:
+                # A folder of /proc is a pidfd too. Source: pidfd_send_signal(2).
+                signal.pidfd_send_signal(self._folder, number)
+            except (AttributeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.ENOSYS:
+                    raise
+                if self.has_ended():
+                    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+                os.kill(self.pid, number)
+        except OSError as error:
+            raise InstanceError(
+                f"cannot send {number.name} to the agent's process {self.pid}: {error.strerror}"
+            ) from error
+
+    def open(self, path: str) -> int:
+        """Open what a path leads to, as the process sees it, for a look alone (O_PATH). Raises OSError.
+
+        No folder on the way can be written by others than root, the process's user and the owner of its root folder.
+        """
+        if self._root < 0:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open_within(self._root, path, {0, os.fstat(self._root).st_uid, self.user})
+
+    def status_of(self, path: str) -> os.stat_result:
+        """What a path leads to, as the process sees it. Raises OSError."""
+        descriptor = self.open(path)
+        try:
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def real_path(self, path: str) -> str:
+        """The path without links of what this path leads to, as the process sees it. Raises OSError."""
+        descriptor = self.open(path)
+        try:
+            return os.readlink(f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+
+    def serves(self, state_file: str) -> bool:
+        """Whether this file of this process's root is the state file of that one."""
+        try:
+            # Between two looks, a save may put another file there.
+            return not self.has_set_user_id() and any(
+                os.path.samestat(self.status_of(self.state_file()), os.stat(state_file)) for _attempt in range(3)
+            )
+        except (InstanceError, OSError):
+            return False
+
+    def _read(self, name: str) -> bytes:
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+            with open(descriptor, "rb") as file:
+                return file.read(MAX_PROC_BYTES)
+        except OSError as error:
+            raise self._hidden(error) from error
+
+    def _read_link(self, name: str) -> str:
+        try:
+            return os.readlink(name, dir_fd=self._folder)
+        except OSError as error:
+            raise self._hidden(error) from error
+
+    def _hidden(self, error: OSError) -> InstanceError:
+        """What it is, when the process cannot be looked into."""
+        # Whether it has ended is readable for all users.
+        if error.errno in (errno.ESRCH, errno.ENOENT) or self.has_ended():
+            return self._ended()
+        return InstanceError(f"cannot look into the agent's process {self.pid} ({error.strerror}): be root or its user")
+
+    def _ended(self) -> EndedError:
+        return EndedError(f"the agent's process {self.pid} has ended: see that its service runs")
+
+
+# What is in /proc
+
+
+def parse_id(name: str, status: bytes) -> int | None:
+    """The number after C(name) in the content of /proc/PID/status, None if its four are not one.
+
+    Source: proc_pid_status(5).
+    """
+    # The name of the process comes first, and is the process's own choice.
+    found = re.findall(rb"^%s:\t([0-9]{1,10})\t\1\t\1\t\1$" % name.encode(), status, re.MULTILINE)
+    return int(found[-1]) if found else None
+
+
+def parse_state(fields: bytes) -> str:
+    """The state, such as V(S), of the content of /proc/PID/stat, '' if there is none. Source: proc_pid_stat(5)."""
+    # The name, in brackets, is the process's own choice.
+    return os.fsdecode(fields.rpartition(b")")[2].strip()[:1])
+
+
+def parse_environment(content: bytes) -> dict[str, str]:
+    """The variables of the content of /proc/PID/environ."""
+    found: dict[str, str] = {}
+    for entry in os.fsdecode(content).split("\0"):
+        name, is_there, value = entry.partition("=")
+        if is_there:
+            # As getenv() of the process: the first counts.
+            found.setdefault(name, value)
+    return found
+
+
+# Paths
+
+
+def open_within(root: int, path: str, owners: t.Collection[int | None]) -> int:
+    """Open what a path leads to below C(root), for a look alone (O_PATH): nothing is read, written or waited for.
+
+    Links are followed, and never lead out of C(root). A folder that other users than C(owners) own or can write is
+    refused. Raises OSError.
+    """
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    opened = [os.dup(root)]
+    components = path.split("/")[::-1]
+    links = 0
+    try:
+        while components:
+            component = components.pop()
+            if component == "..":
+                if len(opened) > 1:
+                    os.close(opened.pop())
+            elif component not in ("", "."):
+                _check_folder(opened[-1], owners)
+                opened.append(os.open(component, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=opened[-1]))
+                if stat.S_ISLNK(os.fstat(opened[-1]).st_mode):
+                    links += 1
+                    target = os.readlink("", dir_fd=opened[-1])
+                    _close(opened, 1 if target.startswith("/") else len(opened) - 1)
+                    components += target.split("/")[::-1]
+            if links > MAX_LINKS or len(opened) > MAX_FOLDERS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return os.dup(opened[-1])
+    finally:
+        _close(opened, 0)
+
+
+def _close(descriptors: list[int], keep: int) -> None:
+    while len(descriptors) > keep:
+        os.close(descriptors.pop())
+
+
+def _check_folder(folder: int, owners: t.Collection[int | None]) -> None:
+    status = os.fstat(folder)
+    # In a sticky folder, only the owner of what is there can put something else in its place.
+    others = stat.S_IWOTH | (stat.S_IWGRP if status.st_uid == 0 else 0)
+    if status.st_uid not in owners or (status.st_mode & others and not status.st_mode & stat.S_ISVTX):
+        raise PermissionError(errno.EACCES, "another user can write a folder on the way")
+
+
+# Finding them
+
+
+def services(run_command: RunCommand) -> dict[str, Process]:
+    """Return the systemd services that run an agent as their main process. Raises InstanceError."""
+    if not _systemd.is_running():
+        return {}
+    try:
+        named = {service.name: service.main_pid for service in _systemd.services(run_command) if service.main_pid}
+        opened = {name: _agent(pid) for name, pid in named.items()}
+        # Those that systemd still names are open, and none of them is one that got the number meanwhile.
+        found = {name: process for name, process in opened.items() if process is not None}
+        return {
+            name: process
+            for name, process in found.items()
+            if _systemd.service(name, run_command).main_pid == process.pid
+        }
+    except SystemdError as error:
+        raise InstanceError(str(error)) from error
+
+
+def others(known: t.Collection[int]) -> tuple[list[Process], int]:
+    """Return the other processes that call themselves agents, and how many more there are.
+
+    Any user can start many of them. Those of root come first, then those of the user who asks, and the others one
+    user after the other.
+    """
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in known]
+    users: dict[int, int | None] = {}
+    for pid in sorted(pids):
+        process = _agent(pid)
+        if process is not None:
+            users[pid] = process.user
+    counted: collections.Counter[int | None] = collections.Counter()
+    ranks = {}
+    for pid, user in users.items():
+        ranks[pid] = (user != 0, user != os.geteuid(), counted[user])
+        counted[user] += 1
+    first = sorted(ranks, key=lambda pid: ranks[pid])[:MAX_OTHERS]
+    found = [process for process in map(_agent, first) if process is not None]
+    return found, len(users) - len(first)
+
+
+def _agent(pid: int) -> Process | None:
+    """The process, if it calls itself an agent and has not ended."""
+    try:
+        process = Process(pid)
+    except EndedError:
+        return None
+    return process if process.name == PROCESS_NAME and not process.has_ended() else None
+
+
+def distrust(process: Process) -> str:
+    """Return why nothing counts that this process, which is no service's, says of itself, '' if it does.
+
+    Raises InstanceError.
+    """
+    if process.user in (0, os.geteuid()):
+        return "another user may have started it" if process.has_set_user_id() else ""
+    who = f"user {process.user} runs it, no systemd service does"
+    try:
+        if process.user is None or process.has_set_user_id():
+            return "another user may have started it"
+        if process.sees_other_files():
+            return f"{who}, and it does not see the files of this host"
+        folder = process.status_of(os.path.dirname(process.state_file()))
+    except EndedError:
+        raise
+    except (InstanceError, OSError):
+        return f"{who}, and the folder of its state file cannot be looked at"
+    return "" if folder.st_uid == process.user else f"{who}, and the folder of its state file is another user's"
+
+
+def find_process(service: str | None, state_file: str | None, run_command: RunCommand, deadline: float) -> Process:
+    """Return the process of the one right agent. Raises InstanceError.
+
+    Where systemd runs it is the main process of the service, which must serve the state file if both are named;
+    elsewhere it is the process that serves the state file.
+    """
+    if service is None or not _systemd.is_running():
+        if state_file is None:
+            raise InstanceError(f"systemd does not run here, so it has no service {service}: name the state_file")
+        return _by_state_file(state_file, service)
+    process = _by_service(service, run_command, deadline)
+    if state_file is not None and not process.serves(state_file):
+        raise InstanceError(
+            f"service {service} serves {process.state_file()}, not {state_file}: name both of the same agent"
+        )
+    return process
+
+
+def _by_service(service: str, run_command: RunCommand, deadline: float) -> Process:
+    while True:
+        pid = _main_pid(service, run_command, deadline)
+        process = Process(pid)
+        # If systemd still names it, it is this one, and none that got its number meanwhile.
+        if _main_pid(service, run_command, deadline) == pid:
+            break
+    if process.name != PROCESS_NAME:
+        raise InstanceError(
+            f"the main process {pid} of service {service} is {process.name}, not {PROCESS_NAME}: "
+            "name the agent's service, or let the service start the agent itself"
+        )
+    return process
+
+
+def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
+    while True:
+        try:
+            found = _systemd.service(service, run_command)
+        except SystemdError as error:
+            raise InstanceError(str(error)) from error
+        # It may be starting, again.
+        if found.state != "activating" or time.monotonic() + POLL_SECONDS >= deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    if not found.exists:
+        here = sorted(services(run_command))
+        listed = ", ".join(here[:MOST_SHOWN]) + (", ..." if len(here) > MOST_SHOWN else "")
+        raise InstanceError(
+            f"there is no systemd service {service}: "
+            + (f"the services that run an agent here are {listed}" if here else "no service runs an agent here")
+        )
+    if not found.main_pid:
+        raise InstanceError(
+            f"service {service} does not run, it is {found.state}: start it with "
+            f"systemctl start {service}, or see why it does not run with systemctl status {service}"
+        )
+    return found.main_pid
+
+
+def _by_state_file(state_file: str, service: str | None) -> Process:
+    no_agent = "no agent found"
+    if service is not None:
+        no_agent += f" (systemd does not run here, so it has no service {service})"
+    try:
+        owner = os.stat(state_file).st_uid
+    except OSError as error:
+        raise InstanceError(f"{no_agent}: {state_file} cannot be looked at ({error.strerror})") from error
+    serving = []
+    for name in os.listdir("/proc"):
+        process = _agent(int(name)) if name.isdigit() else None
+        # What others say that they serve does not count.
+        if process is not None and process.user in (0, owner) and process.serves(state_file):
+            serving.append(process)
+    if not serving:
+        raise InstanceError(
+            f"{no_agent}: no {PROCESS_NAME} process of root or of user {owner}, who owns {state_file}, "
+            "has it as its HAPGENT_STATE_FILE"
+        )
+    if len(serving) > 1:
+        pids = ", ".join(str(process.pid) for process in serving[:MOST_SHOWN])
+        raise InstanceError(f"several agents serve {state_file}, processes {pids}: give each a state file of its own")
+    return serving[0]

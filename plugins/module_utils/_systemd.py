@@ -1,0 +1,80 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""What systemd knows of services. A service is named with or without its suffix."""
+
+from __future__ import annotations
+
+import os
+import re
+import typing as t
+
+SUFFIX = ".service"
+# What systemctl takes as the name of one unit, rather than as a pattern. Source: systemd.unit(5).
+UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.service")
+PID = re.compile(r"[0-9]{1,10}")
+
+RunCommand = t.Callable[[list[str]], tuple[int, str, str]]
+
+
+class SystemdError(Exception):
+    """systemctl failed. The text is what it printed."""
+
+
+class Service(t.NamedTuple):
+    """A service: its name, whether systemd has it, its state, such as V(active), its main process, 0 if it has none."""
+
+    name: str
+    exists: bool
+    state: str
+    main_pid: int
+
+
+def is_running() -> bool:
+    """Return whether systemd manages this host. Source: sd_booted(3)."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def service(name: str, run_command: RunCommand) -> Service:
+    """Return what systemd knows of this service. Raises SystemdError."""
+    unit = name if name.endswith(SUFFIX) else name + SUFFIX
+    # A pattern would match others.
+    if not UNIT_NAME.fullmatch(unit):
+        raise SystemdError(f"{name} is not the name of a systemd service")
+    found = _show(unit, run_command)
+    if len(found) != 1:
+        raise SystemdError(f"systemctl show {unit} printed no service")
+    return found[0]
+
+
+def services(run_command: RunCommand) -> list[Service]:
+    """Return all services that systemd has loaded, without those of users' own managers. Raises SystemdError."""
+    return _show("*.service", run_command)
+
+
+def _show(pattern: str, run_command: RunCommand) -> list[Service]:
+    rc, out, err = run_command(["systemctl", "show", "--property=Id,LoadState,ActiveState,MainPID", "--", pattern])
+    if rc != 0:
+        raise SystemdError(f"systemctl show {pattern} failed: {err.strip()}")
+    return parse_services(out)
+
+
+def parse_services(printed: str) -> list[Service]:
+    """Return the services of C(systemctl show), which prints a blank line between two."""
+    found = []
+    for block in printed.split("\n\n"):
+        properties = dict(line.partition("=")[::2] for line in block.split("\n"))
+        name, pid = properties.get("Id", ""), properties.get("MainPID", "")
+        if name.endswith(SUFFIX):
+            found.append(
+                Service(
+                    name[: -len(SUFFIX)],
+                    properties.get("LoadState") != "not-found",
+                    properties.get("ActiveState", "unknown"),
+                    int(pid) if PID.fullmatch(pid) else 0,
+                )
+            )
+    return found

@@ -1,0 +1,365 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Finding the one right agent, and whose word is believed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils._agent_client import instance_of
+from ansible_collections.hapgent.agent.plugins.module_utils._agent_process import (
+    EndedError,
+    InstanceError,
+    Process,
+    _main_pid,
+    find_process,
+    others,
+)
+
+if TYPE_CHECKING:
+    from tests.conftest import Agents
+
+# Systemd does not run here, so the agent is found by its state file.
+SERVICE = "no-service-of-this-name"
+
+
+def run_command(command: list[str]) -> tuple[int, str, str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def in_seconds(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def namespaces(*wanted: str) -> list[str]:
+    """The command that runs another one in namespaces of its own."""
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    command = ["unshare", *as_root, *wanted]
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode != 0:
+        pytest.skip("needs namespaces")
+    return command
+
+
+# Finding it
+
+
+def test_finds_the_agent_by_its_state_file(agents: Agents) -> None:
+    wanted = agents.start()
+    agents.start()
+    assert find_process(SERVICE, str(wanted.state_file), run_command, in_seconds(10)).pid == wanted.pid
+
+
+def test_finds_the_agent_by_a_link_to_its_state_file(agents: Agents, tmp_path: Path) -> None:
+    agent = agents.start()
+    link = tmp_path / "link.json"
+    link.symlink_to(agent.state_file)
+    assert find_process(SERVICE, str(link), run_command, in_seconds(10)).pid == agent.pid
+
+
+def test_finds_the_agent_that_was_given_a_link(agents: Agents, tmp_path: Path) -> None:
+    target = tmp_path / "target.json"
+    link = tmp_path / "link.json"
+    link.symlink_to(target)
+    agent = agents.start(state_file=link)
+    assert find_process(SERVICE, str(target), run_command, in_seconds(10)).pid == agent.pid
+
+
+def test_finds_the_agent_that_was_given_a_relative_path(agents: Agents, tmp_path: Path) -> None:
+    (tmp_path / "here.json").write_bytes(b'{"status": "UP"}')
+    agent = agents.start(before_exec=f"os.chdir({str(tmp_path)!r})", environment={"HAPGENT_STATE_FILE": "here.json"})
+    assert find_process(SERVICE, str(tmp_path / "here.json"), run_command, in_seconds(10)).pid == agent.pid
+
+
+def test_finds_no_agent(agents: Agents, tmp_path: Path) -> None:
+    agents.start()
+    with pytest.raises(InstanceError) as caught:
+        find_process(SERVICE, str(tmp_path / "other.json"), run_command, in_seconds(10))
+    for word in ["no agent found", SERVICE, str(tmp_path / "other.json")]:
+        assert word in str(caught.value)
+
+
+def test_finds_no_agent_that_has_ended(agents: Agents) -> None:
+    # Its parent has not asked for its exit status yet, so there is a process still.
+    agent = agents.start()
+    agent.process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, agent.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(InstanceError, match="no agent found"):
+        find_process(SERVICE, str(agent.state_file), run_command, in_seconds(10))
+
+
+def test_finds_no_other_program_that_has_the_variable(tmp_path: Path) -> None:
+    path = str(tmp_path / "state.json")
+    other = subprocess.Popen(["sleep", "60"], env={"HAPGENT_STATE_FILE": path, "PATH": os.defpath})
+    try:
+        with pytest.raises(InstanceError, match="no agent found"):
+            find_process(SERVICE, path, run_command, in_seconds(10))
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_finds_two_agents_for_one_file(agents: Agents) -> None:
+    first = agents.start()
+    second = agents.start(state_file=first.state_file)
+    with pytest.raises(InstanceError, match="several agents") as caught:
+        find_process(SERVICE, str(first.state_file), run_command, in_seconds(10))
+    for word in [str(first.pid), str(second.pid), str(first.state_file)]:
+        assert word in str(caught.value)
+
+
+def test_finds_no_agent_of_a_container(agents: Agents, tmp_path: Path) -> None:
+    # Containers run on the same host, and in each of them the default path leads to a file of its own.
+    inside = tmp_path / "inside.json"
+    inside.write_bytes(b'{"status": "DRAIN"}')
+    outside = agents.start()
+    # In a shell's words: the path of the host leads to the container's file, in the container's mount namespace alone.
+    script = f'mount --bind {inside} {outside.state_file} && exec "$@"'
+    unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], check=False).returncode != 0:
+        pytest.skip("needs mount namespaces")
+    container = agents.start(
+        None,
+        state_file=outside.state_file,
+        before_exec=f"os.environ['PATH'] = {os.environ['PATH']!r}; os.execvp('unshare', {unshare} + sys.argv[1:])",
+    )
+    assert (outside.ask(), container.ask()) == (b"UP\n", b"DRAIN\n")
+
+    assert find_process(SERVICE, str(outside.state_file), run_command, in_seconds(10)).pid == outside.pid
+
+
+# All of them
+
+
+def test_agents_that_run(agents: Agents, tmp_path: Path) -> None:
+    mine = [agents.start().pid, agents.start().pid]
+    other = subprocess.Popen(["sleep", "60"], env={"HAPGENT_STATE_FILE": str(tmp_path), "PATH": os.defpath})
+    gone = agents.start()
+    gone.kill()
+    # Its parent has not asked for its exit status yet, so there is a process still.
+    ended = agents.start()
+    ended.send(signal.SIGKILL)
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        found = [process.pid for process in others(())[0]]
+    finally:
+        other.kill()
+        other.wait()
+    assert set(mine) <= set(found)
+    assert not {other.pid, gone.pid, ended.pid, os.getpid()} & set(found)
+
+
+def test_agents_of_containers_do_not_run_here(agents: Agents) -> None:
+    unshare = namespaces("--pid", "--fork", "--kill-child")
+    container = agents.start(
+        before_exec=f"os.environ['PATH'] = {os.environ['PATH']!r}; os.execvp('unshare', {unshare} + sys.argv[1:])",
+    )
+    inside = int(Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text(encoding="ascii"))
+    assert Path(f"/proc/{inside}/comm").read_text(encoding="ascii") == "hapgent\n"
+    outside = agents.start()
+
+    assert Process(inside).is_in_container()
+    assert not Process(outside.pid).is_in_container()
+
+
+def test_process_that_has_ended_is_of_no_host(agents: Agents) -> None:
+    # It may end while somebody looks at all of them.
+    agent = agents.start()
+    process = Process(agent.pid)
+    agent.kill()
+    with pytest.raises(EndedError):
+        process.is_in_container()
+
+
+# What it was started with
+
+
+@contextlib.contextmanager
+def process_with(environment: dict[str, str], folder: Path) -> Iterator[int]:
+    """A process that has this environment. Any will do, and one that is no agent writes nothing beside a state file."""
+    process = subprocess.Popen(
+        ["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=folder, bufsize=0
+    )
+    assert process.stdin
+    assert process.stdout
+    # The kernel shows nothing while a process becomes a program. When this answers, it is one.
+    process.stdin.write(b"x")
+    assert process.stdout.read(1) == b"x"
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("environment", "state_file", "status_socket"),
+    [
+        ({}, "/etc/hapgent/state.json", ""),
+        ({"HAPGENT_STATE_FILE": "/a/b.json", "HAPGENT_SOCKET": "/c/d.sock"}, "/a/b.json", "/c/d.sock"),
+        # As the agent itself would find them.
+        ({"HAPGENT_STATE_FILE": "b.json", "HAPGENT_SOCKET": "c/d.sock"}, "{folder}/b.json", "{folder}/c/d.sock"),
+        ({"HAPGENT_SOCKET": ""}, "/etc/hapgent/state.json", ""),
+        ({"HAPGENT_SOCKET": "/a b/=c/ä\n"}, "/etc/hapgent/state.json", "/a b/=c/ä\n"),
+        # Others.
+        ({"XHAPGENT_SOCKET": "/c", "HAPGENT_SOCKETS": "/d", "hapgent_socket": "/e"}, "/etc/hapgent/state.json", ""),
+    ],
+)
+def test_what_it_was_started_with(
+    tmp_path: Path, environment: dict[str, str], state_file: str, status_socket: str
+) -> None:
+    with process_with(environment, tmp_path) as pid:
+        found = instance_of(Process(pid))
+    assert found.state_file == state_file.format(folder=tmp_path)
+    assert found.status_socket == status_socket.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settles"), [(None, True), ("60", True), ("10", True), ("01", True), ("0", False), ("00", False)]
+)
+def test_whether_it_may_settle(tmp_path: Path, seconds: str | None, settles: bool) -> None:
+    environment = {} if seconds is None else {"HAPGENT_SETTLE": seconds}
+    with process_with(environment, tmp_path) as pid:
+        assert instance_of(Process(pid)).settles == settles
+
+
+def test_what_a_process_that_is_gone_was_started_with(agents: Agents) -> None:
+    agent = agents.start()
+    agent.kill()
+    with pytest.raises(EndedError, match=f"the agent's process {agent.pid} has ended"):
+        Process(agent.pid)
+
+
+# What systemctl show says
+
+RUNNING = "Id=hapgent.service\nLoadState=loaded\nActiveState=active\nMainPID=4711\n"
+UNKNOWN = "Id=hapgent.service\nLoadState=not-found\nActiveState=inactive\nMainPID=0\n"
+
+
+def shown(state: str, load: str = "loaded") -> tuple[int, str, str]:
+    return 0, f"Id=hapgent.service\nLoadState={load}\nActiveState={state}\nMainPID=0\n", ""
+
+
+@pytest.mark.parametrize(
+    ("service", "printed"),
+    [
+        ("hapgent", RUNNING),
+        ("hapgent.service", RUNNING),
+        # Properties come in systemd's order, whatever was asked for.
+        ("hapgent", "MainPID=4711\nLoadState=loaded\nActiveState=reloading\nId=hapgent.service\n"),
+    ],
+)
+def test_main_process_of_the_service(service: str, printed: str) -> None:
+    commands = []
+
+    def systemctl(command: list[str]) -> tuple[int, str, str]:
+        commands.append(command)
+        return 0, printed, ""
+
+    assert _main_pid(service, systemctl, in_seconds(10)) == 4711
+    (command,) = commands
+    assert (command[:2], command[-1]) == (["systemctl", "show"], "hapgent.service")
+
+
+@pytest.mark.parametrize(
+    ("done", "named"),
+    [
+        (shown("failed"), ["hapgent", "does not run", "failed"]),
+        (shown("inactive"), ["systemctl start hapgent"]),
+        (shown("inactive", "not-found"), ["there is no systemd service hapgent"]),
+        ((1, "", "Failed to connect to bus: Host is down\n"), ["hapgent.service", "Failed to connect to bus"]),
+        ((0, "", ""), ["hapgent.service", "printed no service"]),
+    ],
+)
+def test_service_without_a_main_process(done: tuple[int, str, str], named: list[str]) -> None:
+    with pytest.raises(InstanceError) as caught:
+        _main_pid("hapgent", lambda _command: done, in_seconds(10))
+    for word in named:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("service", ["hap*", "a b", "--all", "", "x" * 300, "hapgent\n", "../hapgent", "[h]apgent"])
+def test_what_is_not_the_name_of_a_service(service: str) -> None:
+    def systemctl(command: list[str]) -> tuple[int, str, str]:
+        assert command[-2:] == ["--", f"{service}.service"]
+        return shown("inactive")
+
+    if service == "--all":
+        # A name that looks like an option is one, and no option.
+        with pytest.raises(InstanceError, match="does not run"):
+            _main_pid(service, systemctl, in_seconds(10))
+    else:
+        with pytest.raises(InstanceError, match="is not the name of a systemd service"):
+            _main_pid(service, systemctl, in_seconds(10))
+
+
+def test_waits_for_a_service_that_is_about_to_start() -> None:
+    printed = iter([shown("activating")] * 3 + [(0, RUNNING, "")])
+    assert _main_pid("hapgent", lambda _command: next(printed), in_seconds(15)) == 4711
+
+
+def test_does_not_wait_for_a_service_for_ever() -> None:
+    with pytest.raises(InstanceError, match="service hapgent does not run, it is activating"):
+        _main_pid("hapgent", lambda _command: shown("activating"), in_seconds(0.3))
+
+
+@pytest.mark.parametrize(
+    ("served", "found"),
+    [("here.json", "itself"), ("other.json", "service hapgent serves {folder}/other.json, not {folder}/here.json")],
+)
+def test_service_has_to_serve_the_state_file(tmp_path: Path, served: str, found: str) -> None:
+    for name in ("here.json", "other.json"):
+        (tmp_path / name).write_bytes(b'{"status": "UP"}')
+    # systemd runs where it has this folder. The service is the process that asks: a name and a variable make an agent.
+    shell = [*namespaces("--mount", "--propagation", "private"), "sh", "-c"]
+    script = 'mount -t tmpfs host /run && mkdir -p /run/systemd/system && exec "$@"'
+    code = f"""
+import os, sys, time
+from {find_process.__module__} import InstanceError, find_process
+with open("/proc/self/comm", "w") as comm:
+    comm.write("hapgent")
+printed = f"Id=hapgent.service\\nLoadState=loaded\\nActiveState=active\\nMainPID={{os.getpid()}}\\n"
+try:
+    pid = find_process("hapgent", sys.argv[1], lambda command: (0, printed, ""), time.monotonic() + 10).pid
+    print("itself" if pid == os.getpid() else pid)
+except InstanceError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [*shell, script, "sh", sys.executable, "-c", code, str(tmp_path / "here.json")],
+        env={**os.environ, "HAPGENT_STATE_FILE": str(tmp_path / served)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(found.format(folder=tmp_path))
+
+
+def test_socket_of_a_container(agents: Agents, tmp_path: Path) -> None:
+    # What is in this folder, only the container sees.
+    inside = tmp_path / "run"
+    inside.mkdir()
+    unshare = namespaces("--pid", "--mount", "--propagation", "private", "--fork", "--kill-child")
+    shell = [*unshare, "sh", "-c", f'mount -t tmpfs host {inside} && exec "$@"', "sh"]
+    container = agents.start(
+        b'{"status": "DRAIN"}',
+        before_exec=f"os.environ['PATH'] = {os.environ['PATH']!r}; os.execvp('unshare', {shell} + sys.argv[1:])",
+        environment={"HAPGENT_SOCKET": str(inside / "status.sock")},
+    )
+    assert not (inside / "status.sock").exists()
+    pid = int(Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text(encoding="ascii"))
+
+    assert find_process(SERVICE, str(container.state_file), run_command, in_seconds(10)).pid == pid
+    assert instance_of(Process(pid)).answer(in_seconds(10)) == "DRAIN"
