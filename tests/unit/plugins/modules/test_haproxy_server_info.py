@@ -791,6 +791,16 @@ def test_what_says_nothing_for_ever() -> None:
             assert time.monotonic() - started < 10
 
 
+def test_what_does_not_end_with_each_python(python: str) -> None:
+    """Before Python 3.10, a socket that takes too long raises something else."""
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0"
+    for sent, option in ((chunked, "url"), (INFO, "socket")):
+        with Pretender(sent, hangs=True) as pretender:
+            address = f"http://{pretender.address}/" if option == "url" else pretender.address
+            arguments: Result = {option: address, "timeout": 0.5}
+            assert_failed(run_module(python=python, **arguments), "silent", "does not come to an end")
+
+
 def test_half_an_answer_while_it_waits(balancer: LoadBalancer) -> None:
     """Half of it is no reason to give up, nor to take the half for all."""
     simple(balancer, "drain")
