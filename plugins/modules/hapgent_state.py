@@ -263,7 +263,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.hapgent.agent.plugins.module_utils import _as_owner
-from ansible_collections.hapgent.agent.plugins.module_utils._agent_client import Instance, instance_of
+from ansible_collections.hapgent.agent.plugins.module_utils._agent_client import Instance, instance_of, why_fail
 from ansible_collections.hapgent.agent.plugins.module_utils._agent_process import (
     DEFAULT_STATE_FILE,
     POLL_SECONDS,
@@ -337,7 +337,7 @@ class HapgentState:
         self.path: str = module.params["state_file"]
         self.deadline = time.monotonic() + module.params["timeout"]
         self.peers_before: list[Peer] = []
-        # What a failure says first, as long as nothing was changed nothing.
+        # What a failure reports first: empty as long as nothing was changed.
         self.done = ""
         self.result: dict[str, t.Any] = {"changed": False}
 
@@ -367,7 +367,7 @@ class HapgentState:
     def _load(self) -> State | None:
         """The state in the file, or None if there is none."""
         try:
-            return _state(self._as_owner(_load))
+            return _state(self._as_owner(_fields_in))
         except _as_owner.MissingFolderError as error:
             if not (self.change.create and self.module.check_mode):
                 self._fail(f"{self.path}: {error}")
@@ -477,7 +477,7 @@ class HapgentState:
             answer = instance.answer(self.deadline)
             while not instance.tells(state, answer):
                 if time.monotonic() >= self.deadline:
-                    self._fail_for_answer(instance, answer)
+                    self._fail_for_answer(instance, answer, self.module.params["timeout"])
                 time.sleep(POLL_SECONDS)
                 state = self._as_it_is_now(state)
                 answer = instance.answer(self.deadline + POLL_SECONDS)
@@ -505,7 +505,7 @@ class HapgentState:
                 if account.complete:
                     return state
             if over and not is_told:
-                self._fail_for_answer(instance, status["answer"])
+                self._fail_for_answer(instance, status["answer"], self.module.params["wait_timeout"])
             if over:
                 # The agent may have forgotten some that it knew.
                 self._fail(self._who_is_missing(account, [*self.peers_before, *status["peers"]]))
@@ -540,14 +540,23 @@ class HapgentState:
             self._fail(f"{self.path} does not exist: name the right file with state_file, or make it with create")
         self._fail(f"{self.path}: {error}. Repair the file or name the right one with state_file")
 
-    def _fail_for_answer(self, instance: Instance, answer: str) -> t.NoReturn:
+    def _fail_for_answer(self, instance: Instance, answer: str, seconds: float) -> t.NoReturn:
         params = self.module.params
         where = instance.status_socket or f"{params['address']} port {params['port']}"
         self.result["answer"] = answer
         self._fail(
-            f"{where} still answers {answer} after {params['timeout']:g} s. "
+            f"{where} still answers {answer} after {seconds:g} s{self._why(instance)}. "
             f"See that service {params['service']} serves this file there"
         )
+
+    @staticmethod
+    def _why(instance: Instance) -> str:
+        """What the agent reports of why it answers FAIL, if it does so on its own account."""
+        try:
+            why = why_fail(instance.status(time.monotonic() + LAST_LOOK_SECONDS)) if instance.status_socket else ""
+        except InstanceError:
+            return ""
+        return f", because {why}" if why else ""
 
     def _fail(self, problem: str) -> t.NoReturn:
         """Leave the module, and say what was changed."""
@@ -558,7 +567,7 @@ class HapgentState:
         self.module.fail_json(msg=f"{problem}. Nothing was changed.", **{**self.result, "changed": False})
 
 
-def _load(folder: int, name: str) -> Fields | None:
+def _fields_in(folder: int, name: str) -> Fields | None:
     try:
         return StateFile(name, folder).load().fields()
     except MissingError:

@@ -1227,6 +1227,22 @@ def test_another_change_that_leaves_this_one_as_it_is(agents: Agents, tmp_path: 
     assert b"5%" in balancers[FAST].told[-1].split()
 
 
+@pytest.mark.parametrize("wait", [False, True])
+def test_the_agent_says_why_it_fails(agents: Agents, tmp_path: Path, wait: bool) -> None:
+    agent = start_with_status(agents, tmp_path)
+
+    def fail(_relay: Relay, status: dict[str, Any]) -> None:
+        if status["answer"] == "DRAIN":
+            status.update(state={"status": "FAIL"}, answer="FAIL", state_file_ok=False, last_error="no \x1b[31mdisk")
+
+    with relayed(agent, fail):
+        result = change(agent, status="DRAIN", wait=wait, wait_timeout=1, timeout=5)
+    assert result["failed"]
+    assert result["changed"]
+    assert result["answer"] == "FAIL"
+    assert "because no \\x1b[31mdisk" in result["msg"]
+
+
 def test_status_socket_of_another_agent(agents: Agents, tmp_path: Path) -> None:
     other = start_with_status(agents, tmp_path)
     agent = agents.start(environment={"HAPGENT_SOCKET": str(tmp_path / "status.sock")})
