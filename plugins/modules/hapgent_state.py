@@ -474,16 +474,18 @@ class HapgentState:
         """Have the agent read the file, and wait until it answers what is in there. Returns that state."""
         try:
             instance.reload()
-            answer = instance.answer(self.deadline)
-            while not instance.tells(state, answer):
-                if time.monotonic() >= self.deadline:
+            while True:
+                over = time.monotonic() >= self.deadline
+                answer = instance.answer(max(self.deadline, time.monotonic()) + LAST_LOOK_SECONDS)
+                if instance.tells(state, answer):
+                    return state
+                if over:
                     self._fail_for_answer(instance, answer, self.module.params["timeout"])
                 time.sleep(POLL_SECONDS)
+                # Another change may have come, and the agent have read that one.
                 state = self._as_it_is_now(state)
-                answer = instance.answer(self.deadline + POLL_SECONDS)
         except InstanceError as error:
             self._fail(str(error))
-        return state
 
     def _await_peers(self, instance: Instance, state: State) -> State:
         """Wait until the load balancers were told, and leave the module if they were not. Returns what they were."""
