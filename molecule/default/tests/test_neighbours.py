@@ -85,7 +85,7 @@ import os
 print("go", flush=True)
 folder = "/etc/hapgent/"
 while True:
-    for name in ("state.json", "state.json.lock", "state.json.tmp", "state.json.memory", "state.json.ansible.tmp"):
+    for name in ("state.json", "state.json.lock", "state.json.tmp", "state.json.memory", "state.json.memory.tmp"):
         for number in range(5):
             new, path = f"{folder}swap{number}", folder + name
             try:
