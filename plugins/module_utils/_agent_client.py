@@ -121,7 +121,7 @@ class Instance(t.NamedTuple):
             status = os.fstat(found)
             if not stat.S_ISSOCK(status.st_mode):
                 raise OSError("not a socket")
-            if status.st_uid not in (0, self.process.user):
+            if status.st_uid != self.process.user:
                 raise OSError(f"user {status.st_uid} owns it, who does not run the agent")
             connection.settimeout(seconds_until(deadline))
             # The very socket that was looked at. Its path may be longer than that of a socket can be.
@@ -131,7 +131,7 @@ class Instance(t.NamedTuple):
         size = struct.calcsize("3i")
         pid, user, _group = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
         # Not the process: an agent that was started again is another one, of the same user.
-        if user not in (0, self.process.user):
+        if user != self.process.user:
             raise OSError(f"process {pid} of user {user} answers there, who does not run the agent")
 
 

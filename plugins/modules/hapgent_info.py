@@ -20,8 +20,8 @@ description:
   - Any user can start a process that is called hapgent. It counts as an agent only if it is the main process of a
     systemd service, or if root, the user who runs this module or the owner of its state file's folder runs it. Others
     are not asked, nothing that they name is opened, and a warning lists them.
-  - Only the status socket of the agent itself is believed, and it must be owned by root or by the user who runs the
-    agent. Characters that are not printable are escaped in all that is returned.
+  - A status socket counts only if the user who runs the agent owns it and answers there. Characters that are not
+    printable are escaped in all that is returned.
   - Agents of other releases are understood. What they report more is ignored, and what they do not report is null.
   - The user must be root, or the one who runs the agent.
 extends_documentation_fragment:

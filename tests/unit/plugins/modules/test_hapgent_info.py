@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -85,12 +88,13 @@ class Host:
         command: Sequence[str] = (),
         python: str = sys.executable,
         check: bool = False,
+        module: str = MODULE,
         **arguments: Any,
     ) -> Result:
         """What the module returns when it is called there with these arguments, by this command."""
         given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}}
         done = subprocess.run(
-            [*self.enter(), *command, python, "-m", MODULE],
+            [*self.enter(), *command, python, "-m", module],
             input=json.dumps(given),
             capture_output=True,
             text=True,
@@ -191,6 +195,14 @@ def test_invalid_state_file(host: Host, tmp_path: Path) -> None:
     assert (instance["state"], instance["answer"]) == ({"status": "FAIL"}, "FAIL")
     for word in [str(agent.state_file), 'status is "up"']:
         assert word in instance["last_error"]
+        assert word in instance["problem"]
+    assert instance["state_file_ok"] is False
+
+
+def test_agent_that_was_told_to_fail_has_no_problem(host: Host, tmp_path: Path) -> None:
+    host.start(b'{"status": "FAIL"}', status_socket=tmp_path / "status.sock")
+    (instance,) = host.instances()
+    assert (instance["answer"], instance["problem"]) == ("FAIL", None)
 
 
 def test_state_that_the_agent_tells_is_not_the_one_in_its_file(host: Host, tmp_path: Path) -> None:
@@ -249,6 +261,7 @@ def test_without_a_status_socket_and_with_an_invalid_file(host: Host, content: b
     (instance,) = host.instances()
     assert (instance["pid"], instance["state_file"]) == (there(agent), str(agent.state_file))
     assert (instance["state"], instance["answer"]) == (None, None)
+    assert str(agent.state_file) in instance["problem"]
 
 
 def test_without_a_status_socket_nobody_is_asked(host: Host) -> None:
@@ -466,6 +479,222 @@ def test_services_of_all_agents(host: Host, tmp_path: Path) -> None:
     )
     found = {instance["pid"]: instance["service"] for instance in host.instances(command=command)}
     assert found == {there(api): "hapgent-api", there(web): "hapgent", there(none): None}
+
+
+def test_hapgent_state_changes_nothing_for_an_unknown_service(host: Host, tmp_path: Path) -> None:
+    # It serves the file that is named, and is another service.
+    agent = host.start(status_socket=tmp_path / "status.sock")
+    command = with_systemd(host, tmp_path, hapgent=("active", there(agent)))
+    result = host.run(
+        module=MODULE.replace("hapgent_info", "hapgent_state"),
+        command=command,
+        service="hapgent-api",
+        state_file=str(agent.state_file),
+        status="DRAIN",
+    )
+    assert result["failed"]
+    assert not result["changed"]
+    assert "the services that run an agent here are hapgent. Nothing was changed." in result["msg"]
+    assert agent.state_file.read_bytes() == b'{"status": "UP"}'
+    (instance,) = host.instances(command=command)
+    assert instance["answer"] == "UP"
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", -1, 10**10])
+def test_time_that_cannot_be_waited_for(host: Host, seconds: Any) -> None:
+    result = host.run(timeout=seconds)
+    assert result["failed"]
+    assert "timeout must be 0 to 86400 seconds" in result["msg"]
+
+
+# A hostile neighbour
+
+OTHER = 65534
+# From Linux's inotify.h.
+IN_ACCESS, IN_OPEN = 1, 0x20
+SECRET = '{"status": "s3cret"}'
+ESCAPES = "\x1b[2J\u202e\x9b"
+
+
+class Neighbour:
+    """Another user of that host, with a folder of his own, and processes that call themselves hapgent."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._processes: list[subprocess.Popen[str]] = []
+        self.folder = Path(tempfile.mkdtemp(prefix="neighbour"))
+        os.chown(self.folder, OTHER, OTHER)
+        # A file of his that is an agent's.
+        self.state_file = self.folder / "state.json"
+        self.state_file.write_text('{"status": "DRAIN"}', encoding="utf-8")
+        os.chown(self.state_file, OTHER, OTHER)
+        self.socket = self.folder / "status.sock"
+
+    def start(self, state_file: Path, status_socket: Path | None = None, serves: str = "") -> None:
+        """Start a process that says that it has this file and this socket, and that runs C(serves) after."""
+        code = f"""
+import json, os, socket, sys, time
+with open("/proc/self/comm", "w") as comm:
+    comm.write("hapgent")
+listener = socket.socket(socket.AF_UNIX)
+state_file = {str(state_file)!r}
+def listen():
+    listener.bind({str(status_socket)!r})
+    listener.listen()
+    print("ready", flush=True)
+    return listener.accept()[0]
+{serves}
+print("ready", flush=True)
+time.sleep(60)
+"""
+        process = subprocess.Popen(
+            [
+                *self._host.enter(),
+                *("setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups"),
+                *("/usr/bin/python3", "-I", "-S", "-c", code),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                "PATH": os.defpath,
+                "HAPGENT_STATE_FILE": str(state_file),
+                **({"HAPGENT_SOCKET": str(status_socket)} if status_socket else {}),
+            },
+        )
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        self._processes.append(process)
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture
+def neighbour(host: Host) -> Iterator[Neighbour]:
+    if os.geteuid() != 0:
+        pytest.skip("needs another user")
+    neighbour = Neighbour(host)
+    yield neighbour
+    # His processes end with their host, whatever hangs in them.
+    host.end()
+    neighbour.end()
+
+
+@contextlib.contextmanager
+def unopened(*paths: Path) -> Iterator[None]:
+    """See that nothing opens or reads these meanwhile. Source: inotify(7)."""
+    libc = ctypes.CDLL(None)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    for path in paths:
+        assert libc.inotify_add_watch(watch, os.fsencode(path), IN_OPEN | IN_ACCESS) >= 0
+    yield
+    try:
+        with pytest.raises(BlockingIOError):
+            os.read(watch, 4096)
+    finally:
+        os.close(watch)
+
+
+def see_the_real_one(host: Host, real: Agent, timeout: float = 3) -> tuple[list[Result], str]:
+    """Ask all agents, see that the real one's row is right and that it took no longer than one timeout.
+
+    Returns the other rows, and the whole result as text.
+    """
+    started = time.monotonic()
+    result = host.run(timeout=timeout)
+    # And what it takes to start a Python on a busy machine.
+    assert time.monotonic() - started < timeout + 10
+    assert not result.get("failed"), result
+    rows = {row["pid"]: row for row in result["instances"]}
+    row = rows.pop(there(real))
+    assert (row["answer"], row["problem"], row["state_file"]) == ("UP", None, str(real.state_file))
+    text = json.dumps(result, ensure_ascii=False)
+    assert "s3cret" not in text
+    assert not set(ESCAPES) & set(text) - set("[2J")
+    return list(rows.values()), text
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "file", "device", "link to a FIFO", "link to a file", "hard link"])
+def test_what_a_neighbour_names_is_not_opened_with_rights_of_root(
+    host: Host, tmp_path: Path, neighbour: Neighbour, kind: str
+) -> None:
+    real = host.start(status_socket=tmp_path / "status.sock")
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    os.mkfifo(private / "fifo", 0o600)
+    (private / "file").write_text(SECRET, encoding="utf-8")
+    (private / "file").chmod(0o600)
+    target = private / ("fifo" if "FIFO" in kind else "file")
+    named = Path("/proc/kmsg") if kind == "device" else target
+    if "link" in kind:
+        named = neighbour.state_file
+        named.unlink()
+        if kind == "hard link":
+            named.hardlink_to(target)
+        else:
+            named.symlink_to(target)
+    neighbour.start(named)
+    neighbour.start(neighbour.state_file, named)
+
+    with unopened(private / "fifo", private / "file"):
+        rows, text = see_the_real_one(host, real)
+
+    # Where only the file is not his, the process still is believed, and has a problem.
+    assert [row["answer"] for row in rows] == [None] * len(rows)
+    assert all(row["problem"] for row in rows)
+    assert "warnings" in text
+
+
+SERVES = {
+    "silence": "client = listen(); time.sleep(60)",
+    "a drip": "client = listen()\nwhile True: client.sendall(b'['); time.sleep(0.02)",
+    "no end": "client = listen()\nwhile True: client.sendall(b' ' * 65536)",
+    "many digits": "client = listen(); client.sendall(b'1' * 4000000); client.close()",
+    "depth": "client = listen(); client.sendall(b'[' * 1000000); client.close()",
+    "no object": "client = listen(); client.sendall(b'[1]'); client.close()",
+    "escapes": f"""
+client = listen()
+bad = {ESCAPES!r}
+client.sendall(json.dumps(dict(state=dict(status="UP", reason=chr(0x202e)), answer="UP" + bad, state_file=state_file,
+    last_error=bad, version=bad, counters={{bad: 1}}, since=1e300, settle=bad,
+    peers=[dict(address=bad, line=bad, has_it=True, polls=True, last_seen=1)])).encode())
+client.close()
+""",
+}
+
+
+@pytest.mark.parametrize("serves", SERVES)
+def test_what_a_neighbour_answers_hides_nobody(host: Host, tmp_path: Path, neighbour: Neighbour, serves: str) -> None:
+    real = host.start(status_socket=tmp_path / "status.sock")
+    neighbour.start(neighbour.state_file, neighbour.socket, SERVES[serves])
+    ((row,), _text) = see_the_real_one(host, real)
+    if serves == "escapes":
+        assert (row["version"], row["since"], row["settle"]) == (r"\x1b[2J\u202e\x9b", None, None)
+    else:
+        assert row["answer"] is None
+        assert str(neighbour.socket) in row["problem"]
+
+
+def test_many_neighbours_that_do_not_answer(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
+    for number in range(20):
+        neighbour.start(neighbour.state_file, neighbour.folder / f"{number}.sock", SERVES["silence"])
+    real = host.start(status_socket=tmp_path / "status.sock")
+    rows, _text = see_the_real_one(host, real)
+    assert len(rows) == 20
+    assert all(row["problem"] for row in rows)
+
+
+def test_neighbour_that_serves_the_file_of_another(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
+    real = host.start(status_socket=tmp_path / "status.sock")
+    neighbour.start(real.state_file, neighbour.socket, SERVES["silence"])
+    rows, text = see_the_real_one(host, real)
+    assert rows == []
+    assert "not believed" in text
+    (instance,) = host.instances(state_file=str(real.state_file))
+    assert instance["pid"] == there(real)
 
 
 def test_runs_as_ansible_runs_it(host: Host, tmp_path: Path, run_ansible: RunAnsible) -> None:
