@@ -10,7 +10,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from lab import HOSTS, ansible, ask, eventually, haproxy, run
+from lab import HOSTS, ansible, ask, eventually, haproxy, module, run
 
 SERVER = "hapgent-bookworm"
 ADDRESS = HOSTS[SERVER]
@@ -118,3 +118,28 @@ def test_the_deployment_script_of_the_original() -> None:
         assert not deployment.done()
         assert deployment.result().returncode == 0
     settle("UP")
+
+
+def test_unknown_service_changes_nothing() -> None:
+    before = run(SERVER, "cat /etc/hapgent/state.json").stdout
+    result = set_state("status=DRAIN service=hapgent-nowhere")
+    assert result["failed"]
+    assert str(result["msg"]).endswith("the services that run an agent here are hapgent. Nothing was changed.")
+    assert run(SERVER, "cat /etc/hapgent/state.json").stdout == before
+    assert ask(ADDRESS).split()[0] == "UP"
+
+
+def test_process_of_another_user_is_no_agent() -> None:
+    # It is called hapgent, and names the state file of the real one.
+    start = (
+        "cp /usr/bin/sleep /tmp/hapgent && "
+        "setpriv --reuid=12345 --regid=12345 --clear-groups env HAPGENT_STATE_FILE=/etc/hapgent/state.json "
+        "sh -c '/tmp/hapgent 30 >/dev/null 2>&1 & echo $!'"
+    )
+    pid = int(run(SERVER, start).stdout)
+    try:
+        found = module(SERVER, "hapgent_info", "")
+        assert [instance["service"] for instance in found["instances"]] == ["hapgent"]
+        assert pid not in [instance["pid"] for instance in found["instances"]]
+    finally:
+        run(SERVER, f"kill {pid}; rm /tmp/hapgent")
