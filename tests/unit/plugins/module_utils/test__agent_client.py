@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -392,3 +393,31 @@ def test_status_with_as_many_peers_as_an_agent_keeps(agents: Agents, tmp_path: P
             assert agent.read_to_end(client) == b"UP\n"
     peers = instance.status(in_seconds(15))["peers"]
     assert {peer["address"] for peer in peers} == {"127.0.0.1", *addresses}
+
+
+def test_connects_to_no_queue_that_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "status.sock"
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        started = time.monotonic()
+        with pytest.raises(InstanceError, match="does not report its status"):
+            Instance(Process(os.getpid()), "/s.json", str(path)).status(in_seconds(0.5))
+    assert 0.3 < time.monotonic() - started < 10
+
+
+def test_connects_to_no_port_whose_queue_is_full() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as waiting:
+        for _client in range(3):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        started = time.monotonic()
+        with pytest.raises(InstanceError, match="timed out"):
+            ask("127.0.0.1", listener.getsockname()[1], in_seconds(0.5))
+    assert 0.3 < time.monotonic() - started < 10

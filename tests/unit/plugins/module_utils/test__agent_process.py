@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ from ansible_collections.hapgent.agent.plugins.module_utils._agent_process impor
     InstanceError,
     Process,
     _main_pid,
+    distrust,
     find_process,
+    open_within,
     others,
 )
 
@@ -363,3 +366,135 @@ def test_socket_of_a_container(agents: Agents, tmp_path: Path) -> None:
 
     assert find_process(SERVICE, str(container.state_file), run_command, in_seconds(10)).pid == pid
     assert instance_of(Process(pid)).answer(in_seconds(10)) == "DRAIN"
+
+
+# Signals
+
+
+@pytest.mark.parametrize("has_pidfd", [True, False])
+def test_signal_goes_to_the_process_that_was_looked_at(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch, has_pidfd: bool
+) -> None:
+    if not has_pidfd:
+        # As on Linux before 5.1.
+        monkeypatch.delattr(signal, "pidfd_send_signal")
+    agent = agents.start()
+    process = Process(agent.pid)
+    agent.write_state(b'{"status": "DRAIN"}')
+    process.signal(signal.SIGHUP)
+    agent.await_answer(b"DRAIN\n")
+    agent.kill()
+    # Whatever gets its number: this is sent to nothing.
+    monkeypatch.setattr(process, "pid", os.getpid())
+    with pytest.raises(InstanceError, match="No such process"):
+        process.signal(signal.SIGKILL)
+
+
+# Who can be believed
+
+
+@pytest.mark.parametrize("starter", [0, 65534])
+def test_set_user_id_program_is_not_roots_own(tmp_path: Path, starter: int) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs another user")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        program = Path(folder) / "hapgent"
+        shutil.copy("/bin/sleep", program)
+        program.chmod(0o4755)
+        process = subprocess.Popen([program, "60"], user=starter, env={"HAPGENT_STATE_FILE": str(tmp_path)})
+        try:
+            assert distrust(Process(process.pid)) == "another user may have started it"
+        finally:
+            process.kill()
+            process.wait()
+
+
+# Paths that a process names
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[int]:
+    """The root folder of a container, with a file in it, beside one that is not."""
+    (tmp_path / "root" / "run" / "hapgent").mkdir(parents=True)
+    (tmp_path / "root" / "run" / "hapgent" / "file").write_bytes(b"inside")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").write_bytes(b"outside")
+    descriptor = os.open(tmp_path / "root", os.O_PATH)
+    yield descriptor
+    os.close(descriptor)
+
+
+def found_within(root: int, path: str) -> Path:
+    """Where the path leads to."""
+    descriptor = open_within(root, path, {os.geteuid()})
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "path"),
+    [
+        ("x", "run", "/run/hapgent/file"),
+        ("x", "run", "run//./hapgent/../hapgent/file"),
+        ("x", "run", "/../../run/hapgent/file"),
+        ("var", "/run", "/var/hapgent/file"),
+        ("var", "../../../run", "/var/hapgent/file"),
+        ("run/link", "../run/hapgent", "/run/link/file"),
+        ("run/link", "/run/hapgent/file", "/run/link"),
+        # Of this process, it leads out.
+        ("magic", "/proc/self/root/run/hapgent", None),
+    ],
+)
+def test_path_never_leads_out_of_a_container(
+    tmp_path: Path, root: int, link: str, target: str, path: str | None
+) -> None:
+    (tmp_path / "root" / link).symlink_to(target)
+    if path is None:
+        with pytest.raises(FileNotFoundError):
+            found_within(root, "/magic/file")
+    else:
+        assert found_within(root, path) == tmp_path / "root" / "run" / "hapgent" / "file"
+
+
+@pytest.mark.parametrize(
+    "path", ["/loop", "/loop/x", "/" + "a/" * 3000, "/deep" + "/x" * 100, "/run/hapgent/file/x", ""]
+)
+def test_path_that_leads_nowhere(tmp_path: Path, root: int, path: str) -> None:
+    (tmp_path / "root" / "loop").symlink_to("loop")
+    (tmp_path / "root" / ("deep" + "/x" * 100)).mkdir(parents=True)
+    before = len(os.listdir("/proc/self/fd"))
+    if path:
+        with pytest.raises(OSError):
+            found_within(root, path)
+    else:
+        assert found_within(root, path) == tmp_path / "root"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "is_safe"),
+    [
+        (0o755, 0, True),
+        (0o1777, 0, True),
+        (0o777, 0, False),
+        (0o775, 0, False),
+        # What is his, he may share.
+        (0o775, 4711, True),
+        (0o777, 4711, False),
+        (0o755, 4712, False),
+    ],
+)
+def test_folder_that_others_can_write(tmp_path: Path, root: int, mode: int, owner: int, is_safe: bool) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs other users")
+    folder = tmp_path / "root" / "run" / "hapgent"
+    os.chown(folder, owner, owner)
+    folder.chmod(mode)
+    if is_safe:
+        os.close(open_within(root, "/run/hapgent/file", {0, 4711}))
+    else:
+        with pytest.raises(PermissionError):
+            open_within(root, "/run/hapgent/file", {0, 4711})

@@ -687,6 +687,16 @@ def test_many_neighbours_that_do_not_answer(host: Host, tmp_path: Path, neighbou
     assert all(row["problem"] for row in rows)
 
 
+def test_neighbour_that_names_the_socket_of_another(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
+    real = host.start(status_socket=tmp_path / "status.sock")
+    neighbour.socket.symlink_to(tmp_path / "status.sock")
+    neighbour.start(neighbour.state_file, tmp_path / "status.sock")
+    neighbour.start(neighbour.state_file, neighbour.socket)
+    rows, _text = see_the_real_one(host, real)
+    assert [row["answer"] for row in rows] == [None, None]
+    assert all("does not run the agent" in row["problem"] for row in rows)
+
+
 def test_neighbour_that_serves_the_file_of_another(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
     real = host.start(status_socket=tmp_path / "status.sock")
     neighbour.start(real.state_file, neighbour.socket, SERVES["silence"])
