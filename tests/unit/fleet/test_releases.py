@@ -84,3 +84,25 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
     fleet.await_statuses(web1="UP", web3="UP")
     if release == NEWEST:
         assert "DEPRECATION" not in played.output
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_hosts_that_do_not_exist(fleet: Fleet, release: str) -> None:
+    """Before the first task, and not by Ansible, which takes that for a success."""
+    variables = {"hapgent_hosts": "wbe", "reason": "release 4.2", "hapgent_tasks": "tasks.yml"}
+    played = fleet.play("hapgent.agent.rolling", ansible=program(release), succeeds=False, variables=variables)
+    assert played.records == []
+    assert "hapgent_hosts must name hosts" in played.output
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_hosts_of_the_inventory_and_words_outside_of_quotes(fleet: Fleet, release: str) -> None:
+    """One host has the variable, the other one sees the words."""
+    fleet.host_vars("web1")["hapgent_hosts"] = "web1"
+    limit = "--limit=web1,web2"
+    played = fleet.play("hapgent.agent.drain", limit, "-e", "reason=a b", ansible=program(release), succeeds=False)
+    failures = played.failures()
+    assert set(failures) == {"web1", "web2"}
+    assert "hapgent_hosts" in failures["web1"]
+    assert "Quote" in failures["web2"]
+    assert fleet.state("web1") == fleet.state("web2") == {"status": "UP"}

@@ -1,0 +1,47 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: _without_hosts
+short_description: Leave hosts out of a pattern
+version_added: 1.0.0
+author:
+  - The hapgent.agent contributors (@hapgent)
+description:
+  - For the role and the playbooks of this collection only. It may change at any time.
+positional: hosts
+options:
+  _input:
+    description: A pattern, or a list of patterns and hosts.
+    type: raw
+    required: true
+  hosts:
+    description: The hosts to leave out.
+    type: list
+    elements: str
+    required: true
+"""
+
+EXAMPLES = r"""
+hosts: "{{ 'lb' | hapgent.agent._without_hosts(['lb2']) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The pattern, with its parts separated by commas.
+  type: str
+"""
+
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import without
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"_without_hosts": without}

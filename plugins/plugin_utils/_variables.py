@@ -1,0 +1,140 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""The variables of the role and the playbooks: their names, and lists and patterns however they are written."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import typing as t
+from pathlib import Path
+
+import yaml
+from ansible.errors import AnsibleError
+from ansible.inventory.manager import InventoryManager, split_host_pattern
+
+# Ansible uses them before it reads the inventory's variables.
+OF_PLAYS = ("hapgent_hosts", "hapgent_serial")
+ROLES = Path(__file__).parents[2] / "roles"
+
+
+class VariableError(Exception):
+    """A variable is not what it must be. The text says what is wrong and what is allowed."""
+
+
+def words(value: t.Any) -> list[str]:
+    """The items of a list, or of text with commas; one that is a number is text here."""
+    if value is None:
+        return []
+    items = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    return [word for item in items if (word := str(item).strip())]
+
+
+def host_pattern(value: t.Any) -> str:
+    """A pattern of hosts that Ansible reads in one way, from a pattern or a list of them.
+
+    Its parts are separated by commas, so that names may be IPv6 addresses. V('') is no pattern.
+    """
+    if value is None:
+        return ""
+    given = value if isinstance(value, (list, tuple)) else [value]
+    return ",".join(part for item in given for part in _parts(str(item)))
+
+
+def _parts(pattern: str) -> list[str]:
+    try:
+        # The colons of an IPv6 address separate nothing, and Ansible knows that only of one without a sign.
+        ipaddress.IPv6Address(pattern.strip().lstrip("!&"))
+    except ValueError:
+        parts: list[str] = split_host_pattern(pattern)
+        return parts
+    return [pattern.strip()]
+
+
+def without(pattern: t.Any, hosts: t.Iterable[str]) -> str:
+    """The pattern that leaves out these hosts, too."""
+    return ",".join([host_pattern(pattern), *(f"!{host}" for host in hosts)])
+
+
+def hosts_of_play(
+    wanted: t.Any, groups: t.Mapping[str, t.Sequence[str]], limit: str | None = None, changes: str = ""
+) -> str:
+    """The pattern for the hosts of a play.
+
+    Called while Ansible makes the play, where only extra variables and those of C(import_playbook) are known: what is
+    checked here is what the play runs on. C(groups) has the hosts of each group, C(wanted) is the variable
+    C(hapgent_hosts), C(limit) is C(--limit), C(changes) what would be done to all hosts if neither is there: V('') if
+    that is no harm. Raises VariableError.
+    """
+    pattern = host_pattern(wanted)
+    if not pattern:
+        if changes and not limit:
+            raise VariableError(
+                f"This would {changes} every host of the inventory. Name hosts with --limit, or with the variable "
+                "hapgent_hosts, which works only on the command line (-e) and in the vars of import_playbook. "
+                "Nothing was changed."
+            )
+        return "all"
+    inventory = InventoryManager(None, parse=False)
+    for group, hosts in groups.items():
+        inventory.add_group(group)
+        for host in hosts:
+            inventory.add_host(host, group=group)
+    try:
+        found = inventory.get_hosts(pattern)
+        if found and limit:
+            inventory.subset(limit)
+            found = inventory.get_hosts(pattern)
+            if not found:
+                raise VariableError(
+                    f"hapgent_hosts is {pattern} and --limit is {limit}: no host is in both. Nothing was changed."
+                )
+    except AnsibleError as error:
+        raise VariableError(f"hapgent_hosts is {pattern}: {error}. Nothing was changed.") from error
+    if not found:
+        raise VariableError(
+            f"hapgent_hosts must name hosts or groups of the inventory. {pattern} matches none. Nothing was changed."
+        )
+    return pattern
+
+
+def serial(value: t.Any) -> list[str]:
+    """The sizes of a play's batches. Raises VariableError."""
+    sizes = words(value)
+    wrong = [size for size in sizes if not re.fullmatch(r"0*[1-9][0-9]{0,5}|0*([1-9][0-9]?|100)%", size)]
+    if wrong or not sizes:
+        raise VariableError(
+            "hapgent_serial must be a number from 1, a percentage from 1% to 100%, or a list of them, "
+            f"not {', '.join(wrong) or 'empty'}. Nothing was changed."
+        )
+    return sizes
+
+
+def known() -> set[str]:
+    """All public variables of the collection. Source: the argument specs of its roles."""
+    names = set(OF_PLAYS)
+    for path in ROLES.glob("*/meta/argument_specs.yml"):
+        specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
+        names.update(*(entry_point["options"] for entry_point in specs.values()))
+    return names
+
+
+def unknown(names: t.Iterable[str], own: t.Any = None) -> list[str]:
+    """A sentence about each of these variables that looks like one of the collection's and is none.
+
+    C(own) are the user's own. Only names are read: a value may be secret, or undefined.
+    """
+    ours = known()
+    strange = sorted({name for name in names if re.match("hapgent_[^_]", name)} - ours - set(words(own)))
+    return [_unknown(name, sorted(ours)) for name in strange]
+
+
+def _unknown(name: str, ours: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, ours, n=1)
+    meant = f": did you mean {nearest[0]}?" if nearest else "."
+    return f"{name} is not a variable of this collection{meant}"

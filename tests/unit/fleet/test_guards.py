@@ -1,0 +1,185 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the playbooks refuse before they change anything: hosts, batches and variables that cannot be meant."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.unit.fleet.conftest import Fleet, Played
+
+CHANGING = ("drain", "undrain", "rolling")
+DRAINED = {"status": "DRAIN", "reason": "disk"}
+ROLLING = {"reason": "release 4.2", "hapgent_tasks": "tasks.yml"}
+
+
+def play(fleet: Fleet, playbook: str, *arguments: str, succeeds: bool = False, **variables: Any) -> Played:
+    """Play it with the variables that a rolling needs too."""
+    (fleet.project / "tasks.yml").write_text("[]", encoding="utf-8")
+    return fleet.play(f"hapgent.agent.{playbook}", *arguments, succeeds=succeeds, variables={**ROLLING, **variables})
+
+
+def assert_nothing_began(fleet: Fleet, played: Played) -> None:
+    assert played.records == [], played.output
+    assert_nothing_changed(fleet)
+
+
+def assert_nothing_changed(fleet: Fleet) -> None:
+    assert list(fleet.states().values()) == [{"status": "UP"}] * 3
+
+
+# Which hosts
+
+
+@pytest.mark.parametrize("playbook", CHANGING)
+def test_no_hosts_named(fleet: Fleet, playbook: str) -> None:
+    played = play(fleet, playbook)
+    assert_nothing_began(fleet, played)
+    assert "hapgent_hosts" in played.output
+
+
+@pytest.mark.parametrize(("playbook", "of"), zip(CHANGING, ("all", "web", "web1")))
+def test_hosts_named_in_the_inventory_alone(fleet: Fleet, playbook: str, of: str) -> None:
+    """Ansible does not read them there, so the play would run on all hosts, load balancers too."""
+    groups = fleet.inventory["all"]
+    variables = {"all": groups["vars"], "web": fleet.web_vars, "web1": fleet.host_vars("web1")}
+    variables[of]["hapgent_hosts"] = "web1"
+    assert_nothing_began(fleet, play(fleet, playbook))
+
+
+@pytest.mark.parametrize("playbook", ["drain", "status"])
+def test_hosts_named_in_the_inventory_beside_a_limit(fleet: Fleet, playbook: str) -> None:
+    fleet.web_vars["hapgent_hosts"] = "web2"
+    played = play(fleet, playbook, "--limit=web1")
+    assert set(played.failures()) == {"web1"}
+    assert "hapgent_hosts" in played.failures()["web1"]
+    assert_nothing_changed(fleet)
+
+
+def test_batch_size_in_the_inventory(fleet: Fleet) -> None:
+    fleet.inventory["all"]["vars"]["hapgent_serial"] = 2
+    played = play(fleet, "rolling", hapgent_hosts="web")
+    assert set(played.failures()) == {"web1"}
+    assert "hapgent_serial" in played.failures()["web1"]
+    assert_nothing_changed(fleet)
+
+
+def test_hosts_and_batch_size_of_the_command_line_win_over_the_inventory(fleet: Fleet) -> None:
+    fleet.web_vars.update(hapgent_hosts="all", hapgent_serial="no number")
+    play(fleet, "rolling", "--check", hapgent_hosts="web1", hapgent_serial=1, succeeds=True)
+
+
+@pytest.mark.parametrize(("playbook", "hosts"), zip([*CHANGING, "status"], ["wbe", "web,!web", "web:!all", ["web9"]]))
+def test_hosts_that_do_not_exist(fleet: Fleet, playbook: str, hosts: Any) -> None:
+    assert_nothing_began(fleet, play(fleet, playbook, hapgent_hosts=hosts))
+
+
+def test_hosts_that_the_limit_leaves_out(fleet: Fleet) -> None:
+    assert_nothing_began(fleet, play(fleet, "drain", "--limit=lb", hapgent_hosts="web"))
+
+
+@pytest.mark.parametrize("serial", ["two", [1, "half"]])
+def test_batch_size_that_is_none(fleet: Fleet, serial: Any) -> None:
+    played = play(fleet, "rolling", hapgent_hosts="web", hapgent_serial=serial)
+    assert_nothing_began(fleet, played)
+    assert "hapgent_serial must be" in played.output
+
+
+HOSTS: dict[str, tuple[list[str], Any]] = {
+    "a list": ([], ["web1", "web2"]),
+    "text with spaces": ([], "web1, web2"),
+    "a pattern and a limit": (["--limit=!web3"], "web"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "hosts"), HOSTS.values(), ids=HOSTS)
+def test_hosts_however_they_are_named(fleet: Fleet, arguments: list[str], hosts: Any) -> None:
+    variables = {} if hosts is None else {"hapgent_hosts": hosts}
+    played = play(fleet, "drain", *arguments, "--check", succeeds=True, **variables)
+    assert {record["host"] for record in played.records} == {"web1", "web2"}
+
+
+def test_syntax_check_needs_no_hosts(fleet: Fleet) -> None:
+    playbooks = [f"hapgent.agent.{playbook}" for playbook in (*CHANGING, "status")]
+    fleet.play(playbooks[0], *playbooks[1:], "--syntax-check", variables={"hapgent_hosts": "wbe"})
+
+
+def test_hosts_in_a_playbook_of_ones_own(fleet: Fleet) -> None:
+    site = [{"import_playbook": "hapgent.agent.drain", "vars": {"hapgent_hosts": "web1", **ROLLING}}]
+    (fleet.project / "site.yml").write_text(json.dumps(site), encoding="utf-8")
+    played = fleet.play("site.yml", "--check")
+    assert {record["host"] for record in played.records} == {"web1"}
+
+
+# Variables that the collection does not know
+
+
+@pytest.mark.parametrize("playbook", ["rolling", "status"])
+def test_misspelt_variable(fleet: Fleet, playbook: str) -> None:
+    fleet.web_vars["hapgent_min_upp"] = "{{ this_is_undefined }}"
+    played = play(fleet, playbook, "--limit=web1")
+    assert "hapgent_min_up?" in played.failures()["web1"]
+    assert_nothing_changed(fleet)
+
+
+def test_misspelt_variable_on_the_command_line(fleet: Fleet) -> None:
+    played = play(fleet, "drain", "--limit=web1", hapgent_resaon="disk")
+    assert "hapgent_reason?" in played.failures()["web1"]
+    assert_nothing_changed(fleet)
+
+
+def test_variables_of_ones_own(fleet: Fleet) -> None:
+    fleet.web_vars["hapgent_color"] = "green"
+    fleet.web_vars["hapgent_own_variables"] = ["hapgent_color"]
+    play(fleet, "drain", "--limit=web1", "--check", succeeds=True)
+
+
+def test_misspelt_variable_of_the_role(fleet: Fleet) -> None:
+    role = {"hosts": "web1", "gather_facts": False, "roles": ["hapgent.agent.hapgent"]}
+    (fleet.project / "site.yml").write_text(json.dumps([role]), encoding="utf-8")
+    played = fleet.play("site.yml", succeeds=False, variables={"hapgent_prot": 9778})
+    assert "hapgent_port?" in played.failures()["web1"]
+    assert played.changed() == set()
+
+
+# The words of a reason
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-e", "reason=kernel upgrade"], ["-e", 'reason="kernel" upgrade'], ["-e", "reason=x", "-e", "opts=fast now"]],
+)
+def test_words_outside_of_quotes(fleet: Fleet, arguments: list[str]) -> None:
+    played = fleet.play("hapgent.agent.drain", "--limit=web1", *arguments, succeeds=False)
+    assert "Quote" in played.failures()["web1"]
+    assert_nothing_changed(fleet)
+
+
+@pytest.mark.parametrize("argument", ["reason='kernel upgrade'", '{"reason": "kernel upgrade"}'])
+def test_words_in_quotes(fleet: Fleet, argument: str) -> None:
+    fleet.play("hapgent.agent.drain", "--limit=web1", "-e", argument)
+    assert fleet.state("web1") == {"status": "DRAIN", "reason": "kernel upgrade"}
+
+
+# The fleet of those who have no load balancers in the inventory
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--limit=web1"], ["-e", "hapgent_hosts=web1"], ["-e", "hapgent_hosts=web1,web2"]]
+)
+def test_hosts_that_all_leave_are_no_fleet(fleet: Fleet, arguments: list[str]) -> None:
+    fleet.web_vars.update(hapgent_load_balancers="", hapgent_server_port=1)
+    fleet.play("hapgent.agent.drain", "--check", *arguments)
+
+
+def test_hosts_that_stay_are_the_fleet(fleet: Fleet) -> None:
+    """No systemd knows their agents here, so none counts as one that stays in."""
+    fleet.web_vars.update(hapgent_load_balancers="", hapgent_server_port=1)
+    played = play(fleet, "rolling", "--check", hapgent_hosts="web")
+    assert set(played.failures()) == {"web1"}

@@ -1,0 +1,161 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Names, lists and patterns in variables, however they are written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _variables
+
+WORDS: list[tuple[Any, list[str]]] = [
+    ("", []),
+    (None, []),
+    ([], []),
+    ("web", ["web"]),
+    ("web, other", ["web", "other"]),
+    (" web,,other ,", ["web", "other"]),
+    (["web", "other"], ["web", "other"]),
+    ([80, "web"], ["80", "web"]),
+    (80, ["80"]),
+    (4.2, ["4.2"]),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), WORDS)
+def test_words(value: Any, expected: list[str]) -> None:
+    assert _variables.words(value) == expected
+
+
+PATTERNS: list[tuple[Any, str]] = [
+    ("", ""),
+    (None, ""),
+    ([], ""),
+    ("lb", "lb"),
+    ("lb1, lb2", "lb1,lb2"),
+    ("lb:!lb2", "lb,!lb2"),
+    ("lb[1:2]", "lb[1:2]"),
+    (["lb1", "lb2"], "lb1,lb2"),
+    (["lb:!lb2", "lb3, lb4"], "lb,!lb2,lb3,lb4"),
+    ("2001:db8::10", "2001:db8::10"),
+    ("!2001:db8::10", "!2001:db8::10"),
+    ("lb,!2001:db8::10", "lb,!2001:db8::10"),
+    (["2001:db8::10", "2001:db8::11"], "2001:db8::10,2001:db8::11"),
+    (["all", "!2001:db8::10"], "all,!2001:db8::10"),
+    ("!a:b:c", "!a,b,c"),
+    (10, "10"),
+    ([10, 11], "10,11"),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), PATTERNS)
+def test_host_pattern(value: Any, expected: str) -> None:
+    assert _variables.host_pattern(value) == expected
+    # What it makes, it reads in the same way.
+    assert _variables.host_pattern(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hosts", "expected"),
+    [
+        ("lb", ["lb2"], "lb,!lb2"),
+        ("lb:!lb1", ["lb2", "2001:db8::10"], "lb,!lb1,!lb2,!2001:db8::10"),
+        (["lb1", "lb2"], ["lb2"], "lb1,lb2,!lb2"),
+    ],
+)
+def test_without(pattern: Any, hosts: list[str], expected: str) -> None:
+    assert _variables.without(pattern, hosts) == expected
+
+
+GROUPS = {
+    "all": ["web1", "web2", "lb1", "2001:db8::10", "10"],
+    "ungrouped": ["2001:db8::10", "10"],
+    "web": ["web1", "web2"],
+    "empty": [],
+    "lb": ["lb1"],
+}
+
+HOSTS: list[tuple[Any, str | None, str]] = [
+    ("web", None, "web"),
+    ("web:!web2", None, "web,!web2"),
+    (["web1", "web2"], None, "web1,web2"),
+    ("web", "web1", "web"),
+    (10, None, "10"),
+    ("2001:db8::10", None, "2001:db8::10"),
+    ("all,!2001:db8::10", None, "all,!2001:db8::10"),
+    ("localhost", None, "localhost"),
+    ("", "web1", "all"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "limit", "expected"), HOSTS)
+def test_hosts_of_play(wanted: Any, limit: str | None, expected: str) -> None:
+    assert _variables.hosts_of_play(wanted, GROUPS, limit, "drain") == expected
+
+
+def test_all_hosts_where_that_is_no_harm() -> None:
+    assert _variables.hosts_of_play("", GROUPS) == "all"
+
+
+NO_HOSTS: list[tuple[Any, str | None]] = [
+    ("", None),
+    (None, ""),
+    ([], None),
+    ("wbe", None),
+    ("empty", None),
+    ("web,!web", None),
+    ("web", "lb"),
+    ("~(", None),
+    ("web[5:]", None),
+]
+
+
+@pytest.mark.parametrize(("wanted", "limit"), NO_HOSTS)
+def test_no_hosts_of_play(wanted: Any, limit: str | None) -> None:
+    with pytest.raises(_variables.VariableError):
+        _variables.hosts_of_play(wanted, GROUPS, limit, "drain")
+
+
+SERIALS: list[tuple[Any, list[str]]] = [
+    (1, ["1"]),
+    ("2", ["2"]),
+    ("25%", ["25%"]),
+    ([1, "25%"], ["1", "25%"]),
+    ("1, 100%", ["1", "100%"]),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), SERIALS)
+def test_serial(value: Any, expected: list[str]) -> None:
+    assert _variables.serial(value) == expected
+
+
+@pytest.mark.parametrize("value", ["", [], 0, "0%", -1, "101%", "two", 1.5, "1 2", "9" * 9, [1, "x"], True])
+def test_serial_that_is_none(value: Any) -> None:
+    with pytest.raises(_variables.VariableError, match="hapgent_serial must be"):
+        _variables.serial(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("hapgent_min_upp", "hapgent_min_up"),
+        ("hapgent_resaon", "hapgent_reason"),
+        ("hapgent_host", "hapgent_hosts"),
+        ("hapgent_load_balancer", "hapgent_load_balancers"),
+        ("hapgent_Port", "hapgent_port"),
+    ],
+)
+def test_unknown_variable(name: str, nearest: str) -> None:
+    (sentence,) = _variables.unknown([name, "hapgent_port", "hapgent__private", "other"])
+    assert f"{name} is " in sentence
+    assert sentence.endswith(f" {nearest}?")
+    assert _variables.unknown([name], [name]) == []
+
+
+def test_unknown_variable_that_is_like_no_other() -> None:
+    (sentence,) = _variables.unknown(["hapgent_qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq"], "hapgent_x, hapgent_y")
+    assert "?" not in sentence
