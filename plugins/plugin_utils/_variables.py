@@ -56,11 +56,6 @@ def _parts(pattern: str) -> list[str]:
     return [pattern.strip()]
 
 
-def without(pattern: t.Any, hosts: t.Iterable[str]) -> str:
-    """The pattern that leaves out these hosts, too."""
-    return ",".join([host_pattern(pattern), *(f"!{host}" for host in hosts)])
-
-
 def hosts_of_play(
     wanted: t.Any, groups: t.Mapping[str, t.Sequence[str]], limit: str | None = None, changes: str = ""
 ) -> str:

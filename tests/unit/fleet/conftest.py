@@ -120,6 +120,10 @@ class LoadBalancer:
             *(f"    use-server {server} if {{ dst_port {port} }}" for server, port in self._ports.items()),
             f"    default-server {CHECKS} source {self.source}",
             *(f"    server {server} 127.0.0.1:{service} agent-port {port}" for server, port in servers.items()),
+            # Names that YAML and Ansible may take for numbers.
+            "backend 80",
+            f"    default-server {CHECKS} source {self.source}",
+            f"    server 7 127.0.0.1:{service} agent-port {servers['web1']}",
         ]
         self._config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

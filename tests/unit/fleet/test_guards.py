@@ -44,7 +44,7 @@ def test_no_hosts_named(fleet: Fleet, playbook: str) -> None:
     assert "hapgent_hosts" in played.output
 
 
-@pytest.mark.parametrize(("playbook", "of"), zip(CHANGING, ("all", "web", "web1")))
+@pytest.mark.parametrize(("playbook", "of"), list(zip(CHANGING, ("all", "web", "web1"), strict=True)))
 def test_hosts_named_in_the_inventory_alone(fleet: Fleet, playbook: str, of: str) -> None:
     """Ansible does not read them there, so the play would run on all hosts, load balancers too."""
     groups = fleet.inventory["all"]
@@ -75,7 +75,9 @@ def test_hosts_and_batch_size_of_the_command_line_win_over_the_inventory(fleet: 
     play(fleet, "rolling", "--check", hapgent_hosts="web1", hapgent_serial=1, succeeds=True)
 
 
-@pytest.mark.parametrize(("playbook", "hosts"), zip([*CHANGING, "status"], ["wbe", "web,!web", "web:!all", ["web9"]]))
+@pytest.mark.parametrize(
+    ("playbook", "hosts"), zip([*CHANGING, "status"], ["wbe", "web,!web", "web:!all", ["web9"]], strict=True)
+)
 def test_hosts_that_do_not_exist(fleet: Fleet, playbook: str, hosts: Any) -> None:
     assert_nothing_began(fleet, play(fleet, playbook, hapgent_hosts=hosts))
 

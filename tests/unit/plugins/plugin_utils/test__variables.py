@@ -58,18 +58,6 @@ def test_host_pattern(value: Any, expected: str) -> None:
     assert _variables.host_pattern(expected) == expected
 
 
-@pytest.mark.parametrize(
-    ("pattern", "hosts", "expected"),
-    [
-        ("lb", ["lb2"], "lb,!lb2"),
-        ("lb:!lb1", ["lb2", "2001:db8::10"], "lb,!lb1,!lb2,!2001:db8::10"),
-        (["lb1", "lb2"], ["lb2"], "lb1,lb2,!lb2"),
-    ],
-)
-def test_without(pattern: Any, hosts: list[str], expected: str) -> None:
-    assert _variables.without(pattern, hosts) == expected
-
-
 GROUPS = {
     "all": ["web1", "web2", "lb1", "2001:db8::10", "10"],
     "ungrouped": ["2001:db8::10", "10"],

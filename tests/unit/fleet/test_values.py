@@ -1,0 +1,79 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Values that are numbers where text is meant: YAML, INI inventories and Jinja2's native types make them so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from tests.unit.fleet.conftest import Fleet
+
+ROOT = Path(__file__).parents[3]
+OLDEST = ROOT / ".cache" / "oldest" / "bin"
+
+# Each text variable that can be a number, as one.
+NUMBERS = {
+    "hapgent_reason": 4.2,
+    "hapgent_service": 5,
+    "hapgent_load_balancers": 10,
+    "hapgent_backend": 80,
+    "hapgent_server": 7,
+    "hapgent_fleet": 7,
+    "hapgent_tasks": 3,
+    "hapgent_wait_for": 2,
+    "hapgent_min_up": 0,
+}
+# What is no number, or is only passed to a module, which makes it text.
+OTHERS = {
+    "hapgent_own_variables",
+    "hapgent_state_file",
+    "hapgent_haproxy_socket",
+    "hapgent_haproxy_url",
+    "hapgent_haproxy_url_username",
+    "hapgent_haproxy_url_password",
+    "hapgent_haproxy_ca_path",
+    "hapgent_source_addresses",
+    "hapgent_health_url",
+}
+
+
+def test_each_text_variable_is_here() -> None:
+    specs = yaml.safe_load((ROOT / "roles/hapgent/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    options = {
+        name: option
+        for entry_point, spec in specs["argument_specs"].items()
+        if entry_point != "main"
+        for name, option in spec["options"].items()
+    }
+    text = {name for name, option in options.items() if option["type"] in ("str", "path", "raw", "list")}
+    assert text == set(NUMBERS) | OTHERS
+
+
+@pytest.mark.parametrize("server", [{"hapgent_server": 7}, {}], ids=["given", "the host's name"])
+@pytest.mark.parametrize("ansible", ["of the tests", "oldest", "oldest, native"])
+def test_numbers(fleet: Fleet, ansible: str, server: dict[str, Any]) -> None:
+    """A whole rolling of a host with the name 7, in the backend 80, with load balancers in the group 10."""
+    groups = fleet.inventory["all"]["children"]
+    host = {**groups["web"]["hosts"]["web1"], **NUMBERS, "hapgent_wait_timeout": 15}
+    if not server:
+        del host["hapgent_server"]
+    balancers = groups["lb"]
+    fleet.inventory["all"]["children"] = {"web": {"hosts": {"7": host}}, "10": balancers}
+    tasks = [{"name": "See", "ansible.builtin.slurp": {"src": "{{ hapgent_state_file }}"}}]
+    (fleet.project / "3").write_text(json.dumps(tasks), encoding="utf-8")
+    more: dict[str, Any] = {} if ansible == "of the tests" else {"ansible": OLDEST}
+    environment = {"ANSIBLE_JINJA2_NATIVE": "true"} if "native" in ansible else {}
+    played = fleet.play("hapgent.agent.rolling", "--limit=7", environment=environment, **more)
+    (seen,) = played.results("See")
+    assert seen["content"]
+    assert fleet.state("web1") == {"status": "UP"}
+    # The agent was changed, so the load balancers were asked about that server, and it was not left alone.
+    assert played.changed() == {"7"}
