@@ -47,7 +47,7 @@ def main() -> None:
     show_haproxy("All serve, and each agent tells HAProxy, once a second, what its server wants.")
 
     say("demo-web1 is drained, rebooted and undrained")
-    show_and_run('ansible-playbook hapgent.agent.drain -l demo-web1 -e reason="kernel upgrade"')
+    show_and_run("ansible-playbook hapgent.agent.drain -l demo-web1 -e \"reason='kernel upgrade'\"")
     show_haproxy("Sessions on demo-web1 may end, new ones go to the others.")
     show_and_run("podman restart demo-web1")
     run("podman exec demo-web1 timeout 60 sh -c 'until hapgent status; do sleep 0.2; done'")
@@ -60,7 +60,7 @@ def main() -> None:
     say(f"Version 2 is rolled out, while {REQUESTS_PER_SECOND} requests a second come in over both load balancers")
     lost = show_under_load(
         "ansible-playbook hapgent.agent.rolling -e hapgent_hosts=web",
-        '-e hapgent_tasks=molecule/shared/tasks/deploy.yml -e version=2 -e reason="release 2"',
+        "-e hapgent_tasks=molecule/shared/tasks/deploy.yml -e version=2 -e \"reason='release 2'\"",
     )
     if lost:
         sys.exit("The rolling restart should not have lost a request, and it did. " + look_around())

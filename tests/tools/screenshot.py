@@ -49,7 +49,7 @@ def page() -> str:
 
 
 def main() -> None:
-    run("ansible-playbook", "hapgent.agent.drain", "--limit=demo-web2", "--extra-vars=reason=kernel upgrade")
+    run("ansible-playbook", "hapgent.agent.drain", "--limit=demo-web2", "--extra-vars=reason='kernel upgrade'")
     out = "status=DOWN reason='disk is broken' wait=true"
     run("ansible", "demo-web3", "--module-name=hapgent.agent.hapgent_state", f"--args={out}")
     # HAProxy's own check of the service comes in between.

@@ -59,7 +59,7 @@ def in_background(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _release(version: str) -> list[str]:
-    return [f"--extra-vars=version={version}", f"--extra-vars=reason=release {version}"]
+    return [f"--extra-vars=version={version}", f"--extra-vars=reason='release {version}'"]
 
 
 def balanced(server: str) -> list[str]:
@@ -143,7 +143,7 @@ def test_version_that_does_not_come_up_stops_it() -> None:
     broken = "--extra-vars={\"version\": \"{{ 'broken' if inventory_hostname == 'rolling-web1' else '3' }}\"}"
     arguments = ["--extra-vars=hapgent_serial=2", "--extra-vars=hapgent_health_tries=3"]
     with traffic() as load:
-        done = playbook(*ROLLING, "--extra-vars=reason=release 3", broken, *arguments)
+        done = playbook(*ROLLING, "--extra-vars=reason='release 3'", broken, *arguments)
         said = message(done)
         assert "Rolling stops at rolling-web1, whose agent says DRAIN" in said
         assert "Wait until the service is healthy" in said
