@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -162,6 +163,24 @@ class Agent:
             return self.ask() == expected
 
         wait_until(answered, f"answer {expected!r}")
+
+    def saved(self) -> object:
+        """What the state file says."""
+        return json.loads(self.state_file.read_bytes())
+
+    def await_saved(self, expected: object) -> None:
+        """Wait until this is saved: the answer does not wait for that."""
+        wait_until(lambda: self.state_file.exists() and self.saved() == expected, f"saved is {expected}")
+
+    def await_loaded(self) -> None:
+        """Wait until it has loaded the state file as it is now, and remembers that."""
+        memory = self.state_file.with_name(f"{self.state_file.name}.memory")
+
+        def is_loaded() -> bool:
+            now = self.state_file.stat()
+            return bool(json.loads(memory.read_bytes())["state_file"][:2] == [now.st_ino, now.st_ctime_ns])
+
+        wait_until(is_loaded, "the state file is loaded")
 
     def see_that_it_runs(self) -> None:
         if self.process.poll() is not None:

@@ -74,13 +74,7 @@ def run() -> int:
     except SettingsError as error:
         log.error(str(error))
         return EXIT_CANNOT_LISTEN
-    agent = Agent(listener, settings)
-    status_socket = _open_status_socket(settings.status_socket)
-    if status_socket:
-        status_socket.serve(agent.status)
-    agent.run()
-    if status_socket:
-        status_socket.close()
+    Agent(listener, settings, _open_status_socket(settings.status_socket)).run()
     return EXIT_OK
 
 

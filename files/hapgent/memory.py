@@ -5,43 +5,127 @@
 """What the agent remembers across restarts: its last change of state, and what each load balancer was told.
 
 Without it, a change would be forgotten by a restart in the middle of it, and one made while the agent was stopped
-would not be noticed. It is kept beside the state file; the agent alone reads and writes it.
+would not be noticed. It is kept beside the state file, and belongs to one agent as long as that runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import typing as t
 
-from hapgent.peers import MOST_PATIENCE_SECONDS, Change, Peer, Peers
-from hapgent.state import UNDOING, State, StateError, from_fields, read, replace
+from hapgent.peers import MOST_PATIENCE_SECONDS, MOST_PEERS, WEEK_SECONDS, Change, Peer, Peers, perhaps
+from hapgent.state import (
+    UNDOING,
+    LockedError,
+    MissingError,
+    State,
+    StateError,
+    from_fields,
+    locked,
+    read,
+    replace,
+)
 
-MAX_BYTES = 1024 * 1024
-# Whoever had not been seen for so long when this was saved is forgotten.
-MOST_ABSENCE_SECONDS = 7 * 86400
+# More than the longest memory that an agent writes.
+MAX_BYTES = 2 * 1024 * 1024
+# Of addresses with a scope and of answers there are no longer ones.
+MAX_ADDRESS, MAX_LINE = 64, 256
+MAX_CHECKS = 2**53
+
+# What the state file was when the memory was saved; None if that is not known.
+Identity = t.Optional[list[int]]
 
 
 class MemoryUnusableError(Exception):
-    """The file of the memory cannot be used."""
+    """The memory cannot be used. The text says why."""
 
 
-def path_of(state_file: str) -> str:
-    """Where the memory for this state file is kept: beside it, or if it is a link, beside that."""
-    return f"{state_file}.memory"
+class Recalled(t.NamedTuple):
+    """What was remembered. C(complete) is whether nothing was told after it was saved: the agent ended cleanly."""
+
+    change: Change
+    peers: list[Peer]
+    identity: Identity
+    complete: bool
 
 
-def save(path: str, change: Change, peers: Peers) -> None:
-    """Remember. Raises OSError."""
+class Memory:
+    """The file in which an agent remembers."""
+
+    def __init__(self, state_file: str) -> None:
+        """Beside the state file, or if that is a link, beside the link."""
+        self.path = f"{state_file}.memory"
+        self._owned = contextlib.ExitStack()
+        self._is_owned = False
+
+    def recall(self, settle: float) -> Recalled | None:
+        """What was remembered; what is still to be undone is for C(settle) seconds at most. None if there is no file.
+
+        Raises MemoryUnusableError.
+        """
+        try:
+            with contextlib.suppress(OSError), self._open_folder() as folder:
+                # Where it cannot be written, it can still be read.
+                self._own(folder)
+            return _parse(read(self.path, MAX_BYTES)[0], settle)
+        except MissingError:
+            return None
+        except (LockedError, StateError) as error:
+            raise MemoryUnusableError(str(error)) from error
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise MemoryUnusableError(f"not what an agent has written there ({error!r})") from error
+
+    def save(self, change: Change, peers: Peers, identity: Identity, complete: bool) -> None:
+        """Remember. Raises OSError, and LockedError if another agent remembers there."""
+        with self._open_folder() as folder:
+            self._own(folder)
+            name = os.path.basename(self.path)
+            replace(name, _dump(change, peers, identity, complete), f"{name}.tmp", folder)
+
+    def spoil(self) -> None:
+        """Make what is remembered unusable, even on a full disk, as it is not true any more. May fail."""
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.path, flags)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Leave it to another agent."""
+        self._owned.close()
+        self._is_owned = False
+
+    def _own(self, folder: int) -> None:
+        if not self._is_owned:
+            self._owned.enter_context(locked(f"{os.path.basename(self.path)}.lock", folder, deadline=0.0))
+            self._is_owned = True
+
+    @contextlib.contextmanager
+    def _open_folder(self) -> t.Iterator[int]:
+        folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+
+def _dump(change: Change, peers: Peers, identity: Identity, complete: bool) -> bytes:
     # From the monotonic clock to seconds since 1970.
     now = time.monotonic()
     offset = time.time() - now
     known = {
         "saved": offset + now,
+        "complete": complete,
+        "state_file": identity,
         "state": change.state.fields(),
         "since": change.since,
-        "undo": sorted(change.undo),
+        "before": [state.fields() for state in change.before],
+        "unsure_until": change.unsure_until,
         "peers": [
             {
                 "told": [state.fields() for state in peer.told],
@@ -58,53 +142,58 @@ def save(path: str, change: Change, peers: Peers) -> None:
             if peer.told
         ],
     }
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        name = os.path.basename(path)
-        replace(name, json.dumps(known, ensure_ascii=False).encode() + b"\n", f"{name}.tmp", folder)
-    finally:
-        os.close(folder)
+    return json.dumps(known, ensure_ascii=False).encode() + b"\n"
 
 
-def load(path: str, settle: float) -> tuple[Change, list[Peer]]:
-    """The last change, and the peers: what is still to be undone is for C(settle) seconds at most.
-
-    Raises MemoryUnusableError.
-    """
+def _parse(raw: bytes, settle: float) -> Recalled:
     now = time.time()
-    try:
-        known = json.loads(read(path, MAX_BYTES))
-        undo = UNDOING & frozenset(known["undo"])
-        change = Change(from_fields(known["state"]), _number(known["since"], now), undo)
-        peers = [
-            _peer(fields, now, change.state, settle)
-            for fields in known["peers"]
-            if fields["last_seen"] > known["saved"] - MOST_ABSENCE_SECONDS
-        ]
-    except StateError as error:
-        raise MemoryUnusableError(str(error)) from error
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise MemoryUnusableError(f"not what an agent has written there ({error!r})") from error
-    return change, peers
+    known = json.loads(raw, parse_constant=_refuse)
+    change = Change(
+        from_fields(known["state"]),
+        _number(known["since"], now),
+        _states(known["before"]),
+        _number(known["unsure_until"], now + WEEK_SECONDS),
+    )
+    peers = [
+        _peer(fields, now, settle)
+        for fields in known["peers"][:MOST_PEERS]
+        if fields["last_seen"] > known["saved"] - WEEK_SECONDS
+    ]
+    identity = known["state_file"]
+    return Recalled(change, peers, None if identity is None else list(map(int, identity)), known["complete"] is True)
 
 
-def _peer(fields: dict[str, t.Any], now: float, state: State, settle: float) -> Peer:
+def _peer(fields: dict[str, t.Any], now: float, settle: float) -> Peer:
     offset = now - time.monotonic()
-    peer = Peer(str(fields["address"]), _number(fields["last_seen"], now) - offset)
-    peer.address.encode()  # What cannot be written again is an error here.
+    peer = Peer(_text(fields["address"], MAX_ADDRESS), _number(fields["last_seen"], now) - offset)
     peer.first_seen = _number(fields["first_seen"], now) - offset
-    peer.checks = int(fields["checks"])
+    peer.checks = int(_number(fields["checks"], MAX_CHECKS))
     peer.interval = None if fields["interval"] is None else _number(fields["interval"], MOST_PATIENCE_SECONDS)
-    peer.line = str(fields["line"]).encode()
-    peer.told = tuple(from_fields(told) for told in fields["told"])
-    if state not in peer.told:
-        # An agent that was killed may have told it, and not have remembered that.
-        peer.told += (state,)
+    line = _text(fields["line"].removesuffix("\n"), MAX_LINE).encode()
+    peer.line = line and line + b"\n"
+    peer.told = _states(fields["told"])
     peer.undo = {
         word: _number(seconds, settle) + now - offset for word, seconds in fields["undo"].items() if word in UNDOING
     }
     return peer
 
 
+def _states(values: list[dict[str, t.Any]]) -> tuple[State, ...]:
+    states = tuple(from_fields(fields) for fields in values)
+    return states if len(states) <= 1 else perhaps(states)
+
+
+def _text(value: t.Any, most: int) -> str:
+    """What can be written again, in so many bytes. Raises ValueError."""
+    text = str(value)
+    if len(text.encode()) > most or any(character < " " or "\x7f" <= character <= "\x9f" for character in text):
+        raise ValueError(f"a text that no agent writes: {text[:most]!a}")
+    return text
+
+
 def _number(value: t.Any, most: float) -> float:
     return max(0.0, min(most, float(value)))
+
+
+def _refuse(constant: str) -> t.NoReturn:
+    raise ValueError(f"{constant} is no number that an agent writes")

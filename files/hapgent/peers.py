@@ -4,17 +4,19 @@
 
 """The load balancers: what each was told, and what it still has to be told to undo what it was told before.
 
-A peer is an address that asks. Nobody introduces it, and it never says good-bye.
+A peer is an address that asks. Peers are discovered by their first check and never deregister.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
 
-from hapgent.state import State
+from hapgent.state import STATUSES, State
 
 MOST_PEERS = 1024
+WEEK_SECONDS = 7 * 86400.0
 # A check may be late by so much, whatever the interval.
 LEAST_PATIENCE_SECONDS = 10.0
 MOST_PATIENCE_SECONDS = 300.0
@@ -22,23 +24,49 @@ MOST_PATIENCE_SECONDS = 300.0
 LONG_GAP_SECONDS = 60.0
 
 
-class Change:
-    """The agent's state, since when it is that, and what undoes the state before for a peer not known then.
+# What a peer was told if nothing is known of that, as far as it has to be undone.
+ANYTHING = tuple(State(status, 100, None, "any") for status in STATUSES)
 
-    C(since) is in seconds since 1970. An object stands for one change: the same state later is another one.
+
+def perhaps(states: tuple[State, ...]) -> tuple[State, ...]:
+    """What undoing these states depends on, for a peer that may have been told any of them: a bounded number."""
+    kinds = dict.fromkeys(
+        State(state.status, None if state.weight is None else 100, None, "any" if state.reason else None)
+        for state in states
+    )
+    return tuple(kinds) if len(kinds) <= len(ANYTHING) else ANYTHING
+
+
+def _undoing(state: State, told: tuple[State, ...]) -> frozenset[str]:
+    return frozenset(word for before in told for word in state.undoing(before))
+
+
+class Change:
+    """The agent's state, since when it is that, and what a peer that is not known may have been told before.
+
+    C(since) is in seconds since 1970, and so is C(unsure_until): until then, such a peer may have been told more than
+    the state before, as an agent was killed. An object stands for one change: the same state later is another one.
     """
 
-    __slots__ = ("line", "since", "state", "undo")
+    __slots__ = ("before", "line", "since", "state", "undo", "unsure_until")
 
-    def __init__(self, state: State, since: float, undo: frozenset[str] = frozenset()) -> None:
+    def __init__(self, state: State, since: float, before: tuple[State, ...] = (), unsure_until: float = 0.0) -> None:
         self.state = state
         self.since = since
-        self.undo = undo
+        self.before = before
+        self.unsure_until = unsure_until
+        self.undo = _undoing(state, before)
         self.line = state.answer().encode() + b"\n"
 
     def next(self, state: State) -> Change:
         """The change from this one to C(state), now."""
-        return Change(state, time.time(), state.undoing(self.state))
+        now = time.time()
+        before = perhaps((*self.before, self.state)) if now < self.unsure_until else (self.state,)
+        return Change(state, now, before, self.unsure_until)
+
+    def unsure(self, told: tuple[State, ...]) -> Change:
+        """The same change, if peers may have been told any of these states before it."""
+        return Change(self.state, self.since, perhaps((*self.before, *told)), time.time() + WEEK_SECONDS)
 
 
 class Peer:
@@ -94,8 +122,7 @@ class Peer:
             return self.line, self.undo
         undo = self.undo
         if self._change is not change:
-            of_told = {word for before in self.told for word in change.state.undoing(before)}
-            words = of_told if self.told else change.undo
+            words = _undoing(change.state, self.told) if self.told else change.undo
             # What undoes an older state keeps its time. Else it would never end where the weight changes all the time.
             undo = {**undo, **dict.fromkeys(words, now + settle)}
         undo = {word: until for word, until in undo.items() if now < until}
@@ -111,6 +138,10 @@ class Peer:
         self.told, self.line, self._change = (change.state,), line, change
         self._until = min(undo.values(), default=math.inf)
         return True
+
+    def may_have_been_told(self, states: tuple[State, ...]) -> None:
+        """An agent that was killed may have told it one of these last."""
+        self.told = perhaps((*self.told, *states))
 
     def has(self, state: State) -> bool:
         """Whether that is the state it was told last."""
@@ -151,11 +182,24 @@ class Peers:
         return peer
 
     def add(self, peer: Peer) -> None:
-        """Keep this peer; forget the one that was not seen for the longest time, if there are too many."""
+        """Keep this peer; forget another one if there are too many."""
         if len(self._peers) >= MOST_PEERS:
-            del self._peers[min(self._peers.values(), key=lambda kept: kept.last_seen).address]
+            del self._peers[self._least_missed(peer.last_seen).address]
             self.forgotten += 1
         self._peers[peer.address] = peer
+
+    def _least_missed(self, now: float) -> Peer:
+        """One that no longer asks, or else one of those that asked least.
+
+        So new addresses, however many, never push out one that has been asking for longer. Which of them goes is left
+        to chance: so one that asks again and again has soon been asking for longer too.
+        """
+        oldest = min(self._peers.values(), key=lambda kept: kept.last_seen)
+        if now - oldest.last_seen > MOST_PATIENCE_SECONDS:
+            return oldest
+        least = min(peer.checks.bit_length() for peer in self._peers.values())
+        candidates = [peer for peer in self._peers.values() if peer.checks.bit_length() == least]
+        return candidates[int.from_bytes(os.urandom(2), "big") % len(candidates)]
 
     def given(self, peer: Peer, line: bytes, undo: dict[str, float], change: Change) -> None:
         """The peer was answered with that line, and that undid so much."""

@@ -34,7 +34,10 @@ def activated_listener() -> socket.socket | None:
 
 
 class Manager:
-    """The service manager that started this process, if one did. Source: sd_notify(3), sd_watchdog_enabled(3)."""
+    """The service manager that started this process, if one did. Source: sd_notify(3), sd_watchdog_enabled(3).
+
+    Nothing here waits for it: its queue may be full, and it may be stopped.
+    """
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -46,27 +49,43 @@ class Manager:
         ours = os.environ.get("WATCHDOG_PID") == str(os.getpid())
         self._watchdog = int(usec) / 1e6 if self._socket and ours and usec.isdigit() else 0.0
         self._due = 0.0
+        self._unsent: dict[str, bytes] = {}
 
     def notify(self, *assignments: str) -> None:
-        """Tell it something."""
-        if self._socket:
-            try:
-                self._socket.sendto("\n".join(assignments).encode(), self._address)
-            except OSError:
-                pass  # A manager that is gone is no reason to stop answering.
+        """Send these, after what could not be sent before. Only one thread may call this and retry()."""
+        kind = assignments[0].partition("=")[0]
+        # Of each kind the newest: the queue may stay full for ever.
+        self._unsent.pop(kind, None)
+        self._unsent[kind] = "\n".join(assignments).encode()
+        self.retry()
+
+    def retry(self) -> None:
+        """Send what could not be sent before."""
+        for kind, message in list(self._unsent.items()):
+            if not self._send(message):
+                return
+            del self._unsent[kind]
 
     def alive(self) -> float | None:
-        """Tell its watchdog, if it is time to. Returns the milliseconds until that has to be called again."""
-        if not (self._socket and self._watchdog):
+        """Notify its watchdog, if it is time to. Returns the milliseconds until that has to be called again."""
+        if not self._watchdog:
             return None
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._watchdog / 3
-            try:
-                self._socket.sendto(b"WATCHDOG=1", socket.MSG_DONTWAIT, self._address)
-            except OSError:
-                pass
+            self._send(b"WATCHDOG=1")
         return (self._due - now) * 1000
+
+    def _send(self, message: bytes) -> bool:
+        """Returns whether that is done: a manager that is gone is no reason to try again."""
+        try:
+            if self._socket:
+                self._socket.sendto(message, socket.MSG_DONTWAIT, self._address)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
 
 def logs_to_journal() -> bool:

@@ -156,10 +156,12 @@ class StateFile:
         """
         self._path = path
         self._folder = folder
+        # Of the file that was read or written last: another file, or another content, has another one.
+        self.identity: list[int] | None = None
 
     def load(self) -> State:
         """The state in the file. Raises StateError, also if there is no file; waits for nothing but the disk."""
-        return parse(read(self._path, MAX_BYTES, self._folder))
+        return self._read(self._path, self._folder)
 
     def edit(
         self, change: t.Callable[[State | None], State], deadline: float, *, overwrite: bool = False
@@ -171,10 +173,10 @@ class StateFile:
         none. C(deadline), on the monotonic clock, bounds the wait for the lock, not for the disk. Raises StateError and
         LockedError, and nothing was changed; raises OSError if the disk did not keep the new state.
         """
-        with self._open_folder() as (name, folder), _locked(f"{name}.lock", folder, deadline):
+        with self._open_folder() as (name, folder), locked(f"{name}.lock", folder, deadline):
             before = None
             try:
-                before = parse(read(name, MAX_BYTES, folder))
+                before = self._read(name, folder)
             except MissingError:
                 pass
             except StateError:
@@ -183,7 +185,14 @@ class StateFile:
             after = change(before)
             if after != before:
                 replace(name, dump(after), f"{name}.tmp", folder)
+                self.identity = _identity(os.stat(name, dir_fd=folder, follow_symlinks=False))
             return before, after
+
+    def _read(self, name: str, folder: int | None) -> State:
+        self.identity = None
+        raw, status = read(name, MAX_BYTES, folder)
+        self.identity = _identity(status)
+        return parse(raw)
 
     @contextlib.contextmanager
     def _open_folder(self) -> t.Iterator[tuple[str, int]]:
@@ -197,14 +206,17 @@ class StateFile:
             os.close(folder)
 
 
-def read(path: str, most: int, folder: int | None = None) -> bytes:
-    """The content of a regular file of so many bytes at most. Raises StateError, for nothing there MissingError.
+def read(path: str, most: int, folder: int | None = None) -> tuple[bytes, os.stat_result]:
+    """The content of a regular file of so many bytes at most, and its status before it was read.
+
+    Raises StateError, for nothing there MissingError.
 
     The last component of the path must not be a link. Waits for nothing but the disk.
     """
     try:
         with _opened(path, os.O_RDONLY | os.O_NOCTTY, folder) as descriptor:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise StateError("not a regular file: allowed is a regular file")
             with open(descriptor, "rb", closefd=False) as file:
                 raw = file.read(most + 1)
@@ -216,7 +228,7 @@ def read(path: str, most: int, folder: int | None = None) -> bytes:
         raise StateError(f"cannot be read ({error.strerror})") from error
     if len(raw) > most:
         raise StateError(f"larger than {most} bytes: allowed are {most} bytes at most")
-    return raw
+    return raw, status
 
 
 def replace(name: str, content: bytes, temporary: str, folder: int) -> None:
@@ -242,6 +254,11 @@ def replace(name: str, content: bytes, temporary: str, folder: int) -> None:
     os.fsync(folder)
 
 
+def _identity(status: os.stat_result) -> list[int]:
+    # Nobody can set back the time of the last change of an inode, as opposed to that of its content.
+    return [status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size]
+
+
 @contextlib.contextmanager
 def _opened(path: str, flags: int, folder: int | None, mode: int = 0) -> t.Iterator[int]:
     # O_NONBLOCK: nothing is waited for, whatever the path is of.
@@ -254,7 +271,7 @@ def _opened(path: str, flags: int, folder: int | None, mode: int = 0) -> t.Itera
 
 
 @contextlib.contextmanager
-def _locked(name: str, folder: int, deadline: float) -> t.Iterator[None]:
+def locked(name: str, folder: int, deadline: float) -> t.Iterator[None]:
     """Hold this lock file. Only its owner and root can open it, so that no other user can hold it."""
     with _opened(name, os.O_RDWR | os.O_CREAT, folder, 0o600) as descriptor:
         status = os.fstat(descriptor)

@@ -244,7 +244,10 @@ def test_reading_leaves_no_descriptor_open(
         agent.reload(b'{"status": "UP"}', b"UP\n")
 
     # It may be saving its memory at this moment.
-    eventually(lambda: not any(path.startswith(str(agent.state_file)) for path in agent.opened()), "no file is open")
+    lock = f"{agent.state_file}.memory.lock"
+    eventually(
+        lambda: {path for path in agent.opened() if path.startswith(str(agent.state_file))} == {lock}, "no file is open"
+    )
     assert named in "".join(agent.log())
 
 

@@ -443,12 +443,14 @@ def test_counts_load_balancers_that_it_forgot(agents: Agents, path: Path) -> Non
     for address in addresses[:MOST_PEERS]:
         ask_from(agent, address)
     assert counters(path)["forgotten_peers"] == 0
-    # It asks again: it is not the one that was not seen for the longest time.
+    # It asks again: it is not among those that asked least.
     ask_from(agent, addresses[0])
     for address in addresses[MOST_PEERS:]:
         ask_from(agent, address)
     assert counters(path)["forgotten_peers"] == 5
-    assert peers(path).keys() == {addresses[0], *addresses[6:]}
+    known = peers(path).keys()
+    assert len(known) == MOST_PEERS
+    assert {addresses[0], addresses[-1]} <= known <= set(addresses)
 
 
 # That it only tells

@@ -86,7 +86,7 @@ def test_64_descriptors_and_300_idle_clients(agents: Agents, clients: ClientsOf,
         agent.await_answer(b"DOWN\n")
         assert {agent.read_to_end(client) for client in idle} == {b"UP\n"}
     observer.assert_flat(agent, before)
-    assert json.loads(agent.state_file.read_bytes()) == {"status": "DOWN"}
+    agent.await_saved({"status": "DOWN"})
     assert "cannot accept" not in "".join(agent.log())
 
 
@@ -135,7 +135,7 @@ def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path,
     addresses = list(many_addresses(5000))
     assert len(set(addresses)) == 5000
     ask_from_all(addresses[:2000])
-    await_remembered(addresses[1999])
+    await_remembered(LOAD_BALANCER)
     assert len(load_balancers()) == MOST_PEERS
     before = observer.figures(agent)
     ask_from_all(addresses[2000:])
@@ -147,7 +147,6 @@ def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path,
     assert known[LOAD_BALANCER] == asked
     # 127.0.0.1 waited for the start.
     assert observer.status(status_socket)["counters"]["forgotten_peers"] == 5000 + 2 - MOST_PEERS
-    assert set(addresses[-MOST_PEERS + 1 :]) <= set(known)
     # All of this can be remembered too.
     agent.send(signal.SIGTERM)
     assert agent.await_exit() == 0

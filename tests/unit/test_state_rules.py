@@ -15,8 +15,8 @@ import dataclasses
 import importlib
 import itertools
 import json
-import math
 import os
+import random
 import re
 import signal
 import sys
@@ -38,7 +38,7 @@ with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
     # Not by its name: mypy looks for the agent elsewhere.
     hapgent: Any = {
         name: importlib.import_module(f"hapgent.{name}")
-        for name in ("agent", "log", "memory", "peers", "settings", "state")
+        for name in ("agent", "keeper", "log", "memory", "peers", "settings", "state")
     }
 
 # The same examples in each run, and nothing written into the working folder.
@@ -461,6 +461,7 @@ class Clock:
 
     strftime = staticmethod(system_time.strftime)
     localtime = staticmethod(system_time.localtime)
+    sleep = staticmethod(system_time.sleep)
 
     def __init__(self) -> None:
         # Quarters of seconds, so that no sum is rounded.
@@ -531,6 +532,7 @@ class RunningAgent:
             {"HAPGENT_STATE_FILE": str(state_file), "HAPGENT_SETTLE": str(settle)}
         )
         self._agent = hapgent["agent"].Agent(self._listener, configured)
+        self._agent._keeper.begin()
 
     @property
     def answers(self) -> str:
@@ -549,18 +551,19 @@ class RunningAgent:
         return connection.answer
 
     def receive(self, number: signal.Signals) -> None:
-        """As in its loop in run()."""
-        if number != signal.SIGALRM:
-            self._agent._obey(number)
-        if self._agent._peers.unsaved:
-            self._agent._remember()
+        """As in the loops of its threads."""
+        if number == signal.SIGALRM:
+            self._agent._keeper.tick()
+        else:
+            self._agent._keeper.obey(number)
+        self._agent._keeper.work()
 
     def stop(self) -> None:
-        self.receive(signal.SIGTERM)
-        self._agent._remember()
-        os.close(self._agent._wake_read)
+        self._agent._keeper.end()
+        self.kill()
 
     def kill(self) -> None:
+        self._agent._keeper.memory.close()
         os.close(self._agent._wake_read)
         os.close(self._agent._wake_write)
 
@@ -570,7 +573,7 @@ def instead_of_the_system() -> Iterator[Clock]:
     """Time is the test's, nothing is logged, and the disk keeps what it is given."""
     clock = Clock()
     with contextlib.ExitStack() as stack:
-        for name in ("agent", "memory", "peers"):
+        for name in ("agent", "keeper", "memory", "peers"):
             stack.enter_context(mock.patch.object(hapgent[name], "time", clock))
         stack.enter_context(mock.patch.object(hapgent["log"], "_write"))
         stack.enter_context(mock.patch.object(os, "fsync"))
@@ -662,6 +665,7 @@ class Changes(RuleBasedStateMachine):
         self._file = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "state.json"
         self._agent: RunningAgent | None = None
         self._stopped_at = self._clock.wall
+        self._was_killed = False
         self._balancers = [
             LoadBalancer("198.51.100.11", Backend(False)),
             LoadBalancer("198.51.100.12", Backend(True), Backend(True)),
@@ -684,7 +688,12 @@ class Changes(RuleBasedStateMachine):
 
     def _write(self, state: Meant) -> None:
         self._in_file = state
-        self._file.write_bytes(json.dumps(state._asdict()).encode())
+        if self._file.exists():
+            # While it is open, no other file gets its number.
+            self._stack.enter_context(self._file.open("rb"))
+        new = self._file.with_name("new")
+        new.write_bytes(json.dumps(state._asdict()).encode())
+        new.replace(self._file)
 
     def _expect(self, state: Meant) -> None:
         """The agent has read this."""
@@ -755,6 +764,7 @@ class Changes(RuleBasedStateMachine):
         assert self._agent
         self._agent.stop()
         self._agent = None
+        self._was_killed = False
         self._stopped_at = self._clock.wall
         self._expect_memory()
 
@@ -773,14 +783,15 @@ class Changes(RuleBasedStateMachine):
         assert self._agent
         self._agent.kill()
         self._agent = None
+        self._was_killed = True
         self._stopped_at = self._clock.wall
         for balancer in self._balancers:
             if balancer.last_seen is not None and (not balancer.known or self._is_given_up(balancer)):
                 balancer.is_forgotten()
+            # A signal may have set UP or DOWN since, and so that is undone.
+            balancer.settled = False
+            balancer.bare_from = None
             if not balancer.remembered:
-                balancer.settled = False
-                if balancer.bare_from is not None:
-                    balancer.bare_from = math.inf if balancer.answer_known else None
                 for backend in balancer.backends:
                     backend.drain_stays = False
 
@@ -788,6 +799,12 @@ class Changes(RuleBasedStateMachine):
     @rule(state=changes)
     def edit_while_stopped(self, state: Meant) -> None:
         self._write(state)
+        if self._was_killed:
+            # Then it may have been told anything, for all that the agent knows.
+            for balancer in self._balancers:
+                balancer.ready_may_be_due = True
+                for backend in balancer.backends:
+                    backend.drain_stays = False
 
     @precondition(lambda self: not self._agent)
     @rule(settle=st.sampled_from([None, None, 2, 5, 60]), reboot=st.booleans())
@@ -1035,15 +1052,47 @@ def test_the_agent_remembers_a_bounded_number_of_peers_and_reads_that_again(tmp_
         agent.kill()
 
 
-@settings(same_examples, max_examples=50)
-@given(st.integers(1, 5), st.lists(st.sampled_from("abcdefgh"), max_size=40))
-def test_the_peers_that_asked_last_are_known(most: int, askers: list[str]) -> None:
-    peers = hapgent["peers"].Peers(60)
-    with mock.patch.object(hapgent["peers"], "MOST_PEERS", most):
-        for now, address in enumerate(askers):
-            peers.see(address, float(now))
-    last = list(dict.fromkeys(reversed(askers)))[:most]
-    assert [peer.address for peer in peers.all()] == sorted(last)
+class Asked:
+    """Peers as the agent keeps them, at a time that the test says."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.peers = hapgent["peers"].Peers(60)
+        self._change = hapgent["peers"].Change(hapgent["state"].FAIL, 0.0)
+
+    def by(self, address: str, now: float) -> None:
+        with mock.patch.object(hapgent["peers"], "MOST_PEERS", self._most):
+            peer = self.peers.see(address, now)
+        self.peers.given(peer, *peer.answer(self._change, now, 60), self._change)
+
+    def known(self) -> set[str]:
+        return {peer.address for peer in self.peers.all()}
+
+
+def test_new_addresses_never_push_out_one_that_asks_for_longer() -> None:
+    asked = Asked(most=100)
+    chance = random.Random(1)
+    with mock.patch.object(os, "urandom", chance.randbytes):
+        for second in range(10):
+            asked.by("regular", float(second))
+        for number in range(4000):
+            now = 10 + number / 40
+            asked.by(f"once {number}", now)
+            # It comes in the middle of them, and asks every 1.5 seconds: 60 others ask between two of its checks.
+            if number % 60 == 0:
+                asked.by("new", now)
+    assert {"regular", "new", "once 3999"} <= asked.known()
+    assert len(asked.known()) == 100
+    assert next(peer for peer in asked.peers.all() if peer.address == "new").checks > 40
+
+
+def test_an_address_that_no_longer_asks_makes_room_first() -> None:
+    asked = Asked(most=3)
+    for second in range(100):
+        asked.by("gone", float(second))
+    for number, address in enumerate(["a", "b", "c", "d"]):
+        asked.by(address, 99 + 301 + number)
+    assert "gone" not in asked.known()
 
 
 TestChanges = Changes.TestCase

@@ -1,0 +1,279 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the agent answers, and how it is kept on disk.
+
+A signal changes the answer at once, in memory. All that can be slow, the disk, the log and the service manager, is the
+work of one thread of its own, the keeper, and nothing else waits for that.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import signal
+import stat
+import threading
+import time
+import typing as t
+
+from hapgent import log
+from hapgent.memory import Identity, Memory, MemoryUnusableError, Recalled
+from hapgent.peers import ANYTHING, Change, Peers
+from hapgent.state import FAIL, LOCK_POLL_SECONDS, LockedError, State, StateError, StateFile
+from hapgent.systemd import Manager
+
+# For so long a save waits for a module that has locked the state file.
+LOCK_SECONDS = 10.0
+# A disk that has not answered for so long is reported.
+PATIENCE_SECONDS = 10.0
+
+
+class Unsaved(t.NamedTuple):
+    """A status that a signal has set and that is not in the file yet. C(deadline) is on the monotonic clock."""
+
+    status: str
+    cause: str
+    deadline: float
+
+
+class Keeper:
+    """The state that is answered, and its copies on disk.
+
+    The main thread calls obey(), tick() and stop(), which wait for nothing. The keeper's thread calls the others.
+    """
+
+    def __init__(self, state_file: str, peers: Peers, manager: Manager) -> None:
+        self.state_file = state_file
+        self.state_file_ok = True
+        self.last_error: tuple[str, float] | tuple[None, None] = (None, None)
+        self.counters = dict.fromkeys(("changes", "reloads", "saves", "failed_saves"), 0)
+        self.change = Change(FAIL, time.time())
+        self.memory = Memory(state_file)
+        self._peers = peers
+        self._manager = manager
+        self._identity: Identity = None
+        self._memory_problem = ""
+        # Protects change and unsaved, for moments in which nothing else happens.
+        self._changing = threading.Lock()
+        self._unsaved: Unsaved | None = None
+        self._reload = False
+        self._last_moment = float("inf")
+        self._notes: collections.deque[tuple[t.Callable[[str], None], str]] = collections.deque(maxlen=100)
+        self._due = threading.Event()
+        self._working_since: float | None = None
+
+    # The main thread
+
+    def obey(self, number: int) -> None:
+        """Do what this signal means: for USR1 and USR2 the answer is another one when this returns."""
+        if number == signal.SIGHUP:
+            self._reload = True
+        elif number in (signal.SIGUSR1, signal.SIGUSR2):
+            status = "UP" if number == signal.SIGUSR1 else "DOWN"
+            cause = signal.Signals(number).name
+            with self._changing:
+                self._unsaved = Unsaved(status, cause, time.monotonic() + LOCK_SECONDS)
+                self._answer(self.change.state.with_status(status), cause)
+        self._due.set()
+
+    def tick(self) -> None:
+        """Look once a second whether there is something to remember, and whether the disk hangs."""
+        since, now = self._working_since, time.monotonic()
+        if since is not None and now - since > PATIENCE_SECONDS:
+            self._working_since = None
+            problem = f"{self.state_file}: the disk has not answered for {PATIENCE_SECONDS:g} s"
+            self.last_error = (problem, time.time())
+            self.note(problem)
+        self._due.set()
+
+    def note(self, text: str) -> None:
+        """Have an error logged, by the thread that may wait for the log. Any thread may call this."""
+        self._notes.append((log.error, text))
+        self._due.set()
+
+    def stop(self, last_moment: float) -> None:
+        """Wait for no lock after this moment, on the monotonic clock."""
+        self._last_moment = last_moment
+        self._due.set()
+
+    # The keeper's thread
+
+    def begin(self) -> None:
+        """Load the state, and what was remembered. Afterwards the first peer may be answered."""
+        was_complete = self._recall()
+        if not self._remember() and was_complete:
+            # From the first answer on, that is not complete any more.
+            self.memory.spoil()
+
+    def work(self) -> None:
+        """Do what is due, as soon as something is."""
+        self._due.wait()
+        self._due.clear()
+        self._working_since = time.monotonic()
+        while self._notes:
+            write, text = self._notes.popleft()
+            write(text)
+        if self._reload:
+            self._reload = False
+            self.counters["reloads"] += 1
+            self._manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._load("SIGHUP")
+            self._manager.notify("READY=1", self.summary())
+        if self._unsaved:
+            self._save(self._unsaved)
+        if self._peers.unsaved:
+            self._remember()
+        self._manager.retry()
+        self._working_since = None
+        if self._unsaved:
+            # For a module that holds the lock. Meanwhile the rest is done.
+            time.sleep(LOCK_POLL_SECONDS)
+            self._due.set()
+
+    def end(self) -> None:
+        """Do what is still due, and remember all that was told. Nobody may be answered any more."""
+        self._manager.notify("STOPPING=1")
+        while self._reload or self._unsaved or self._notes:
+            self._due.set()
+            self.work()
+        self._remember(complete=True)
+
+    def summary(self) -> str:
+        """The state, as the service manager shows it."""
+        change = self.change
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(change.since))
+        return f"STATUS={change.state.answer()} since {since}"
+
+    def _recall(self) -> bool:
+        """Load the state and the memory. Returns whether the memory claims to be complete."""
+        recalled: Recalled | None = None
+        unusable = False
+        try:
+            recalled = self.memory.recall(self._peers.settle)
+        except MemoryUnusableError as error:
+            unusable = True
+            log.error(f"{self.memory.path}: {error}: what load balancers were told is not known: all of it is undone")
+        if recalled:
+            for peer in recalled.peers:
+                self._peers.add(peer)
+            with self._changing:
+                self.change = recalled.change
+        self._load("start")
+        with self._changing:
+            if not recalled:  # Then this was no change.
+                self.change = Change(self.change.state, self.change.since)
+                self.counters["changes"] = 0
+            told = self._told_since(recalled, unusable)
+            if told:
+                self.change = self.change.unsure(told)
+                for peer in self._peers.all():
+                    peer.may_have_been_told(told)
+        return recalled is not None and recalled.complete
+
+    def _told_since(self, recalled: Recalled | None, unusable: bool) -> tuple[State, ...]:
+        """What may have been told after this was remembered."""
+        if not recalled:
+            return ANYTHING if unusable else ()
+        if recalled.complete:
+            return ()
+        if self._identity is None or self._identity != recalled.identity:
+            log.info("the last agent was killed, and the state file is another one since: anything it told is undone")
+            return ANYTHING
+        # Of the file nothing else, and signals do not wait for the disk.
+        state = recalled.change.state
+        return state, state.with_status("UP"), state.with_status("DOWN")
+
+    def _load(self, cause: str) -> None:
+        file = StateFile(os.path.realpath(self.state_file))
+        problem = ""
+        try:
+            state = file.load()
+        except StateError as error:
+            state, problem = FAIL, f"{self.state_file}: {error}"
+        self._adopt(file)
+        old, new = self.change.state, self._with_unsaved(state)
+        line = f"{old.answer()} -> {new.answer()} ({cause})"
+        if problem:
+            log.error(f"{line}: {problem}")
+            # First: a reader that learns that the file is not right also learns why.
+            self.last_error = (problem, time.time())
+        elif new != old:
+            log.info(line)
+        self.state_file_ok = not problem
+        with self._changing:
+            self._answer(self._with_unsaved(state))
+
+    def _save(self, unsaved: Unsaved) -> None:
+        """Save the status. The rest of the state is what the file says: a module may have written it just now."""
+        fallback = self.change.state
+        file = StateFile(os.path.realpath(self.state_file))
+        problem = ""
+        after = None
+        try:
+            _before, after = file.edit(
+                lambda before: (before or fallback).with_status(unsaved.status), time.monotonic(), overwrite=True
+            )
+        except LockedError as error:
+            if time.monotonic() < min(unsaved.deadline, self._last_moment):
+                return
+            problem = str(error)
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if after:
+            self._adopt(file)
+            self.counters["saves"] += 1
+        else:
+            self.counters["failed_saves"] += 1
+            problem = f"not saved, kept in memory only: {self.state_file}: {problem}"
+            log.error(f"{fallback.answer()} ({unsaved.cause}): {problem}")
+            self.last_error = (problem, time.time())
+        self.state_file_ok = not problem
+        with self._changing:
+            if self._unsaved is unsaved:
+                self._unsaved = None
+            if after:
+                self._answer(self._with_unsaved(after), unsaved.cause)
+        self._manager.notify(self.summary())
+
+    def _remember(self, complete: bool = False) -> bool:
+        """Save the memory. Returns whether that succeeded; if not, it is tried again."""
+        self._peers.unsaved = False
+        try:
+            self.memory.save(self.change, self._peers, self._identity, complete)
+        except (OSError, LockedError) as error:
+            self._peers.unsaved = True
+            if self._memory_problem != str(error):
+                self._memory_problem = str(error)
+                problem = error.strerror if isinstance(error, OSError) else error
+                log.error(f"{self.memory.path}: {problem}: a restart will not know what load balancers were told")
+            return False
+        self._memory_problem = ""
+        return True
+
+    def _adopt(self, file: StateFile) -> None:
+        """This is the file that the state goes with."""
+        identity = file.identity
+        if identity:
+            with contextlib.suppress(OSError):
+                link = os.lstat(self.state_file)
+                if stat.S_ISLNK(link.st_mode):
+                    identity = [*identity, link.st_ino, link.st_ctime_ns]
+        if identity != self._identity:
+            self._identity = identity
+            self._peers.unsaved = True
+
+    def _with_unsaved(self, state: State) -> State:
+        unsaved = self._unsaved
+        return state.with_status(unsaved.status) if unsaved else state
+
+    def _answer(self, state: State, cause: str = "") -> None:
+        """Answer with this state from now on. A cause is logged."""
+        if state != self.change.state:
+            if cause:
+                self._notes.append((log.info, f"{self.change.state.answer()} -> {state.answer()} ({cause})"))
+            self.counters["changes"] += 1
+            self.change = self.change.next(state)
+            self._peers.unsaved = True
