@@ -42,9 +42,8 @@ options:
     type: str
   state_file:
     description:
-      - The state file of the agent.
-      - If systemd runs on the host and O(service) is set, the service must serve this file. Otherwise the agent is the
-        process that serves it, which root or the owner of the file must run.
+      - The state file of the agent, which is the process that serves it. Root or the owner of the file must run it.
+      - Not used if O(service) is set and systemd runs on the host.
     type: path
   timeout:
     description:
@@ -209,6 +208,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._as_owner import run
 from ansible_collections.hapgent.agent.plugins.module_utils._deadline import check_seconds
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State, StateError, StateFile, from_fields
+from ansible_collections.hapgent.agent.plugins.module_utils._systemd import is_running
 
 # So many agents are asked at once.
 MAX_THREADS = 16
@@ -355,6 +355,8 @@ def ask_all(module: AnsibleModule, deadline: float) -> list[Row]:
 def ask_one(module: AnsibleModule, deadline: float) -> Row:
     """Return the row of the agent that is named. Raises InstanceError."""
     service, state_file = module.params["service"], module.params["state_file"]
+    if service is not None and is_running():
+        state_file = None
     process = find_process(service, state_file, module.run_command, deadline)
     named = {found.pid: name for name, found in services(module.run_command).items()}
     instance = instance_of(process)

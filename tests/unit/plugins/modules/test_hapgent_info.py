@@ -437,7 +437,8 @@ def test_agent_of_one_service(host: Host, tmp_path: Path) -> None:
     os.kill(here(other), signal.SIGSTOP)
     command = with_systemd(host, tmp_path, hapgent_api=("active", there(wanted)))
 
-    (instance,) = host.instances(command=command, service="hapgent-api")
+    # What systemd knows counts.
+    (instance,) = host.instances(command=command, service="hapgent-api", state_file=str(other.state_file))
 
     assert (instance["pid"], instance["service"]) == (there(wanted), "hapgent-api")
     assert (instance["answer"], instance["status_socket"]) == ("DRAIN", str(tmp_path / "wanted.sock"))
