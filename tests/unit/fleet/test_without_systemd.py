@@ -1,0 +1,28 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Hosts where systemd does not run, as in containers: their agents are found by their state files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.unit.fleet.conftest import Fleet
+
+
+def test_status_finds_the_agents(fleet: Fleet) -> None:
+    fleet.set_state("web1", status="DRAIN", reason="new disk")
+    played = fleet.play("hapgent.agent.status")
+    ((row,), (other,)) = (played.results("Ask the agents", host)[0]["instances"] for host in ("web1", "web2"))
+    assert (row["state"], row["service"]) == ({"status": "DRAIN", "reason": "new disk"}, None)
+    assert other["state"] == {"status": "UP"}
+
+
+def test_fleet_without_load_balancers_counts_the_agents(fleet: Fleet) -> None:
+    variables = {"hapgent_hosts": "web1", "hapgent_load_balancers": [], "hapgent_fleet": "web", "hapgent_min_up": 2}
+    fleet.play("hapgent.agent.drain", variables=variables)
+    assert fleet.state("web1")["status"] == "DRAIN"
+    fleet.play("hapgent.agent.drain", succeeds=False, variables={**variables, "hapgent_hosts": "web2"})
+    assert fleet.state("web2")["status"] == "UP"
