@@ -76,7 +76,7 @@ def test_fleet_whose_agents_do_not_answer(run_playbook: RunPlaybook) -> None:
     said = run_playbook(
         "hapgent.agent.drain", "-e", "hapgent_hosts=web1 hapgent_fleet=web1 hapgent_min_up=all", succeeds=False
     )
-    assert "hapgent_min_up is all: allowed is a number from 0 on, or 0% to 100%" in said
+    assert "hapgent_min_up must be a number from 0, or a percentage from 0% to 100%, not all" in said
 
 
 @pytest.fixture

@@ -247,7 +247,7 @@ def test_one_whom_somebody_drains_while_it_is_worked_on_stays_drained() -> None:
         ("rolling-web1,rolling-web2,rolling-web3", [], "Of the 4 servers of web on rolling-lb1, 1 would stay in"),
         ("rolling-web1", ["hapgent_min_up=4"], "3 would stay in, and hapgent_min_up is 4"),
         ("rolling-web1", ["hapgent_min_up=76%"], "hapgent_min_up is 76%, here 4"),
-        ("rolling-web1", ["hapgent_min_up=many"], "allowed is a number from 0 on, or 0% to 100%"),
+        ("rolling-web1", ["hapgent_min_up=many"], "must be a number from 0, or a percentage"),
         ("rolling-web1", ["hapgent_load_balancers=", "hapgent_fleet=web", "hapgent_min_up=4"], "of hapgent_fleet, 3"),
         ("rolling-web1", ["hapgent_load_balancers="], "name hapgent_load_balancers, or a hapgent_fleet"),
         ("rolling-web1", ["hapgent_load_balancers=lbs"], "the inventory has no such host"),

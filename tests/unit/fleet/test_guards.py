@@ -76,7 +76,7 @@ def test_hosts_and_batch_size_of_the_command_line_win_over_the_inventory(fleet: 
 
 
 @pytest.mark.parametrize(
-    ("playbook", "hosts"), zip([*CHANGING, "status"], ["wbe", "web,!web", "web:!all", ["web9"]], strict=True)
+    ("playbook", "hosts"), list(zip([*CHANGING, "status"], ["wbe", "web,!web", "web:!all", ["web9"]], strict=True))
 )
 def test_hosts_that_do_not_exist(fleet: Fleet, playbook: str, hosts: Any) -> None:
     assert_nothing_began(fleet, play(fleet, playbook, hapgent_hosts=hosts))
@@ -148,6 +148,15 @@ def test_misspelt_variable_of_the_role(fleet: Fleet) -> None:
     played = fleet.play("site.yml", succeeds=False, variables={"hapgent_prot": 9778})
     assert "hapgent_port?" in played.failures()["web1"]
     assert played.changed() == set()
+
+
+@pytest.mark.parametrize(("playbook", "min_up"), [("drain", "two"), ("rolling", "101%")])
+def test_min_up_that_is_none(fleet: Fleet, playbook: str, min_up: str) -> None:
+    """Refused before a load balancer or an agent is asked."""
+    played = play(fleet, playbook, "--limit=web1", hapgent_min_up=min_up)
+    assert f"not {min_up}" in played.failures()["web1"]
+    assert played.records[-1]["task"] == "Check how many servers must stay in"
+    assert_nothing_changed(fleet)
 
 
 # The words of a reason
