@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time as system_time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -1027,6 +1027,93 @@ def do(state: Meant, steps: list[tuple[Any, ...]]) -> None:
             getattr(machine, name)(*arguments)
     finally:
         machine.teardown()
+
+
+# The agent killed at every point
+
+
+class KilledError(BaseException):
+    """Stands in for SIGKILL: nothing of the agent may handle it."""
+
+
+@contextlib.contextmanager
+def killed_at(point: int, last: Callable[[], None]) -> Iterator[None]:
+    """Kill at this system call that changes or opens something, the first is 1; C(last) happens just before."""
+    calls = itertools.count(1)
+
+    def traced(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == point:
+                last()
+                raise KilledError
+            return real(*arguments, **options)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in ("open", "unlink", "fchown", "fchmod", "fsync", "rename"):
+            stack.enter_context(mock.patch.object(os, name, traced(getattr(os, name))))
+        yield
+
+
+def crash(folder: Path, before: Meant, act: Meant | signal.Signals, after: Meant | None, point: int) -> bool:
+    """Whether there was such a point. What two load balancers were told until then is undone by the next agent."""
+    folder.mkdir()
+    file = folder / "state.json"
+    file.write_bytes(json.dumps(before._asdict()).encode())
+    old, new = Server(True), Server(False)
+    agent = RunningAgent(file, 60)
+    old.obey(agent.ask("198.51.100.11"))
+    agent.receive(signal.SIGALRM)
+
+    def tell() -> None:
+        old.obey(agent.ask("198.51.100.11"))
+        new.obey(agent.ask("198.51.100.12"))
+
+    def put(state: Meant) -> None:
+        (folder / "new").write_bytes(json.dumps(state._asdict()).encode())
+        # The number of the old one is not used again.
+        os.link(file, folder / f"old-{len(os.listdir(folder))}")
+        (folder / "new").rename(file)
+
+    number = signal.SIGHUP
+    if isinstance(act, Meant):
+        put(act)
+    else:
+        number = act
+    try:
+        with killed_at(point, tell):
+            agent.receive(number)
+    except KilledError:
+        killed = True
+    else:
+        killed = False
+        tell()
+    agent.kill()
+    if after:
+        put(after)
+    state = what_it_says(file.read_bytes())
+    assert state
+    agent = RunningAgent(file, 60)
+    tell()
+    for server in (old, new):
+        assert not server.differs_from(state), f"{before}, {act}, killed at {point}, then {after}"
+    agent.kill()
+    return killed
+
+
+@pytest.mark.parametrize("before", [Meant(status) for status in STATUSES], ids=STATUSES)
+@pytest.mark.parametrize("after", [None, Meant("UP"), Meant("DRAIN"), Meant("READY", 50)], ids=str)
+def test_what_was_told_before_a_kill_is_undone_at_every_point(
+    tmp_path: Path, before: Meant, after: Meant | None
+) -> None:
+    with instead_of_the_system():
+        for number, act in enumerate([*(Meant(status, 30) for status in STATUSES), signal.SIGUSR1, signal.SIGUSR2]):
+            points = itertools.count(1)
+            while crash(tmp_path / f"{number}-{(point := next(points))}", before, act, after, point):
+                pass
+            # At least folder, lock and file are opened.
+            assert point > 3
 
 
 def test_the_agent_remembers_a_bounded_number_of_peers_and_reads_that_again(tmp_path: Path) -> None:
