@@ -1107,8 +1107,10 @@ def crash(folder: Path, before: Meant, act: Meant | signal.Signals, after: Meant
 def test_what_was_told_before_a_kill_is_undone_at_every_point(
     tmp_path: Path, before: Meant, after: Meant | None
 ) -> None:
+    weighted = [Meant(status, 30) for status in STATUSES]
+    acts: list[Meant | signal.Signals] = [*weighted, signal.SIGUSR1, signal.SIGUSR2]
     with instead_of_the_system():
-        for number, act in enumerate([*(Meant(status, 30) for status in STATUSES), signal.SIGUSR1, signal.SIGUSR2]):
+        for number, act in enumerate(acts):
             points = itertools.count(1)
             while crash(tmp_path / f"{number}-{(point := next(points))}", before, act, after, point):
                 pass
