@@ -36,7 +36,7 @@ options:
 EXAMPLES = r"""
 - name: Fail if the host cannot be drained
   ansible.builtin.assert:
-    that: not ({'status': 'MAINT'} | hapgent.agent._drain_plan('release 4.2', [], 'web1')).refusal
+    that: not (state.after | hapgent.agent._drain_plan('release 4.2', [], 'web1')).refusal
 """
 
 RETURN = r"""

@@ -1,0 +1,551 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Every code block of the documentation and every C(EXAMPLES), run from the text itself.
+
+A block that no test here knows makes test_every_snippet_is_run_by_a_test fail. What cannot run in a unit test is in
+NOT_RUN_HERE, with what runs it instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from tests.conftest import Agents, Eventually, FreePort
+    from tests.unit.fleet.conftest import Fleet, Played
+
+ROOT = Path(__file__).parents[3]
+ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
+PROGRAMS = Path(sys.executable).parent
+COLLECTIONS = ROOT / ".cache" / "collections"
+HAPROXY = ROOT / ".cache" / "haproxy"
+RUNNER = ROOT / ".cache" / "runner" / "bin" / "ansible-runner"
+OF_COLLECTION = "hapgent.agent."
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/*.md", "roles/*/README.md"]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Snippet(NamedTuple):
+    """A code block, with the lines that it has in its document."""
+
+    document: str
+    line: int
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.document}:{self.line}"
+
+    def parsed(self) -> Any:
+        return yaml.safe_load(self.text)
+
+    def commands(self) -> list[str]:
+        """The commands of a console, less their comments; not what they print."""
+        lines = [line[2:] for line in self.text.splitlines() if line[:2] in ("$ ", "# ")]
+        return [re.sub(r"\s+# .*", "", line) for line in lines]
+
+
+def snippets() -> Iterator[Snippet]:
+    for path in sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern)):
+        content = path.read_text(encoding="utf-8")
+        for match in FENCE.finditer(content):
+            line = content.count("\n", 0, match.start()) + 1
+            yield Snippet(path.relative_to(ROOT).as_posix(), line, match[1], match[2])
+
+
+def examples() -> Iterator[Snippet]:
+    for path in sorted((ROOT / "plugins").glob("*/*")):
+        text = ""
+        if path.suffix == ".yml":
+            text = yaml.safe_load(path.read_text(encoding="utf-8")).get("EXAMPLES", "")
+        elif path.suffix == ".py":
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "EXAMPLES":
+                    text = ast.literal_eval(node.value)
+        if text.strip():
+            yield Snippet(path.relative_to(ROOT).as_posix(), 0, "yaml", text)
+
+
+SNIPPETS = list(snippets())
+EXAMPLES = list(examples())
+
+
+def kind(snippet: Snippet) -> str:
+    """What runs the snippet, by what it is; '' if nothing does."""
+    if snippet.language in ("haproxy", "bash", "console"):
+        return snippet.language
+    if snippet.language == "yaml":
+        content = snippet.parsed()
+        if isinstance(content, list):
+            return "plays" if {"hosts", "import_playbook"} & set().union(*content) else "tasks"
+        if content.keys() <= {"web", "lb"} or all(isinstance(value, dict) for value in content.values()):
+            return "inventory"
+        return "variables" if all(name.startswith("hapgent_") for name in content) else ""
+    return ""
+
+
+def of_kind(wanted: str) -> list[Any]:
+    found = [snippet for snippet in SNIPPETS if not_run_here(snippet) is None and kind(snippet) == wanted]
+    return [pytest.param(snippet, id=snippet.name) for snippet in found]
+
+
+# Words of a snippet, and what runs it instead. One of a console is a command.
+NOT_RUN_HERE = {
+    "collections/requirements.yml": "test_collection_as_documented, with the collection that it has built",
+    "execution-environment.yml": "test_execution_environment; to build one takes a registry",
+    "- name: hapgent\n    rules:": "tests/agent/test_status.py: promtool, and each alert in several situations",
+    "hapgent-metrics.service": "tests/agent/test_status.py, and molecule/default on a host with systemd",
+    "hapgent-metrics.timer\n[Unit]": "molecule/default, on a host with systemd",
+    "demo-web1   demo-web2   demo-web3   requests  failed": "printed by make demo",
+    "host  state  since": "test_status_table_as_documented",
+}
+# The beginning of a command, and the test that runs it, or where it is run.
+COMMANDS = {
+    "ansible-playbook hapgent.agent.": "test_documented_commands",
+    "ansible-playbook site.yml -e hapgent_uninstall": "molecule/default removes the agent with these variables",
+    "ansible-galaxy collection build": "test_collection_as_documented",
+    "ansible-galaxy collection install hapgent-agent-": "test_collection_as_documented",
+    "ansible-galaxy collection install hapgent.agent": "nothing: it is for a release",
+    "ansible-runner run": "test_ansible_runner",
+    "echo '{": "test_ansible_runner, test_agent_without_systemd",
+    "HAPGENT_STATE_FILE=": "test_agent_without_systemd",
+    "sleep 1; nc": "test_agent_without_systemd",
+    "pkill hapgent": "test_agent_without_systemd",
+    "hapgent status": "test_hapgent_status_prints_what_is_documented",
+    "make ": "test_make_knows_its_targets; CI runs make test",
+    "tests/tools/with-hosts molecule": "what make hosts runs, step by step",
+    "systemctl enable --now hapgent-metrics.timer": "molecule/default, on a host with systemd",
+    "unshare --net": "nothing: it takes minutes, and its figures are for people",
+}
+
+
+def not_run_here(snippet: Snippet) -> str | None:
+    return next((words for words in NOT_RUN_HERE if words in snippet.text), None)
+
+
+def command_of(command: str) -> str | None:
+    return next((beginning for beginning in COMMANDS if command.startswith(beginning)), None)
+
+
+def find(words: str) -> Snippet:
+    """The one snippet with these words."""
+    (found,) = [snippet for snippet in SNIPPETS if words in snippet.text]
+    return found
+
+
+def documented_commands(beginning: str) -> list[str]:
+    """All commands that begin so, each of them once, in their order."""
+    consoles = [snippet for snippet in SNIPPETS if snippet.language == "console"]
+    return list(
+        dict.fromkeys(line for console in consoles for line in console.commands() if line.startswith(beginning))
+    )
+
+
+# That nothing is left out
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.name)
+def test_every_snippet_is_run_by_a_test(snippet: Snippet) -> None:
+    assert not_run_here(snippet) or kind(snippet), "no test runs this: see kind() and NOT_RUN_HERE"
+    if snippet.language == "console":
+        assert snippet.commands()
+        for command in snippet.commands():
+            assert command_of(command), f"no test runs {command!r}: see COMMANDS"
+
+
+def test_every_claim_is_about_a_snippet() -> None:
+    used = {not_run_here(snippet) for snippet in SNIPPETS}
+    assert NOT_RUN_HERE.keys() <= used
+    begun = {command_of(line) for snippet in SNIPPETS if snippet.language == "console" for line in snippet.commands()}
+    assert begun == COMMANDS.keys()
+
+
+def test_finds_blocks_and_examples() -> None:
+    documents = {snippet.document for snippet in SNIPPETS}
+    assert {"README.md", "docs/fleet.md", "docs/monitoring.md", "roles/hapgent/README.md"} <= documents
+    fences = sum(
+        line.lstrip().startswith("```")
+        for pattern in DOCUMENTS
+        for path in ROOT.glob(pattern)
+        for line in path.read_text(encoding="utf-8").splitlines()
+    )
+    assert fences == 2 * len(SNIPPETS)
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "plugins" / "modules").glob("[a-z]*.py")}
+    assert modules <= {example.document for example in EXAMPLES}
+
+
+# Ansible
+
+
+def supply_files(project: Path) -> None:
+    """The files of a user that snippets name."""
+    done: dict[str, Any] = {
+        "ansible.builtin.copy": {"content": "done", "dest": f"{project}/done.{{{{ inventory_hostname }}}}"}
+    }
+    for name in ("deploy.yml", "work.yml", "handlers.yml"):
+        tasks = [{"name": "Deploy", **done}] if name != "handlers.yml" else []
+        (project / name).write_text(json.dumps(tasks), encoding="utf-8")
+    # The handler notes which hosts are out of rotation when it runs.
+    noted = {
+        "ansible.builtin.shell": f"cat {{{{ hapgent_state_file }}}} >{project}/restarted.{{{{ inventory_hostname }}}}"
+    }
+    fails: dict[str, Any] = {"ansible.builtin.fail": {}, "when": "inventory_hostname == fails_on | default('')"}
+    role = project / "roles" / "shop"
+    content: dict[str, list[dict[str, Any]]] = {
+        "tasks": [{"name": "Install", **done, "changed_when": True, "notify": "Restart"}, {"name": "Fail", **fails}],
+        "handlers": [{"name": "Restart", **noted}],
+    }
+    for folder, of_role in content.items():
+        (role / folder).mkdir(parents=True)
+        (role / folder / "main.yml").write_text(json.dumps(of_role), encoding="utf-8")
+
+
+def run(
+    *arguments: Path | str, cwd: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A program that has to succeed."""
+    done = subprocess.run(
+        arguments,
+        cwd=cwd,
+        env={
+            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+            "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+            "ANSIBLE_HOME": str(cwd / ".ansible"),
+            **(environment or {}),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout
+    return done
+
+
+@pytest.mark.parametrize("snippet", of_kind("plays"))
+def test_plays_load(tmp_path: Path, snippet: Snippet) -> None:
+    """All that Ansible looks up before it runs: syntax, roles, files of tasks, modules. Below, some are run."""
+    supply_files(tmp_path)
+    (tmp_path / "play.yml").write_text(snippet.text, encoding="utf-8")
+    listed = run("ansible-playbook", "-i", "web1,", "--list-tasks", "play.yml", cwd=tmp_path).stdout
+    assert "TAGS:" in listed
+
+
+def tasks_of(snippet: Snippet) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = snippet.parsed()
+    return tasks
+
+
+TASKS = [*EXAMPLES, *(param.values[0] for param in of_kind("tasks"))]
+
+
+def test_tasks_load(tmp_path: Path) -> None:
+    supply_files(tmp_path)
+    plays = [{"name": snippet.name, "hosts": "web1", "tasks": tasks_of(snippet)} for snippet in TASKS]
+    (tmp_path / "plays.yml").write_text(json.dumps(plays), encoding="utf-8")
+    listed = run("ansible-playbook", "-i", "web1,", "--list-tasks", "plays.yml", cwd=tmp_path).stdout
+    assert all(snippet.name in listed for snippet in TASKS)
+
+
+def module_options(module: str) -> set[str]:
+    source = ast.parse((ROOT / "plugins" / "modules" / f"{module}.py").read_text(encoding="utf-8"))
+    for node in source.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DOCUMENTATION":
+            return set(yaml.safe_load(ast.literal_eval(node.value))["options"])
+    raise AssertionError(module)
+
+
+def all_tasks(content: Any) -> Iterator[dict[str, Any]]:
+    """Each dictionary in a snippet: tasks, also those in plays and blocks, and some that are none."""
+    for item in content if isinstance(content, list) else content.values() if isinstance(content, dict) else []:
+        if isinstance(item, dict):
+            yield item
+        yield from all_tasks(item)
+
+
+def test_options_of_modules_exist() -> None:
+    checked = set()
+    for snippet in [*TASKS, *(param.values[0] for param in of_kind("plays"))]:
+        for task in all_tasks(snippet.parsed()):
+            for name, options in task.items():
+                if name.startswith(OF_COLLECTION) and isinstance(options, dict):
+                    assert options.keys() <= module_options(name.removeprefix(OF_COLLECTION)), snippet.name
+                    checked.add(name)
+    assert len(checked) >= 3
+
+
+def role_options() -> set[str]:
+    specs = yaml.safe_load((ROOT / "roles/hapgent/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    return {name for spec in specs["argument_specs"].values() for name in spec.get("options", {})}
+
+
+@pytest.mark.parametrize("snippet", of_kind("variables"))
+def test_variables_exist(snippet: Snippet) -> None:
+    assert snippet.parsed().keys() <= role_options()
+
+
+def test_inventory_loads(tmp_path: Path) -> None:
+    """The one inventory, to which the other snippet adds a host."""
+    first, *others = [param.values[0] for param in of_kind("inventory")]
+    (tmp_path / "inventory.yml").write_text("".join(part.text for part in [first, *others]), encoding="utf-8")
+    listed = run("ansible-inventory", "-i", "inventory.yml", "--list", cwd=tmp_path).stdout
+    inventory = json.loads(listed)
+    assert (len(inventory["web"]["hosts"]), inventory["lb"]["hosts"]) == (40, ["lb1", "lb2", "lb3"])
+    variables = inventory["_meta"]["hostvars"]
+    named = {name for of_host in variables.values() for name in of_host if name.startswith("hapgent_")}
+    assert named <= role_options()
+    assert variables["lb3"]["ansible_connection"] == "local"
+
+
+# Playbooks, on real agents and load balancers
+
+
+@pytest.fixture
+def documented_fleet(fleet: Fleet) -> Fleet:
+    """The fleet with web7 in the place of web1, the files of its user, and less of the rest: each host costs seconds."""
+    group = fleet.inventory["all"]["children"]["web"]
+    # Its server and its agent keep their name.
+    group["hosts"] = {"web7": {**group["hosts"]["web1"], "hapgent_server": "web1"}, "web2": group["hosts"]["web2"]}
+    group["vars"]["hapgent_load_balancers"] = "lb1"
+    supply_files(fleet.project)
+    return fleet
+
+
+def expect(fleet: Fleet, command: str, played: Played) -> None:
+    """What the documentation says that a command does."""
+    playbook = command.split()[1].removeprefix(OF_COLLECTION)
+    up = {"status": "UP"}
+    states = fleet.states()
+    if playbook == "drain":
+        assert states == {"web1": {"status": "DRAIN", "reason": "kernel upgrade"}, "web2": up, "web3": up}
+        fleet.await_statuses(web1="DRAIN (agent)", web2="UP", web3="UP")
+    elif playbook in ("undrain", "rolling"):
+        assert states == dict.fromkeys(states, up)
+        fleet.await_statuses(web1="UP", web2="UP", web3="UP")
+    else:
+        assert playbook == "status"
+        assert all(host in played.output for host in ("web7", "web2"))
+    deployed = sorted(path.name for path in fleet.project.glob("done.*"))
+    assert deployed == (["done.web2", "done.web7"] if playbook == "rolling" else [])
+    for path in fleet.project.glob("done.*"):
+        path.unlink()
+
+
+def test_documented_commands(documented_fleet: Fleet) -> None:
+    commands = documented_commands("ansible-playbook hapgent.agent.")
+    assert {command.split()[1].removeprefix(OF_COLLECTION) for command in commands} == {
+        *["drain", "undrain", "rolling", "status"]
+    }
+    for command in commands:
+        played = documented_fleet.play(*shlex.split(command)[1:])
+        expect(documented_fleet, command, played)
+
+
+OWN_PLAY = "# site.yml\n- hosts: web\n"
+
+
+def test_play_of_ones_own(documented_fleet: Fleet) -> None:
+    """Each host is back before the next leaves, and handlers run before that. A failure stops it; it can go on."""
+    play = find(OWN_PLAY)
+    (documented_fleet.project / "site.yml").write_text(play.text, encoding="utf-8")
+    reason = play.parsed()[0]["vars"]["hapgent_reason"]
+    out, up = {"status": "DRAIN", "reason": reason}, {"status": "UP"}
+
+    documented_fleet.play("site.yml", variables={"fails_on": "web7"}, succeeds=False)
+    assert documented_fleet.states() == {"web1": out, "web2": up, "web3": up}
+
+    played = documented_fleet.play("site.yml")
+    assert documented_fleet.states() == dict.fromkeys(("web1", "web2", "web3"), up)
+    documented_fleet.await_statuses(web1="UP", web2="UP", web3="UP")
+    restarted = {
+        path.suffix[1:]: json.loads(path.read_bytes()) for path in documented_fleet.project.glob("restarted.*")
+    }
+    assert restarted == dict.fromkeys(("web2", "web7"), out)
+    # All that the first host does comes before all that the next does.
+    acts = [record["host"] for record in played.records if record["host"].startswith("web")]
+    assert acts == sorted(acts, reverse=True)
+    assert set(acts) == {"web2", "web7"}
+
+
+def test_examples_of_hapgent_state(fleet: Fleet) -> None:
+    (example,) = [example for example in EXAMPLES if example.document.endswith("/hapgent_state.py")]
+    tasks = tasks_of(example)
+    for task in tasks:
+        # The one that names its agent means the only one that there is here.
+        options = task["hapgent.agent.hapgent_state"]
+        for name in ("service", "state_file"):
+            options.pop(name, None)
+    agent = {"state_file": "{{ hapgent_state_file }}", "service": "{{ hapgent_service }}"}
+    defaults = {"module_defaults": {"group/hapgent.agent.hapgent": agent}}
+    play = {"hosts": "web1", "gather_facts": False, "collections": ["hapgent.agent"], **defaults, "tasks": tasks}
+    (fleet.project / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
+    played = fleet.play("play.yml")
+    after = [record["result"]["after"] for record in played.records if "after" in record["result"]]
+    assert len(after) == len(tasks)
+    reason = "kernel upgrade, ask Ada"
+    assert after[:5] == [
+        {"status": "DRAIN"},
+        {"status": "DRAIN", "reason": reason},
+        {"status": "UP"},
+        {"status": "UP", "weight": 50},
+        {"status": "UP"},
+    ]
+    assert fleet.state("web1") == after[-1]
+
+
+def test_ansible_runner(documented_fleet: Fleet, tmp_path: Path) -> None:
+    assert RUNNER.exists(), f"there is no {RUNNER}: run tests/tools/install"
+    folder = tmp_path / "runner"
+    for name in ("env", "inventory", "project"):
+        (folder / name).mkdir(parents=True)
+    (folder / "inventory" / "hosts.json").write_text(json.dumps(documented_fleet.inventory), encoding="utf-8")
+    # What "Drain" and "undrain" leave behind, in their order.
+    left = [{"status": "DRAIN", "reason": "kernel upgrade"}, {"status": "UP"}]
+    console = find("$ ansible-runner run")
+    for command in console.commands():
+        script = command.replace("/srv/runner", str(folder)).replace("ansible-runner ", f"{RUNNER} ")
+        run("sh", "-euc", script, cwd=tmp_path)
+        if command.startswith("ansible-runner"):
+            assert documented_fleet.state("web1") == left.pop(0)
+    assert left == []
+    assert not (folder / "env" / "cmdline").exists()
+
+
+# Programs
+
+
+def shim(folder: Path, name: str, content: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(content, encoding="utf-8")
+    (folder / name).chmod(0o755)
+
+
+def test_agent_without_systemd(tmp_path: Path, free_port: FreePort) -> None:
+    """Line by line in one shell. Its pkill finds its own processes only, since other tests have agents too."""
+    programs = tmp_path / "bin"
+    shim(programs, "pkill", f'#!/bin/sh\nexec {shutil.which("pkill")} --parent $PPID "$@"\n')
+    if not shutil.which("nc"):
+        connect = "socket.create_connection((sys.argv[2], int(sys.argv[3])), 15)"
+        shim(programs, "nc", f"#!{sys.executable}\nimport socket, sys\nprint({connect}.makefile().read(), end='')\n")
+    console = find("python3 roles/hapgent/files/hapgent.pyz")
+    printed = [line for line in console.text.splitlines() if not line.startswith("$ ")]
+    port = str(free_port())
+    commands = [line.replace("/tmp/", f"{tmp_path}/").replace("9701", port) for line in console.commands()]
+    # The agent needs longer where the machine is busy.
+    ready = f"for try in $(seq 300); do nc -d 127.0.0.1 {port} >{tmp_path}/asked 2>&1 && break; sleep 0.1; done"
+    script = "\n".join([*commands[:2], ready, *commands[2:], "wait"])
+    done = subprocess.run(
+        ["sh", "-c", script],
+        cwd=ROOT,
+        env={"PATH": f"{programs}:{os.environ['PATH']}", "HAPGENT_IP": "127.0.0.1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == printed
+
+
+def test_signals(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    """The two signals, each with what its comment says."""
+    programs = tmp_path / "bin"
+    shim(programs, "pkill", f'#!/bin/sh\nexec {shutil.which("pkill")} --parent {os.getpid()} "$@"\n')
+    agent = agents.start()
+    lines = [line for param in of_kind("bash") for line in param.values[0].text.splitlines()]
+    commands = [line.split("# ") for line in lines if not line.startswith("#")]
+    assert commands
+    for command, comment in commands:
+        run("sh", "-euc", command, cwd=tmp_path, environment={"PATH": f"{programs}:{os.environ['PATH']}"})
+        status = comment.split(",")[0]
+        agent.await_answer(f"{status}\n".encode())
+        eventually(lambda: json.loads(agent.state_file.read_bytes())["status"] == status, "it is saved")  # noqa: B023
+
+
+def test_hapgent_status_prints_what_is_documented(fleet: Fleet) -> None:
+    fleet.set_state("web1", status="DRAIN", reason="release 4.2")
+    done = run(sys.executable, "-I", "-S", ZIPAPP, "status", fleet.project.parent / "web1.sock", cwd=fleet.project)
+
+    def shape(text: str) -> list[str]:
+        """The names of the facts, and the titles of the table."""
+        facts, _empty, table = text.partition("\n\n")
+        titles = table.splitlines()[0]
+        return [*(line[:12] for line in facts.splitlines()), *titles.split("  ")[:1], titles.split()[-1]]
+
+    documented = find("# hapgent status\n").text.partition("\n")[2]
+    assert shape(done.stdout) == shape(documented)
+
+
+def test_status_table_as_documented(fleet: Fleet) -> None:
+    titles = find("host  state  since").text.splitlines()[0].split()
+    played = fleet.play("hapgent.agent.status", "-l", "web")
+    printed = [line.strip(' "[],').split() for line in played.output.splitlines()]
+    assert titles in printed
+
+
+@pytest.mark.parametrize("snippet", of_kind("haproxy"))
+def test_haproxy_accepts_it(tmp_path: Path, snippet: Snippet) -> None:
+    # What the snippet leaves out, and every configuration has.
+    frame = "" if "defaults\n" in snippet.text else "defaults\n    mode http\n"
+    timeouts = "    timeout connect 2s\n    timeout client 30s\n    timeout server 30s\n"
+    text = f"{frame}{snippet.text}\nfrontend users\n    bind :8000\n    default_backend web\n"
+    before, defaults, after = text.partition("defaults\n")
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(f"{before}{defaults}{timeouts}{after}", encoding="utf-8")
+    program = HAPROXY / "usr" / "sbin" / "haproxy"
+    libraries = os.pathsep.join(str(folder) for folder in HAPROXY.glob("usr/lib/*-linux-gnu*"))
+    done = run(program, "-c", "-f", config, cwd=tmp_path, environment={"LD_LIBRARY_PATH": libraries})
+    assert "agent-check" in snippet.text
+    assert "[ALERT]" not in done.stdout
+
+
+def test_collection_as_documented(tmp_path: Path) -> None:
+    """Built in a copy of the tree, installed elsewhere; its modules have documentation there."""
+    checkout, installed = tmp_path / "checkout", tmp_path / "installed"
+    shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".cache", ".git", "output"))
+    environment = {"ANSIBLE_COLLECTIONS_PATH": str(installed)}
+    console = find("$ ansible-galaxy collection build")
+    for command in console.commands():
+        run("sh", "-euc", command, cwd=checkout, environment=environment)
+    # Nothing is downloaded: what is installed is what is wanted.
+    (tmp_path / "requirements.yml").write_text(find("# collections/requirements.yml").text, encoding="utf-8")
+    wanted = ["collection", "install", "--offline", "-r", "requirements.yml"]
+    assert "already installed" in run("ansible-galaxy", *wanted, cwd=tmp_path, environment=environment).stdout
+    named = re.findall(
+        r"`(?:ansible-doc )?(hapgent\.agent\.\w+_\w+)`", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    assert named
+    shown = run("ansible-doc", "--json", *sorted(set(named)), cwd=tmp_path, environment=environment).stdout
+    assert json.loads(shown).keys() == set(named)
+
+
+def test_execution_environment() -> None:
+    environment = find("# execution-environment.yml").parsed()
+    assert environment["version"] == 3
+    assert environment["dependencies"]["galaxy"]["collections"] == [{"name": "hapgent.agent"}]
+
+
+def test_make_knows_its_targets(tmp_path: Path) -> None:
+    targets = [command.split()[1] for command in documented_commands("make ")]
+    assert {"demo", "test", "check"} <= set(targets)
+    for target in targets:
+        run("make", "--dry-run", "--directory", ROOT, target, cwd=tmp_path)
