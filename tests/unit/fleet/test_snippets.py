@@ -321,7 +321,7 @@ def test_inventory_loads(tmp_path: Path) -> None:
 
 @pytest.fixture
 def documented_fleet(fleet: Fleet) -> Fleet:
-    """The fleet with web7 in the place of web1, the files of its user, and less of the rest: each host costs seconds."""
+    """The fleet with web7 in the place of web1, less of the rest, since each host costs seconds, and a user's files."""
     group = fleet.inventory["all"]["children"]["web"]
     # Its server and its agent keep their name.
     group["hosts"] = {"web7": {**group["hosts"]["web1"], "hapgent_server": "web1"}, "web2": group["hosts"]["web2"]}
