@@ -264,9 +264,9 @@ def test_tasks_load(tmp_path: Path) -> None:
     plays = []
     for snippet in TASKS:
         content = snippet.parsed()
-        # An example may also be of keywords of a play.
-        part = content if isinstance(content, dict) else {"tasks": content}
-        plays.append({"name": snippet.name, "hosts": "web1", "tasks": [], **part})
+        # An example of a filter may also be an expression that gets a name.
+        part = {"vars": content} if isinstance(content, dict) else {"tasks": content}
+        plays.append({"name": snippet.name, "hosts": "web1", **part})
     (tmp_path / "plays.yml").write_text(json.dumps(plays), encoding="utf-8")
     listed = run("ansible-playbook", "-i", "inventory", "--list-tasks", "plays.yml", cwd=tmp_path).stdout
     assert all(snippet.name in listed for snippet in TASKS)
