@@ -722,7 +722,7 @@ def test_does_not_wait_for_another_run_for_ever(agents: Agents) -> None:
     assert change(agent, weight=77, maxconn=301)["changed"]
     before = agent.state_file.read_bytes()
     with locked(agent.state_file.with_name("state.json.lock")):
-        result = change(agent, status="DRAIN", timeout=0.5)
+        result = change(agent, status="DRAIN", timeout=3)
     # It says who holds the lock.
     assert_nothing_changed(result, "state.json.lock is locked by", str(os.getpid()))
     assert agent.state_file.read_bytes() == before
