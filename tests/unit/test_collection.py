@@ -120,4 +120,4 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
         assert plugin["examples"]
         assert set(plugin["return"]) == {"_value"}
     (role,) = listed["all"]["role"].values()
-    assert set(role["entry_points"]) == {"main", "drain", "undrain", "status", "rolling", "rolled"}
+    assert set(role["entry_points"]) == {"main", "drain", "undrain", "status", "rolling_overview", "rolling", "rolled"}

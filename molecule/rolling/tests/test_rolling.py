@@ -189,7 +189,7 @@ def test_load_balancer_that_is_down_stops_it() -> None:
         said = message(rolling("5"))
         assert "rolling-lb2 cannot be asked" in said
         assert "hapgent_load_balancers='lb,!rolling-lb2'" in said
-        assert "Nothing was changed on rolling-web1" in said
+        assert "Nothing was changed" in said
         assert state("rolling-web1") == {"status": "UP"}
         done = rolling("5", without, "--extra-vars=hapgent_serial=2")
         assert done.returncode == 0, done.stdout
@@ -216,7 +216,7 @@ def test_those_whom_somebody_else_drained_are_left_alone() -> None:
     assert eventually(lambda: settles_for("rolling-web4"), [0.0, 0.0], timeout=30) == [0.0, 0.0]
     run("rolling-lb2", operators("set server web/rolling-web4 state drain"))
     before = versions()
-    done = rolling("7", "--limit=web:!rolling-web1", "--extra-vars=hapgent_min_up=1")
+    done = rolling("7", "--limit=web:!rolling-web1", "--extra-vars=hapgent_min_up=1 hapgent_kept_out=skip")
     assert done.returncode == 0, done.stdout
     assert "rolling-web3: its agent says DRAIN UP # disk" in done.stdout
     assert "rolling-web4: rolling-lb2 has web/rolling-web4 in DRAIN (agent), and its agent says UP" in done.stdout
@@ -291,7 +291,7 @@ def test_drain_goes_on_when_the_grace_is_over_and_undrain_brings_it_back() -> No
         back = playbook("hapgent.agent.undrain", "--limit=rolling-web1")
         assert back.returncode == 0, back.stdout
         assert balanced("rolling-web1") == IN
-    assert "3 s are over, and sessions of rolling-web1 are not: rolling-lb1: web/rolling-web1" in done.stdout
+    assert "3 s are over, and sessions are not of rolling-web1: rolling-lb1: web/rolling-web1" in done.stdout
 
 
 def test_drain_waits_for_a_load_balancer_that_is_late_however_short_the_grace_is() -> None:

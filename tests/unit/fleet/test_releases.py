@@ -64,7 +64,12 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
         {"import_playbook": "hapgent.agent.undrain", "vars": {"hapgent_hosts": "web3"}},
         {
             "import_playbook": "hapgent.agent.rolling",
-            "vars": {"hapgent_hosts": "web1,web2", "reason": "release 4.2", "hapgent_tasks": "tasks.yml"},
+            "vars": {
+                "hapgent_hosts": "web1,web2",
+                "reason": "release 4.2",
+                "hapgent_tasks": "tasks.yml",
+                "hapgent_kept_out": "skip",
+            },
         },
     ]
     (fleet.project / "site.yml").write_text(json.dumps(site), encoding="utf-8")

@@ -1,0 +1,53 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: _rolling_begin
+short_description: Decide whether a rolling begins
+version_added: 1.0.0
+author:
+  - The hapgent.agent contributors (@hapgent)
+description:
+  - For the role of this collection only. It may change at any time.
+positional: reason, when_kept_out
+options:
+  _input:
+    description: What P(hapgent.agent._rolling_look#filter) has returned for each host.
+    type: list
+    elements: dict
+    required: true
+  reason:
+    description: The reason of the rolling.
+    type: str
+    required: true
+  when_kept_out:
+    description: V(fail) or V(skip).
+    type: str
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Show what it is about to do
+  ansible.builtin.debug:
+    msg: "{{ ([] | hapgent.agent._rolling_begin('release 4.2', 'fail')).summary }}"
+"""
+
+RETURN = r"""
+_value:
+  description: C(refusal) is why it cannot begin, C(summary) what it is about to do.
+  type: dict
+"""
+
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import begin
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"_rolling_begin": begin}

@@ -1,0 +1,59 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: _rolling_look
+short_description: See how far one host of a rolling is
+version_added: 1.0.0
+author:
+  - The hapgent.agent contributors (@hapgent)
+description:
+  - For the role of this collection only. It may change at any time.
+positional: view, reason, asked
+options:
+  _input:
+    description: The result of M(hapgent.agent.hapgent_state) in check mode.
+    type: dict
+    required: true
+  view:
+    description: The host, with C(host), C(server) and C(backends).
+    type: dict
+    required: true
+  reason:
+    description: The reason of the rolling.
+    type: str
+    required: true
+  asked:
+    description: Results of M(hapgent.agent.haproxy_server_info) for its load balancers.
+    type: list
+    elements: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Show whether web1 is done
+  ansible.builtin.debug:
+    msg: "{{ (agent | hapgent.agent._rolling_look(web1, 'release 4.2', [])).done }}"
+  vars:
+    web1: {host: web1, server: web1, backends: []}
+"""
+
+RETURN = r"""
+_value:
+  description: What is known about the host.
+  type: dict
+"""
+
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import look
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"_rolling_look": look}

@@ -1,0 +1,103 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""How far a rolling is, before its first drain: by what the agents and the load balancers of all its hosts report."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import kept_out
+
+Result = t.Mapping[str, t.Any]
+
+MOST_SHOWN = 400
+
+
+class Look(t.TypedDict):
+    """One host of a rolling.
+
+    C(problem) is why nothing is known about it, C(kept_out) what else keeps it out, both '' if there is nothing.
+    C(done) is whether it was rolled by an earlier run with the same reason, C(begun) whether that run has drained it.
+    """
+
+    host: str
+    problem: str
+    kept_out: str
+    done: bool
+    begun: bool
+
+
+class Beginning(t.TypedDict):
+    """Why a rolling cannot begin, '' if it can, and what it is about to do."""
+
+    refusal: str
+    summary: str
+
+
+def look(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) -> Look:
+    """Look at one host. C(agent) is the result of C(hapgent_state) in check mode.
+
+    C(view) has its C(host), C(server) (its name in HAProxy) and C(backends), those to look at; none are all. C(asked)
+    are the results of C(haproxy_server_info) for the load balancers of the host, each with its name as C(item).
+    """
+    host, backends = view["host"], view["backends"]
+    if "before" not in agent or agent.get("unreachable") or agent.get("msg"):
+        what = "cannot be reached" if agent.get("unreachable") else "does not report its state"
+        problem = f"{what}: {printable(agent.get('msg', 'unknown'), MOST_SHOWN).rstrip('.')}"
+        return {"host": host, "problem": problem, "kept_out": "", "done": False, "begun": False}
+    state = agent["before"]
+    narrowed = [
+        {
+            **result,
+            "servers": [row for row in result.get("servers", []) if not backends or row["backend"] in backends],
+        }
+        for result in asked
+    ]
+    ours = state.get("reason") == reason
+    return {
+        "host": host,
+        "problem": "",
+        "kept_out": printable(kept_out(state, reason, narrowed, view["server"]), MOST_SHOWN),
+        "done": state["status"] == "UP" and ours,
+        "begun": state["status"] == "DRAIN" and ours,
+    }
+
+
+def begin(looks: t.Sequence[Look], reason: str, when_kept_out: str) -> Beginning:
+    """Decide whether a rolling of these hosts, in this order, begins. C(when_kept_out) is V(fail) or V(skip)."""
+    problems = [seen for seen in looks if seen["problem"]]
+    kept = [seen for seen in looks if seen["kept_out"]]
+    if problems:
+        listed = "; ".join(f"{seen['host']} {seen['problem']}" for seen in problems)
+        return {"refusal": f"{listed}. Repair that, or leave out what is down: {_limit(problems)}", "summary": ""}
+    if kept and when_kept_out == "fail":
+        return {
+            "refusal": f"Something else keeps hosts out: {_kept(kept)}. Bring them back, leave them out "
+            f"({_limit(kept)}), or roll the others out with hapgent_kept_out=skip",
+            "summary": "",
+        }
+    return {"refusal": "", "summary": _summary(looks, reason)}
+
+
+def _summary(looks: t.Sequence[Look], reason: str) -> str:
+    kept = [seen for seen in looks if seen["kept_out"]]
+    done = [seen for seen in looks if seen["done"] and not seen["kept_out"]]
+    open_ones = [seen["host"] for seen in looks if not seen["done"] and not seen["kept_out"]]
+    stays = f" Something else keeps out, and nothing is done on: {_kept(kept)}." if kept else ""
+    if not done and not any(seen["begun"] for seen in looks):
+        return f"Beginning with {printable(reason)}: {', '.join(open_ones) or 'no host'}.{stays}"
+    following = f", next {open_ones[0]}" if open_ones else ""
+    return f"Going on with {printable(reason)}: {len(done)} of {len(looks)} done{following}.{stays}"
+
+
+def _kept(looks: t.Iterable[Look]) -> str:
+    return "; ".join(f"{seen['host']}: {seen['kept_out']}" for seen in looks)
+
+
+def _limit(looks: t.Iterable[Look]) -> str:
+    return f"--limit='{','.join('!' + seen['host'] for seen in looks)}'"

@@ -1,0 +1,144 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How a rolling begins, goes on and ends, with real agents and load balancers."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.unit.fleet.conftest import Fleet, Played
+
+UP = {"status": "UP"}
+REASON = "release 10"
+
+
+def roll(
+    fleet: Fleet,
+    *arguments: str,
+    succeeds: bool = True,
+    tasks: Any = (),
+    environment: dict[str, str] | None = None,
+    **variables: object,
+) -> Played:
+    (fleet.project / "tasks.yml").write_text(json.dumps([{"name": "Work", "ansible.builtin.command": "true"}, *tasks]))
+    given = {"hapgent_hosts": "web", "hapgent_tasks": "tasks.yml", "hapgent_reason": REASON, **variables}
+    return fleet.play("hapgent.agent.rolling", *arguments, succeeds=succeeds, variables=given, environment=environment)
+
+
+def worked_on(played: Played) -> set[str]:
+    return {record["host"] for record in played.records if record["task"] == "Work"}
+
+
+def test_host_that_is_down_is_found_before_anything_is_drained(fleet: Fleet) -> None:
+    """The last one, and one whose agent does not run. Left out, the others are rolled."""
+    fleet.host_vars("web3").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
+    fleet.host_vars("web2")["hapgent_state_file"] = "/no/such/folder/state.json"
+    played = roll(fleet, succeeds=False)
+    failure = played.failures()["web1"]
+    assert played.changed() == set()
+    assert fleet.states() == dict.fromkeys(fleet.states(), UP)
+    assert "--limit='!web2,!web3'" in failure
+    assert worked_on(roll(fleet, "--limit=!web2,!web3")) == {"web1"}
+
+
+def test_host_that_is_kept_out(fleet: Fleet) -> None:
+    """By its agent, and by hand in HAProxy: the rolling fails at once, or skips it."""
+    fleet.set_state("web2", status="DRAIN", reason="disk")
+    fleet.await_statuses(web2="DRAIN (agent)")
+    failure = roll(fleet, succeeds=False).failures()["web1"]
+    for part in ("web2", "disk", "--limit='!web2'"):
+        assert part in failure
+    assert fleet.state("web1") == UP
+
+    played = roll(fleet, hapgent_kept_out="skip")
+    assert worked_on(played) == {"web1", "web3"}
+    assert fleet.state("web2") == {"status": "DRAIN", "reason": "disk"}
+
+
+def test_host_that_is_taken_out_meanwhile_fails_the_rolling_in_the_end(fleet: Fleet) -> None:
+    """All others are rolled. Here web1's tasks take out web3."""
+    content = json.dumps({"status": "MAINT", "reason": "disk"})
+    path = str(fleet.agents["web3"].state_file)
+    maint = {
+        "ansible.builtin.copy": {"content": content, "dest": path, "mode": "0644"},
+        "when": "inventory_hostname == 'web1'",
+    }
+    played = roll(fleet, tasks=[maint], succeeds=False)
+    assert worked_on(played) == {"web1", "web2"}
+    assert set(played.failures()) == {"web3"}
+    assert fleet.state("web3") == {"status": "MAINT", "reason": "disk"}
+
+
+def test_second_run_goes_on(fleet: Fleet) -> None:
+    fleet.set_state("web1", status="UP", reason=REASON)
+    fleet.set_state("web2", status="UP", reason=REASON)
+    played = roll(fleet)
+    (begins,) = played.results("Show how far it is", "web1")[:1]
+    assert begins["msg"] == "Going on with release 10: 2 of 3 done, next web3."
+    assert worked_on(played) == {"web3"}
+    assert fleet.states() == dict.fromkeys(fleet.states(), UP)
+
+
+def test_sessions_that_are_left_after_the_grace_are_reported_in_the_end(fleet: Fleet) -> None:
+    with fleet.load_balancers["lb1"].session("web1"):
+        played = roll(fleet, "--limit=web1", hapgent_grace=1)
+    (ends,) = played.results("Show what was done")
+    assert "Sessions were left" in ends["msg"]
+    assert "web/web1" in ends["msg"]
+    assert "[WARNING]: 1 s are over" in played.output
+    (ends,) = roll(fleet, "--limit=web1", hapgent_grace=1).results("Show what was done")
+    assert "Sessions were left" not in ends["msg"]
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """/302 refers to /200, and so on. As a proxy, it finds everything well."""
+
+    def do_GET(self) -> None:
+        status = 200 if self.path.startswith("http:") else int(self.path[1:])
+        self.send_response(status)
+        self.send_header("Location", "/200")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_arguments: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """A service that answers with the status that is its path."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_service_is_well_only_if_it_says_so_itself(fleet: Fleet, site: str) -> None:
+    """Neither a login page that it refers to, nor a proxy, answers for it."""
+    tries = {"hapgent_health_tries": 1}
+    roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/302", succeeds=False, **tries)
+    assert fleet.state("web1")["status"] == "DRAIN"
+    through_proxy = {"http_proxy": site, "no_proxy": ""}
+    dead = roll(
+        fleet,
+        "--limit=web1",
+        hapgent_health_url="http://127.0.0.1:1/",
+        succeeds=False,
+        environment=through_proxy,
+        **tries,
+    )
+    assert "web1" in dead.failures()
+    assert fleet.state("web1")["status"] == "DRAIN"
+    roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/200", environment=through_proxy, **tries)
+    assert fleet.state("web1") == UP

@@ -1,0 +1,56 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The tasks and handlers of a rolling: what is wrong with them is found before the first drain."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.unit.fleet.conftest import Fleet
+
+UP = {"status": "UP"}
+GIVEN = {"hapgent_hosts": "web1", "hapgent_tasks": "tasks.yml", "hapgent_reason": "release 10"}
+WORK = {"name": "Work", "ansible.builtin.command": "true", "notify": "Restart"}
+
+# What is in the file of tasks, and what the message names.
+WRONG: dict[str, tuple[Any, list[str]]] = {
+    "a handler that is nowhere": ([WORK], ["Restart", "hapgent_handlers"]),
+    "a handler that is nowhere, in a block": ([{"block": [WORK]}], ["Restart"]),
+    "a module that is not there": ([{"ansible.builtin.comand": "true"}], ["ansible.builtin.comand"]),
+    "a keyword that is none": ([{"ansible.builtin.command": "true", "whenn": True}], ["whenn"]),
+    "a file that is not there": ([{"ansible.builtin.include_tasks": "more.yml"}], ["more.yml"]),
+    "no list": ({"ansible.builtin.command": "true"}, ["list"]),
+    "not a task": (["true"], ["task"]),
+}
+
+
+@pytest.mark.parametrize(("tasks", "parts"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_with_the_tasks_drains_nothing(fleet: Fleet, tasks: Any, parts: list[str]) -> None:
+    (fleet.project / "tasks.yml").write_text(json.dumps(tasks))
+    played = fleet.play("hapgent.agent.rolling", succeeds=False, variables=GIVEN)
+    for part in ["tasks.yml", "Nothing was changed", *parts]:
+        assert part in played.failures()["web1"]
+    assert played.changed() == set()
+    assert fleet.state("web1") == UP
+
+
+def test_handlers_in_a_file_run_before_the_server_is_back(fleet: Fleet) -> None:
+    seen = fleet.project / "seen.json"
+    copy = {"src": str(fleet.agents["web1"].state_file), "dest": str(seen), "mode": "0644"}
+    (fleet.project / "tasks.yml").write_text(json.dumps([WORK]))
+    (fleet.project / "handlers.yml").write_text(json.dumps([{"name": "Restart", "ansible.builtin.copy": copy}]))
+    fleet.play("hapgent.agent.rolling", variables={**GIVEN, "hapgent_handlers": "handlers.yml"})
+    assert json.loads(seen.read_bytes())["status"] == "DRAIN"
+    assert fleet.state("web1") == UP
+
+
+def test_handlers_that_are_not_there(fleet: Fleet) -> None:
+    (fleet.project / "tasks.yml").write_text("[]")
+    fleet.play("hapgent.agent.rolling", succeeds=False, variables={**GIVEN, "hapgent_handlers": "no/handlers.yml"})
+    assert fleet.state("web1") == UP

@@ -1,0 +1,97 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How far a rolling is, and whether it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import begin, look
+
+Result = dict[str, Any]
+
+OURS = "release 10"
+VIEW = {"host": "web1", "server": "s1", "backends": ["web"]}
+
+
+def told(backend: str, admin: str) -> Result:
+    row = {"backend": backend, "server": "s1", "status": admin.upper(), "admin_state": admin}
+    return {"item": "lb1", "servers": [row]}
+
+
+# The result of the agent, what a load balancer has; problem, kept_out, done and begun, the first two as truth values.
+LOOKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]]] = {
+    "open": ({"before": {"status": "UP"}}, [], (False, False, False, False)),
+    "done": ({"before": {"status": "UP", "reason": OURS}}, [told("web", "ready")], (False, False, True, False)),
+    "done by another": ({"before": {"status": "UP", "reason": "release 9"}}, [], (False, False, False, False)),
+    "begun": ({"before": {"status": "DRAIN", "reason": OURS}}, [told("web", "drain")], (False, False, False, True)),
+    "drained by another": ({"before": {"status": "DRAIN", "reason": "disk"}}, [], (False, True, False, False)),
+    "in maintenance": ({"before": {"status": "MAINT"}}, [], (False, True, False, False)),
+    "drained in HAProxy": ({"before": {"status": "UP"}}, [told("web", "drain")], (False, True, False, False)),
+    "drained in another backend": ({"before": {"status": "UP"}}, [told("api", "drain")], (False, False, False, False)),
+    "a load balancer that is silent": ({"before": {"status": "UP"}}, [{"item": "lb1"}], (False, False, False, False)),
+    "cannot be reached": ({"unreachable": True, "msg": "No route"}, [], (True, False, False, False)),
+    "no agent": ({"msg": "No service hapgent runs."}, [], (True, False, False, False)),
+    "a reason that cannot be": (
+        {"before": {"status": "UP"}, "msg": "reason is long."},
+        [],
+        (True, False, False, False),
+    ),
+    "nothing": ({}, [], (True, False, False, False)),
+}
+
+
+@pytest.mark.parametrize(("agent", "asked", "expected"), LOOKS.values(), ids=LOOKS)
+def test_look(agent: Result, asked: list[Result], expected: tuple[bool, ...]) -> None:
+    seen = look(agent, VIEW, OURS, asked)
+    assert (bool(seen["problem"]), bool(seen["kept_out"]), seen["done"], seen["begun"]) == expected
+    assert seen["host"] == "web1"
+
+
+def host(name: str, **fields: Any) -> Any:
+    return {"host": name, "problem": "", "kept_out": "", "done": False, "begun": False, **fields}
+
+
+DOWN, KEPT = host("a", problem="cannot be reached"), host("b", kept_out="its agent says MAINT")
+DONE, BEGUN, OPEN = host("c", done=True), host("d", begun=True), host("e")
+
+
+@pytest.mark.parametrize("mode", ["fail", "skip"])
+def test_rolling_does_not_begin_with_a_host_of_which_nothing_is_known(mode: str) -> None:
+    refusal = begin([OPEN, DOWN, host("f", problem="no agent")], OURS, mode)["refusal"]
+    assert "--limit='!a,!f'" in refusal
+    assert "cannot be reached" in refusal
+
+
+def test_rolling_does_not_begin_if_something_else_keeps_a_host_out() -> None:
+    refusal = begin([OPEN, KEPT], OURS, "fail")["refusal"]
+    assert "b: its agent says MAINT" in refusal
+    assert "--limit='!b'" in refusal
+    skipped = begin([OPEN, KEPT], OURS, "skip")
+    assert skipped["refusal"] == ""
+    assert "b: its agent says MAINT" in skipped["summary"]
+
+
+@pytest.mark.parametrize(
+    ("looks", "parts"),
+    [
+        ([OPEN, host("f")], ["Beginning", "e, f"]),
+        ([DONE, BEGUN, OPEN], ["Going on", "1 of 3 done", "next d"]),
+        ([BEGUN, OPEN], ["Going on", "0 of 2 done", "next d"]),
+        ([DONE, OPEN, DONE], ["Going on", "2 of 3 done", "next e"]),
+        ([DONE], ["Going on", "1 of 1 done."]),
+        ([DONE, KEPT], ["Going on", "1 of 2 done.", "b: "]),
+    ],
+)
+def test_summary(looks: list[Any], parts: list[str]) -> None:
+    summary = begin(looks, OURS, "skip")["summary"]
+    for part in [*parts, OURS]:
+        assert part in summary
+
+
+def test_what_others_have_written_is_escaped() -> None:
+    assert look({"msg": "\x1b[2J"}, VIEW, OURS, [])["problem"].isprintable()
+    assert look({"before": {"status": "MAINT", "reason": "\u202e"}}, VIEW, OURS, [])["kept_out"].isprintable()
