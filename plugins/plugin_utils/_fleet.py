@@ -135,7 +135,7 @@ def hosts(asked: t.Iterable[Result]) -> Pool:
     for result in asked:
         agent = _agent(result)
         says = _words(agent["state"]) if agent else f"unknown ({_problem(result)})"
-        members[result["item"]] = (is_in(agent["state"]) if agent else None, says)
+        members[result["item"]] = (is_in(agent["state"]) if agent and agent["answer"] else None, says)
     return Pool("of hapgent_fleet", members)
 
 
@@ -184,7 +184,8 @@ def table(
         remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, said)]
         rows.append([host, _words(state), *_since_reason_told(agent), *cells])
     remarks += sorted({warning for told in asked for warning in told.get("agent_check_warnings", [])})
-    return [*_aligned(rows), *([""] if remarks else []), *remarks]
+    safe = [[printable(cell) for cell in row] for row in rows]
+    return [*_aligned(safe), *([""] if remarks else []), *(printable(remark, MOST_SHOWN) for remark in remarks)]
 
 
 def _servers(asked: t.Iterable[Result]) -> t.Iterator[tuple[Result, Result]]:
@@ -256,7 +257,9 @@ def _remarks(agent: Result | None, result: Result, asked: t.Iterable[Result]) ->
     if not agent:
         yield f"its agent cannot be asked: {_problem(result)}"
         return
-    if agent["state"] is None:
+    if agent["problem"]:
+        yield f"its agent has a problem: {agent['problem']}"
+    elif agent["state"] is None:
         yield f"its agent has an invalid state file, {agent['state_file']}"
     for told, row in _servers(asked):
         if _mark(agent["state"], row):

@@ -108,7 +108,9 @@ def agent(item: str = "web1", peers: list[Result] | None = None, **state: Any) -
         "since": SINCE,
         "version": "1.0.0",
         "settle": 60,
+        "state_file_ok": True,
         "last_error": None,
+        "problem": None,
         "counters": {"checks": 1200, "changes": 2, "reloads": 2},
         "peers": BOTH if peers is None else peers,
     }
@@ -118,7 +120,9 @@ def agent(item: str = "web1", peers: list[Result] | None = None, **state: Any) -
 def without_status_socket(result: Result) -> Result:
     """The same of an agent that has none."""
     (instance,) = result["instances"]
-    nothing = dict.fromkeys(["status_socket", "since", "version", "settle", "last_error", "counters", "peers"])
+    nothing = dict.fromkeys(
+        ["status_socket", "since", "version", "settle", "state_file_ok", "last_error", "counters", "peers"]
+    )
     return {**result, "instances": [{**instance, **nothing}]}
 
 
@@ -689,3 +693,19 @@ def test_backends_that_are_looked_at() -> None:
     assert cells[-1] == "MAINT !"
     assert below == ["web1: its agent says UP, but lb1 gives it none: in api it is MAINT"]
     assert one_host(agent(), asked, "db")[0][-1] == "-"
+
+
+def test_what_others_have_written_is_escaped_in_the_table() -> None:
+    hostile = "\x1b[2J\u202e"
+    result = agent(status="DRAIN", reason=hostile)
+    lines = table(
+        ["web1"], ["web1"], [[]], [result], [told("lb1", server(status=hostile)), {"item": "lb2", "msg": hostile}]
+    )
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) > 3
+
+
+def test_agent_that_knows_why_it_answers_fail() -> None:
+    result = agent(status="FAIL")
+    result["instances"][0].update(answer="FAIL", problem="state.json: weight must be 0 to 255")
+    assert any("weight must be 0 to 255" in remark for remark in one_host(result, [])[1])

@@ -1,0 +1,24 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The playbook status as a gate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.unit.fleet.conftest import Fleet
+
+STATUS = "hapgent.agent.status"
+STRICT = {"hapgent_hosts": "web", "hapgent_status_strict": True}
+
+
+def test_status_as_a_gate(fleet: Fleet) -> None:
+    """It fails for a host that cannot be asked, and only if that is wanted."""
+    fleet.play(STATUS, variables=STRICT)
+    fleet.host_vars("web3").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
+    played = fleet.play(STATUS, variables=STRICT, succeeds=False)
+    assert list(played.failures()) == ["web1"]
+    fleet.play(STATUS, variables={"hapgent_hosts": "web"})
