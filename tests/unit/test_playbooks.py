@@ -269,7 +269,7 @@ def test_rolling_runs_handlers_before_it_brings_the_server_back(
 
 
 def test_rolling_whose_tasks_are_not_there(run_playbook: RunPlaybook, agent: Agent) -> None:
-    tasks: list[object] = [{"ansible.builtin.include_tasks": "no-such-file.yml"}]
+    tasks: list[object] = [{"ansible.builtin.include_tasks": "{{ 'no-such-file' }}.yml"}]
     said = roll(run_playbook, agent, tasks, LIMIT, succeeds=False)
     assert "Rolling stops at web1, whose agent says DRAIN. What failed: " in said
     assert "no-such-file.yml" in said
