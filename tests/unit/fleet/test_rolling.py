@@ -126,8 +126,7 @@ def site() -> Iterator[str]:
 
 def test_service_is_well_only_if_it_says_so_itself(fleet: Fleet, site: str) -> None:
     """Neither a login page that it refers to, nor a proxy, answers for it."""
-    tries = {"hapgent_health_tries": 1}
-    roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/302", succeeds=False, **tries)
+    roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/302", succeeds=False, hapgent_health_tries=1)
     assert fleet.state("web1")["status"] == "DRAIN"
     through_proxy = {"http_proxy": site, "no_proxy": ""}
     dead = roll(
@@ -136,9 +135,9 @@ def test_service_is_well_only_if_it_says_so_itself(fleet: Fleet, site: str) -> N
         hapgent_health_url="http://127.0.0.1:1/",
         succeeds=False,
         environment=through_proxy,
-        **tries,
+        hapgent_health_tries=1,
     )
     assert "web1" in dead.failures()
     assert fleet.state("web1")["status"] == "DRAIN"
-    roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/200", environment=through_proxy, **tries)
+    roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/200", environment=through_proxy, hapgent_health_tries=1)
     assert fleet.state("web1") == UP
