@@ -35,7 +35,7 @@ def meanwhile(user: str, program: str) -> Generator[None]:
         yield
         assert run(HOST, f"kill -0 {leader}").returncode == 0, run(HOST, "cat /var/tmp/neighbour.log").stdout
     finally:
-        run(HOST, f"kill -KILL -- -{leader}; rm /var/tmp/neighbour.*")
+        run(HOST, f"kill -s KILL -- -{leader}; rm /var/tmp/neighbour.*")
 
 
 def converge(*words: str) -> tuple[int, str]:
