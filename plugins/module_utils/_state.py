@@ -185,7 +185,10 @@ class StateFile:
             after = change(before)
             if after != before:
                 replace(name, dump(after), f"{name}.tmp", folder)
-                self.identity = _identity(os.stat(name, dir_fd=folder, follow_symlinks=False))
+                self.identity = None
+                # It is saved, even if another program has removed it since.
+                with contextlib.suppress(OSError):
+                    self.identity = _identity(os.stat(name, dir_fd=folder, follow_symlinks=False))
             return before, after
 
     def _read(self, name: str, folder: int | None) -> State:

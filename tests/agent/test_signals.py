@@ -89,6 +89,7 @@ def test_one_log_line_for_each_change_and_none_for_a_check(agents: Agents, pytho
     agent.send(signal.SIGUSR2)
     agent.await_answer(b"DOWN 77% maxconn:300\n")
     agent.await_saved({"status": "DOWN", "weight": 77, "maxconn": 300})
+    agent.await_loaded()
     # Down already: saved again, but no change.
     agent.state_file.unlink()
     agent.send(signal.SIGUSR2)
