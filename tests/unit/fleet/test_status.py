@@ -20,5 +20,5 @@ def test_status_as_a_gate(fleet: Fleet) -> None:
     fleet.play(STATUS, variables=STRICT)
     fleet.host_vars("web3").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
     played = fleet.play(STATUS, variables=STRICT, succeeds=False)
-    assert list(played.failures()) == ["web1"]
+    assert played.hosts("failed") == {"web1"}
     fleet.play(STATUS, variables={"hapgent_hosts": "web"})
