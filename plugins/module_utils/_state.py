@@ -173,7 +173,13 @@ class StateFile:
         none. C(deadline), on the monotonic clock, bounds the wait for the lock, not for the disk. Raises StateError and
         LockedError, and nothing was changed; raises OSError if the disk did not keep the new state.
         """
-        with self._open_folder() as (name, folder), locked(f"{name}.lock", folder, deadline):
+        with self._open_folder() as (name, folder):
+            return self._edit(name, folder, change, deadline, overwrite)
+
+    def _edit(
+        self, name: str, folder: int, change: t.Callable[[State | None], State], deadline: float, overwrite: bool
+    ) -> tuple[State | None, State]:
+        with locked(f"{name}.lock", folder, deadline):
             before = None
             try:
                 before = self._read(name, folder)

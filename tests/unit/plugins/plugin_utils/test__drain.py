@@ -18,8 +18,8 @@ OURS = "release 4.2"
 CHECK = {"result": "L7OK", "code": 0, "text": None, "running": False}
 
 
-def row(admin: str = "ready", *causes: str, name: str = "web1", agent_check: Any = CHECK) -> Row:
-    return {"backend": "web", "server": name, "admin_state": admin, "admin_by": causes, "agent_check": agent_check}
+def row(admin: str = "ready", *causes: str, name: str = "web1", **more: Any) -> Row:
+    return {"backend": "web", "server": name, "admin_state": admin, "admin_by": causes, "agent_check": CHECK, **more}
 
 
 def asked(*rows: Row) -> list[dict[str, Any]]:
