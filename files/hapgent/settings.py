@@ -9,6 +9,8 @@ from __future__ import annotations
 import socket
 import typing as t
 
+from hapgent.printable import printable
+
 
 class SettingsError(Exception):
     """A value that cannot be used. The text names the variable, the value and what is allowed."""
@@ -59,7 +61,7 @@ def from_environment(environment: t.Mapping[str, str]) -> Settings:
 def _whole_number(environment: t.Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
     value = environment.get(name, str(default))
     if not (value.isascii() and value.isdigit() and len(value) <= 5 and least <= int(value) <= most):
-        raise SettingsError(f"{name} is {value!r}: allowed is a whole number from {least} to {most}")
+        raise SettingsError(f"{name} is {printable(repr(value))}: allowed is a whole number from {least} to {most}")
     return int(value)
 
 
@@ -70,4 +72,6 @@ def _family(ip: str) -> socket.AddressFamily:
         except (OSError, ValueError):
             continue
         return family
-    raise SettingsError(f"HAPGENT_IP is {ip!r}: allowed is an IPv4 or IPv6 address such as 0.0.0.0 or ::1")
+    raise SettingsError(
+        f"HAPGENT_IP is {printable(repr(ip))}: allowed is an IPv4 or IPv6 address such as 0.0.0.0 or ::1"
+    )

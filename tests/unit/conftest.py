@@ -40,7 +40,7 @@ def run_playbook(request: pytest.FixtureRequest, tmp_path: Path) -> RunPlaybook:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=240,
             cwd=tmp_path,
             env={
                 **os.environ,
