@@ -42,6 +42,9 @@ OTHERS = {
     "hapgent_haproxy_ca_path",
     "hapgent_source_addresses",
     "hapgent_health_url",
+    "hapgent_health_ca_path",
+    "hapgent_handlers",
+    "hapgent_kept_out",
 }
 
 
