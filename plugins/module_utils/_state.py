@@ -282,7 +282,8 @@ def _opened(path: str, flags: int, folder: int | None, mode: int = 0) -> t.Itera
 @contextlib.contextmanager
 def locked(name: str, folder: int, deadline: float) -> t.Iterator[None]:
     """Hold this lock file. Only its owner and root can open it, so that no other user can hold it."""
-    with _opened(name, os.O_RDWR | os.O_CREAT, folder, 0o600) as descriptor:
+    # Not for writing: that would keep the file system from being remounted read-only.
+    with _opened(name, os.O_RDONLY | os.O_CREAT, folder, 0o600) as descriptor:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
             raise LockedError(f"{name} must be a regular file of user {os.geteuid()} or root")
