@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import select
 import signal
 import socket
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,6 +158,53 @@ def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path,
     assert "not known" not in "".join(again.log())
 
 
+def test_load_balancer_that_asks_more_seldom_than_a_thousand_others_come(
+    agents: Agents, observer: Observer, tmp_path: Path
+) -> None:
+    status_socket = tmp_path / "status.sock"
+    agent = agents.start(
+        b'{"status": "DRAIN"}', environment={"HAPGENT_SOCKET": str(status_socket), "HAPGENT_SETTLE": "1"}
+    )
+    for _check in range(8):
+        assert ask_from(agent, LOAD_BALANCER) == b"DRAIN\n"
+    agent.reload(b'{"status": "UP"}', b"UP READY\n")
+    # More than the agent knows at a time: as if 750 addresses a second came, and it asked every two seconds.
+    between = 1500
+    turns = threading.Semaphore(0)
+    passed = threading.Semaphore(0)
+    enough = threading.Event()
+
+    def flood() -> None:
+        for number, address in enumerate(many_addresses(60_000)):
+            if number % between == 0:
+                passed.release()
+                turns.acquire()
+            if enough.is_set():
+                return
+            ask_from(agent, address)
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    answers = []
+    try:
+        for _turn in range(60_000 // between):
+            assert passed.acquire(timeout=60)
+            # The flood goes on meanwhile.
+            turns.release()
+            answers.append(ask_from(agent, LOAD_BALANCER))
+            if answers[-3:] == [b"UP\n"] * 3:
+                break
+    finally:
+        enough.set()
+        turns.release()
+        flooding.join()
+    settled = answers.index(b"UP\n")
+    assert answers == [b"UP READY\n"] * settled + [b"UP\n"] * 3
+    known = {peer["address"]: peer["checks"] for peer in observer.status(status_socket)["peers"]}
+    assert len(known) == MOST_PEERS
+    assert known[LOAD_BALANCER] == 8 + len(answers)
+
+
 def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observer: Observer, tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
     agent = agents.start(environment={"HAPGENT_SOCKET": str(path)})
@@ -175,12 +224,21 @@ def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observe
         return reader
 
     with contextlib.ExitStack() as stuck, clients(agent, "ask", 16) as met:
-        for _reader in range(3):
-            stuck.enter_context(connect())
+        held = [stuck.enter_context(connect()) for _reader in range(3)]
+        assert len(observer.status(path)["peers"]) == MOST_PEERS
+        # Nobody had to leave for that.
+        waiting = select.poll()
+        for reader in held:
+            waiting.register(reader, 0)
+        assert waiting.poll(0) == []
         # They leave at once, or send what nobody reads.
         for _reader in range(20):
             connect().close()
         stuck.enter_context(connect()).sendall(b"x" * 10_000)
+        assert len(observer.status(path)["peers"]) == MOST_PEERS
+        # As many as come, the next one is served.
+        for _reader in range(30):
+            stuck.enter_context(connect())
         assert len(observer.status(path)["peers"]) == MOST_PEERS
         agent.send(signal.SIGUSR2)
         agent.await_answer(b"DOWN\n")

@@ -1,0 +1,129 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The power fails right after a save: what was saved is there.
+
+The disk of the host is a file with a file system, which writes nothing by itself for ten minutes. A copy of that
+file is what is left when the power fails. Each test also looks at a program that forgets to sync: its change is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+ZIPAPP = Path(__file__).parents[2] / "roles" / "hapgent" / "files" / "hapgent.pyz"
+
+if TYPE_CHECKING:
+    from tests.conftest import Agents
+
+EDIT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from hapgent.state import StateFile
+StateFile(sys.argv[2]).edit(lambda before: before.with_status("DOWN"), time.monotonic() + 15)
+"""
+
+
+class PowerLoss:
+    """A disk whose power can fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self._image = folder / "image"
+        self._copy = folder / "copy"
+        self._after = folder / "after"
+        self.folder = folder / "disk"
+        self._after.mkdir()
+        self.folder.mkdir()
+        with self._image.open("wb") as image:
+            image.truncate(16 * 1024 * 1024)
+        subprocess.run(["mkfs.ext4", "-q", self._image], check=True)
+        # Otherwise a rename would write the content, for programs that do not sync.
+        subprocess.run(["mount", "-o", "loop,commit=600,noauto_da_alloc", self._image, self.folder], check=True)
+
+    def begin(self) -> None:
+        """What is there now is safe."""
+        subprocess.run(["sync", "--file-system", self.folder], check=True)
+
+    def what_is_left(self, name: str) -> Any:
+        """What this file says if the power fails now; None if nothing can be read there."""
+        shutil.copyfile(self._image, self._copy)
+        subprocess.run(["mount", "-o", "loop", self._copy, self._after], check=True)
+        try:
+            return json.loads((self._after / name).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        finally:
+            subprocess.run(["umount", self._after], check=True)
+
+    def end(self) -> None:
+        # The agents may still run.
+        subprocess.run(["umount", "--lazy", self.folder], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[PowerLoss]:
+    loss = PowerLoss(tmp_path)
+    yield loss
+    loss.end()
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("library") / "nosync.so"
+    source = Path(__file__).with_name("nosync.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source, "-ldl"], check=True)
+    return path
+
+
+@pytest.mark.parametrize("forgotten", ["", "file", "folder"])
+def test_edit_has_returned(disk: PowerLoss, library: Path, forgotten: str) -> None:
+    state_file = disk.folder / "state.json"
+    state_file.write_bytes(b'{"status": "UP"}')
+    disk.begin()
+    subprocess.run(
+        [sys.executable, "-I", "-S", "-c", EDIT, ZIPAPP, state_file],
+        env={"LD_PRELOAD": str(library), "NO_SYNC": forgotten},
+        check=True,
+    )
+    assert json.loads(state_file.read_bytes()) == {"status": "DOWN"}
+    assert (disk.what_is_left("state.json") == {"status": "DOWN"}) is not bool(forgotten)
+
+
+@pytest.mark.parametrize("forgotten", ["", "file", "folder", "file and folder"])
+def test_agent_has_saved(disk: PowerLoss, library: Path, agents: Agents, tmp_path: Path, forgotten: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(15)
+        manager.bind(str(tmp_path / "notify"))
+        agent = agents.start(
+            state_file=disk.folder / "state.json",
+            environment={
+                "LD_PRELOAD": str(library),
+                "NO_SYNC": forgotten,
+                "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            },
+        )
+        disk.begin()
+        agent.send(signal.SIGUSR2)
+        # It says so when it has saved.
+        while not manager.recv(4096).startswith(b"STATUS=DOWN"):
+            pass
+    # If only one of them is forgotten, a save of the memory may make up for it.
+    if forgotten in {"", "file and folder"}:
+        assert (disk.what_is_left("state.json") == {"status": "DOWN"}) is not bool(forgotten)
+    agent.await_answer(b"DOWN\n")
+    agent.send(signal.SIGTERM)
+    assert agent.await_exit() == 0
+    memory = disk.what_is_left("state.json.memory")
+    is_there = bool(memory) and memory["complete"] and memory["state"] == {"status": "DOWN"}
+    assert is_there is not bool(forgotten)
