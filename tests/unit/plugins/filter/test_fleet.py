@@ -34,7 +34,7 @@ def told(item: str, **servers: bool) -> Result:
 
 
 def agent(item: str, status: str) -> Result:
-    return {"item": item, "instances": [{"state": {"status": status}, "since": None, "peers": None}]}
+    return {"item": item, "instances": [{"state": {"status": status}, "problem": None, "since": None, "peers": None}]}
 
 
 # How each is called, as it is documented, and what comes of it.
