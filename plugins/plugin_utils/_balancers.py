@@ -17,6 +17,7 @@ import typing as t
 
 from ansible.inventory.manager import split_host_pattern
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.module_utils._state import State
 
 Result = t.Mapping[str, t.Any]
 
@@ -26,15 +27,20 @@ MOST_SHOWN = 600
 ADDRESS = re.compile(r"[0-9A-Fa-f:.]*[0-9A-Fa-f:]")
 
 
+def name_of(result: Result) -> str:
+    """Return the host that a result in a loop over hosts is about, whichever name the loop gives its variable."""
+    return str(result[result.get("ansible_loop_var", "item")])
+
+
 def unasked(asked: t.Iterable[Result], pattern: t.Any) -> str:
     """Report those that have not returned their servers, '' if all have.
 
-    C(asked) has the result of C(haproxy_server_info) for each load balancer, with its name as C(item). Only one that is
-    silent may be down: only then is it advised to leave it out of C(pattern), the value of hapgent_load_balancers.
+    C(asked) has the result of C(haproxy_server_info) in a loop over the load balancers. Only one that is silent may be
+    down: only then is it advised to leave it out of C(pattern), the value of hapgent_load_balancers.
     """
     failed = [result for result in asked if "servers" not in result]
-    problems = [f"{printable(result['item'])} cannot be asked: {_problem(result)}." for result in failed]
-    silent = [result["item"] for result in failed if result.get("unreachable") or result.get("cause") == "silent"]
+    problems = [f"{printable(name_of(result))} cannot be asked: {_problem(result)}." for result in failed]
+    silent = [name_of(result) for result in failed if result.get("unreachable") or result.get("cause") == "silent"]
     return " ".join([*problems, *([_advice(silent, pattern)] if silent else [])])
 
 
@@ -50,10 +56,15 @@ def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
 
 
 def unseen(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
-    """Report why C(hapgent_state) has failed, and what to do if a load balancer has not polled the agent.
+    """Report why C(hapgent_state) has not made a change, and what to do if a load balancer has not polled.
 
     C(known) has the names of load balancers by address, C(left_out) the names of those that are not waited for.
     """
+    if told.get("kept"):
+        return (
+            f"the state was changed meanwhile, it is now {printable(State(**told['after']).answer(), MOST_SHOWN)}. "
+            "Nothing was changed on it. Find out who changed it before you run this again."
+        )
     text = with_names(str(told.get("msg", "")).rstrip("."), known)
     parts = [f"{printable(text, MOST_SHOWN)}."]
     if told.get("after") and "Nothing was changed" not in text:

@@ -16,6 +16,7 @@ import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of
 
 Fields = t.Mapping[str, t.Any]
 
@@ -38,7 +39,7 @@ class Plan(t.TypedDict):
 def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) -> Plan:
     """Plan the drain of a host whose agent has this state.
 
-    C(asked) has the result of C(haproxy_server_info) for each load balancer, with its name as C(item).
+    C(asked) has the result of C(haproxy_server_info) for each load balancer, in a loop over them.
     """
     said = f"its agent says {answer_of(state)}"
     if state["status"] == "DRAIN":
@@ -46,7 +47,7 @@ def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) ->
         return _plan(change=not others, note=f"{said}, which stays as it is" if others else "")
     if state["status"] not in IN:
         return _plan(change=False, note=f"{said}, which stays as it is")
-    rows = [(result["item"], row) for result in asked for row in result.get("servers", []) if row["server"] == server]
+    rows = [(name_of(result), row) for result in asked for row in result.get("servers", []) if row["server"] == server]
     in_maint = [f"{row['backend']}/{row['server']} on {name}" for name, row in rows if _agent_would_end(row)]
     if not in_maint:
         return _plan(change=True)

@@ -7,7 +7,7 @@
 """What agents and load balancers say of a fleet, put together: who is in, who may leave, where they disagree.
 
 A result is what a task has registered: of C(hapgent_info) with one service for a host, and, for each load balancer of a
-loop, of C(haproxy_server_info), with its name as C(item).
+loop, of C(haproxy_server_info).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of
 
 Result = t.Mapping[str, t.Any]
 
@@ -123,7 +124,7 @@ def backends(asked: t.Iterable[Result], leaving: t.Collection[str]) -> list[Pool
     for result, server in _servers(asked):
         if not server["backup"] and not _never_in(server):
             pool = pools.setdefault(
-                (result["item"], server["backend"]), Pool(f"of {server['backend']} on {result['item']}", {})
+                (name_of(result), server["backend"]), Pool(f"of {server['backend']} on {name_of(result)}", {})
             )
             pool.members[server["server"]] = (server["takes_new_sessions"], server["status"])
     return [pool for pool in pools.values() if any(name in pool.members for name in leaving)]
@@ -135,7 +136,7 @@ def hosts(asked: t.Iterable[Result]) -> Pool:
     for result in asked:
         agent = _agent(result)
         says = _words(agent["state"]) if agent else f"unknown ({_problem(result)})"
-        members[result["item"]] = (is_in(agent["state"]) if agent and agent["answer"] else None, says)
+        members[name_of(result)] = (is_in(agent["state"]) if agent and agent["answer"] else None, says)
     return Pool("of hapgent_fleet", members)
 
 
@@ -152,7 +153,7 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
     # Whoever else drains it too, HAProxy does not tell apart from the agent.
     expected = ("ready", "drain", None) if ours else ("ready", None)
     by_hand = [
-        f"{result['item']} has {row['backend']}/{row['server']} in {_administrative(row)}"
+        f"{name_of(result)} has {row['backend']}/{row['server']} in {_administrative(row)}"
         for result, row in _servers(asked)
         if row["server"] == server and row["admin_state"] not in expected
     ]
@@ -171,9 +172,9 @@ def table(
     C(servers) has the name that each host's server has in HAProxy, C(backends_of) in which backends to look for it: an
     empty list is all.
     """
-    rows = [["host", "state", "since", "reason", "told", *(result["item"] for result in asked)]]
-    remarks = [f"{result['item']} cannot be asked: {_problem(result)}" for result in asked if "servers" not in result]
-    balancers = {result["item"] for result in asked}
+    rows = [["host", "state", "since", "reason", "told", *(name_of(result) for result in asked)]]
+    remarks = [f"{name_of(result)} cannot be asked: {_problem(result)}" for result in asked if "servers" not in result]
+    balancers = {name_of(result) for result in asked}
     for host, server, wanted, result in zip(names, servers, backends_of, agents):
         agent = _agent(result)
         said = [_narrowed(told, server, wanted) for told in asked]
@@ -206,7 +207,7 @@ def _never_in(server: Result) -> bool:
 def _narrowed(told: Result, name: str, wanted: t.Collection[str]) -> Result:
     """What one load balancer says of one server, in the backends that are wanted or in all."""
     rows = [row for _told, row in _servers([told]) if row["server"] == name]
-    return {"item": told["item"], "servers": [row for row in rows if not wanted or row["backend"] in wanted]}
+    return {**told, "servers": [row for row in rows if not wanted or row["backend"] in wanted]}
 
 
 def _administrative(row: Result) -> str:
@@ -265,7 +266,7 @@ def _remarks(agent: Result | None, result: Result, asked: t.Iterable[Result]) ->
         if _mark(agent["state"], row):
             gives = "gives it new sessions" if row["takes_new_sessions"] else "gives it none"
             where = f"in {row['backend']} it is {row['status']}"
-            yield f"its agent says {_words(agent['state'])}, but {told['item']} {gives}: {where}"
+            yield f"its agent says {_words(agent['state'])}, but {name_of(told)} {gives}: {where}"
     for peer in agent["peers"] or []:
         if peer["polls"] and not peer["has_it"]:
             yield f"{peer['address']} was not told the state yet"

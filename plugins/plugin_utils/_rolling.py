@@ -43,7 +43,7 @@ def look(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) ->
     """Look at one host. C(agent) is the result of C(hapgent_state) in check mode.
 
     C(view) has its C(host), C(server) (its name in HAProxy) and C(backends), those to look at; none are all. C(asked)
-    are the results of C(haproxy_server_info) for the load balancers of the host, each with its name as C(item).
+    are the results of C(haproxy_server_info) for the load balancers of the host.
     """
     host, backends = view["host"], view["backends"]
     if "before" not in agent or agent.get("unreachable") or agent.get("msg"):

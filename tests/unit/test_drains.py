@@ -129,6 +129,21 @@ def test_drain_in_check_mode_says_what_is_out(fleet_of: Any) -> None:
     assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
 
 
+# Its reason is one that Ansible takes for a number if it may.
+@pytest.mark.parametrize(
+    ("playbook", "seen"),
+    [("hapgent.agent.drain", {"status": "UP", "reason": "4.10"}), ("hapgent.agent.undrain", {"status": "DRAIN"})],
+)
+def test_state_that_has_changed_since_it_was_seen_is_kept(fleet_of: Any, playbook: str, seen: State) -> None:
+    now = {"status": "MAINT", "reason": "disk"}
+    fleet = fleet_of(web1=now, web2=seen)
+    with fleet.polled():
+        # An extra variable takes precedence over what the look registers.
+        said = fleet.play(playbook, succeeds=False, hapgent__agent={"before": seen})
+    assert fleet.states() == {"web1": now, "web2": {"status": "DRAIN" if seen["status"] == "UP" else "UP"}}
+    assert "MAINT UP # disk" in said
+
+
 def test_play_of_ones_own_brings_nothing_back_that_it_has_found_out(fleet_of: Any, tmp_path: Path) -> None:
     """Also without a reason: what was out before the play is out after it."""
     role = {"name": "hapgent.agent.hapgent"}

@@ -155,7 +155,10 @@ def tasks(node: Any) -> Iterator[dict[str, Any]]:
             yield from tasks(task.get(part))
 
 
-@pytest.mark.parametrize("file", files_of("main"), ids=lambda path: path.stem)
+FILES = {str(path.relative_to(ROLE / "tasks")): path for path in sorted(ROLE.glob("tasks/**/*.yml"))}
+
+
+@pytest.mark.parametrize("file", FILES.values(), ids=FILES)
 def test_no_loop_takes_the_name_that_a_loop_over_the_role_has(file: Path) -> None:
     for task in tasks(read(file)):
         if any(word == "loop" or word.startswith("with_") for word in task):

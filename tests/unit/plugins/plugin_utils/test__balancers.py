@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import (
     addresses,
+    name_of,
     unasked,
     unseen,
     with_names,
@@ -52,6 +53,13 @@ def test_unasked(results: list[Result], down: list[str]) -> None:
     excluded = "".join(f",!{name}" for name in down)
     assert (f"hapgent_load_balancers='lb{excluded}'" in report) == bool(down)
     assert ("leave" in report) == bool(down)
+
+
+@pytest.mark.parametrize("variable", ["item", "hapgent__balancer"])
+def test_name_in_a_loop_with_a_variable_of_any_name(variable: str) -> None:
+    result = {**failed("not of this loop", "silent"), "ansible_loop_var": variable, variable: "lb2"}
+    assert name_of(result) == "lb2"
+    assert "!lb2'" in unasked([result], "lb")
 
 
 def test_unasked_is_safe_to_print_and_bounded() -> None:
@@ -118,6 +126,18 @@ UNSEEN: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
         [],
         "lb",
         ["No agent. Nothing was changed."],
+        ["stays", "leave"],
+    ),
+    "changed by another run, so kept": (
+        {
+            "kept": True,
+            "after": {"status": "MAINT", "reason": "disk\u202e"},
+            "seen_by": [],
+            "not_seen_by": ["192.0.2.9"],
+        },
+        [],
+        "lb",
+        ["MAINT UP # disk", "Nothing was changed"],
         ["stays", "leave"],
     ),
     "no more than a message": ({"msg": "MODULE FAILURE"}, [], "lb", ["MODULE FAILURE."], ["leave"]),
