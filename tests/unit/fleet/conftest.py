@@ -177,6 +177,7 @@ class LoadBalancer:
             for change in ("state ready", "health up", "agent up", "weight 100%"):
                 self.send(f"set server web/{server} {change}")
             self.send(f"enable agent web/{server}")
+        self.send("enable agent 80/7")
 
 
 class Fleet:
