@@ -12,7 +12,7 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: handlers
+positional: handlers, playbook_dir
 options:
   _input:
     description: The absolute path of the file.
@@ -22,12 +22,16 @@ options:
     description: The absolute path of a file of handlers. V('') is none.
     type: str
     required: true
+  playbook_dir:
+    description: The variable C(playbook_dir), from where Ansible looks for roles.
+    type: str
+    required: true
 """
 
 EXAMPLES = r"""
 - name: Fail before anything is changed
   ansible.builtin.assert:
-    that: not '/srv/deploy.yml' | hapgent.agent._task_problems('/srv/handlers.yml')
+    that: not '/srv/deploy.yml' | hapgent.agent._task_problems('/srv/handlers.yml', playbook_dir)
 """
 
 RETURN = r"""

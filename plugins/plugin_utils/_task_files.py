@@ -17,13 +17,21 @@ import typing as t
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.parsing.mod_args import ModuleArgsParser
+from ansible.playbook.block import Block
 from ansible.playbook.handler import Handler
+from ansible.playbook.play import Play
+from ansible.playbook.role import Role
+from ansible.playbook.role.include import RoleInclude
+from ansible.playbook.role_include import IncludeRole
 from ansible.playbook.task import Task
+from ansible.playbook.task_include import TaskInclude
+from ansible.vars.manager import VariableManager
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 
 BLOCK_PARTS = ("block", "rescue", "always")
 FILES = ("include_tasks", "import_tasks")
 ROLES = ("include_role", "import_role")
+PARTS_OF_ROLES = ("tasks", "handlers", "vars", "defaults")
 MOST_SHOWN = 400
 # Files that include each other end here.
 MOST_FILES = 200
@@ -32,13 +40,14 @@ MOST_FILES = 200
 class _Reader:
     """Reads files of tasks, and notes what is wrong, whom they notify, and which handlers there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, playbook_dir: str) -> None:
         self.problems: list[str] = []
         self.notified: dict[str, str] = {}
         self.handlers: set[str] = set()
         #: Whether there may be handlers that are not seen here.
         self.is_open = False
         self._loader = DataLoader()
+        self._loader.set_basedir(playbook_dir)
         self._seen: set[tuple[str, bool]] = set()
 
     def read(self, path: str, *, handlers: bool = False) -> None:
@@ -80,8 +89,7 @@ class _Reader:
         if name in FILES:
             self._file(path, arguments, handlers)
         elif name in ROLES:
-            # What a role has in it is not looked at.
-            self.is_open = True
+            self._role(path, arguments)
         else:
             self._attributes(path, entry, handlers)
 
@@ -103,6 +111,32 @@ class _Reader:
             return
         self.read(found, handlers=handlers)
 
+    def _role(self, path: str, arguments: dict[str, t.Any]) -> None:
+        """Whether Ansible finds and reads a role, and which handlers it and those that it depends on have."""
+        name = str(arguments.get("name") or arguments.get("role") or "")
+        files = {part: str(arguments[f"{part}_from"]) for part in PARTS_OF_ROLES if arguments.get(f"{part}_from")}
+        if any("{{" in text for text in (name, *files.values())):
+            self.is_open = True
+            return
+        play = Play()
+        try:
+            include = RoleInclude.load(
+                name, play=play, variable_manager=VariableManager(loader=self._loader), loader=self._loader
+            )
+            role = Role.load(include, play, from_files=files, from_include=True, validate=False)
+            tasks, handlers = role.compile(play), role.get_handler_blocks(play)
+        except AnsibleError as error:
+            # The name of a file that it imports may have a variable in it, which is not known here.
+            self.is_open = self.is_open or "variable" in str(error)
+            if not self.is_open:
+                self._note(path, f"the role {name}: {error}")
+            return
+        # A role that its tasks include may bring more handlers.
+        self.is_open = self.is_open or any(isinstance(task, IncludeRole) for task in _tasks_in(tasks))
+        for handler in _tasks_in(handlers):
+            self.is_open = self.is_open or isinstance(handler, TaskInclude)
+            self.handlers.update((str(handler.name), handler.get_name(), *map(str, handler.listen or [])))
+
     def _notifies(self, path: str, notify: t.Any) -> None:
         for name in notify if isinstance(notify, list) else [notify] if notify else []:
             self.notified.setdefault(str(name), path)
@@ -119,9 +153,22 @@ class _Reader:
         self.problems.append(f"{printable(path)}: {printable(problem, MOST_SHOWN).rstrip('.')}")
 
 
-def problems(tasks: str, handlers: str) -> list[str]:
-    """What is wrong with a file of tasks and one of handlers, '' for none: absolute paths."""
-    reader = _Reader()
+def _tasks_in(blocks: t.Iterable[Block]) -> t.Iterator[Task]:
+    for block in blocks:
+        for part in BLOCK_PARTS:
+            for task in getattr(block, part):
+                if isinstance(task, Block):
+                    yield from _tasks_in([task])
+                else:
+                    yield task
+
+
+def problems(tasks: str, handlers: str, playbook_dir: str) -> list[str]:
+    """What is wrong with a file of tasks and one of handlers, V('') for none: absolute paths.
+
+    C(playbook_dir) is the variable of this name, from where Ansible looks for roles.
+    """
+    reader = _Reader(playbook_dir)
     if handlers:
         reader.read(handlers, handlers=True)
     reader.read(tasks)

@@ -70,9 +70,20 @@ def test_batch_size_in_the_inventory(fleet: Fleet) -> None:
     assert_nothing_changed(fleet)
 
 
-def test_hosts_and_batch_size_of_the_command_line_win_over_the_inventory(fleet: Fleet) -> None:
-    fleet.web_vars.update(hapgent_hosts="all", hapgent_serial="no number")
-    play(fleet, "rolling", "--check", hapgent_hosts="web1", hapgent_serial=1, succeeds=True)
+def test_handlers_in_the_inventory(fleet: Fleet) -> None:
+    """Ansible would find none of them when the tasks notify them, with the first host drained."""
+    (fleet.project / "handlers.yml").write_text("[]")
+    fleet.web_vars["hapgent_handlers"] = "handlers.yml"
+    failures = play(fleet, "rolling", hapgent_hosts="web").failures()
+    assert "hapgent_handlers" in failures["web1"]
+    assert_nothing_changed(fleet)
+
+
+def test_what_the_command_line_has_wins_over_the_inventory(fleet: Fleet) -> None:
+    (fleet.project / "handlers.yml").write_text("[]")
+    fleet.web_vars.update(hapgent_hosts="all", hapgent_serial="no number", hapgent_handlers="nowhere.yml")
+    given: dict[str, Any] = {"hapgent_hosts": "web1", "hapgent_serial": 1, "hapgent_handlers": "handlers.yml"}
+    play(fleet, "rolling", "--check", succeeds=True, **given)
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,10 @@ UP = {"status": "UP"}
 GIVEN = {"hapgent_hosts": "web1", "hapgent_tasks": "tasks.yml", "hapgent_reason": "release 10"}
 WORK = {"name": "Work", "ansible.builtin.command": "true", "notify": "Restart"}
 
-# What is in the file of tasks, and what the message names.
+# What is in the file of tasks, and what the message names. The other cases are in test__task_files.py.
 WRONG: dict[str, tuple[Any, list[str]]] = {
     "a handler that is nowhere": ([WORK], ["Restart", "hapgent_handlers"]),
-    "a handler that is nowhere, in a block": ([{"block": [WORK]}], ["Restart"]),
-    "a module that is not there": ([{"ansible.builtin.comand": "true"}], ["ansible.builtin.comand"]),
-    "a keyword that is none": ([{"ansible.builtin.command": "true", "whenn": True}], ["whenn"]),
-    "a file that is not there": ([{"ansible.builtin.include_tasks": "more.yml"}], ["more.yml"]),
-    "no list": ({"ansible.builtin.command": "true"}, ["list"]),
-    "not a task": (["true"], ["task"]),
+    "a role that is nowhere": ([{"ansible.builtin.include_role": {"name": "shop"}}], ["shop"]),
 }
 
 

@@ -1,0 +1,181 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is wrong with files of tasks, and what Ansible would take."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _task_files
+
+COLLECTIONS = Path(_task_files.__file__).parents[5]
+# As ansible-playbook does. In this process, Ansible would find modules only after taking over the import of collections.
+PROGRAM = """
+import json, sys
+from ansible.plugins.loader import init_plugin_loader
+init_plugin_loader()
+from ansible_collections.hapgent.agent.plugins.plugin_utils._task_files import problems
+json.dump([problems(*case) for case in json.load(sys.stdin)], sys.stdout)
+"""
+COMMAND = {"ansible.builtin.command": "true"}
+NOTIFYING = {**COMMAND, "notify": "Restart"}
+RESTART = {**COMMAND, "name": "Restart"}
+
+Tasks = list[Any]
+Files = dict[str, Any]
+
+
+def role(name: str, **more: Any) -> dict[str, Any]:
+    return {"include_role": {"name": name, **more}}
+
+
+# Tasks, other files, and what the only problem names.
+WRONG: dict[str, tuple[Any, Files, list[str]]] = {
+    "a handler that is nowhere": ([NOTIFYING], {}, ["Restart", "hapgent_handlers"]),
+    "a handler that is nowhere, in a block": ([{"block": [COMMAND], "rescue": [NOTIFYING]}], {}, ["Restart"]),
+    "a handler of no role": ([role("shop"), NOTIFYING], {"roles/shop/tasks/main.yml": [COMMAND]}, ["Restart"]),
+    "a module that is not there": ([{"comand": "true"}], {}, ["comand"]),
+    "a keyword that is none": ([{**COMMAND, "whenn": True}], {}, ["whenn"]),
+    "a file that is not there": ([{"include_tasks": "more.yml"}], {}, ["more.yml"]),
+    "in a file that is included": (
+        [{"import_tasks": {"file": "more.yml"}}],
+        {"more.yml": [{"comand": "true"}]},
+        ["more.yml", "comand"],
+    ),
+    "a role that is not there": ([role("shop")], {}, ["shop"]),
+    "a file that the role has not": (
+        [role("shop", tasks_from="deploy")],
+        {"roles/shop/tasks/main.yml": [COMMAND]},
+        ["shop", "deploy"],
+    ),
+    "a role with a module that is not there": (
+        [{"import_role": {"name": "shop"}}],
+        {"roles/shop/tasks/main.yml": [{"comand": "true"}]},
+        ["shop", "comand"],
+    ),
+    "a role that a role depends on": (
+        [role("shop")],
+        {"roles/shop/tasks/main.yml": [COMMAND], "roles/shop/meta/main.yml": {"dependencies": ["base"]}},
+        ["shop", "base"],
+    ),
+    "no YAML": ("[", {}, ["deploy.yml"]),
+    "no list": (COMMAND, {}, ["list"]),
+    "not a task": (["true"], {}, ["task"]),
+}
+
+
+# Tasks, other files, and the file of handlers.
+RIGHT: dict[str, tuple[Tasks, Files, str]] = {
+    "no task": ([], {}, ""),
+    "a handler in the file": ([NOTIFYING], {"handlers.yml": [RESTART]}, "handlers.yml"),
+    "what a handler listens to": (
+        [NOTIFYING],
+        {"handlers.yml": [{**COMMAND, "name": "Restart the shop", "listen": ["Restart"]}]},
+        "handlers.yml",
+    ),
+    "a handler of a role": (
+        [NOTIFYING, role("shop")],
+        {"roles/shop/tasks/main.yml": [COMMAND], "roles/shop/handlers/main.yml": [RESTART]},
+        "",
+    ),
+    "a handler of a role that listens, in another file": (
+        [NOTIFYING, role("shop", handlers_from="more")],
+        {
+            "roles/shop/tasks/main.yml": [COMMAND],
+            "roles/shop/handlers/more.yml": [{**COMMAND, "name": "Reload", "listen": "Restart"}],
+        },
+        "",
+    ),
+    "a handler with the role before its name": (
+        [{**COMMAND, "notify": "shop : Restart"}, role("shop")],
+        {"roles/shop/tasks/main.yml": [COMMAND], "roles/shop/handlers/main.yml": [RESTART]},
+        "",
+    ),
+    "a handler of a role that the role depends on": (
+        [NOTIFYING, role("shop")],
+        {
+            "roles/shop/tasks/main.yml": [COMMAND],
+            "roles/shop/meta/main.yml": {"dependencies": ["base"]},
+            "roles/base/handlers/main.yml": [RESTART],
+        },
+        "",
+    ),
+    "a handler of a role that the role includes": (
+        [NOTIFYING, role("shop")],
+        {"roles/shop/tasks/main.yml": [{"block": [role("base")]}], "roles/base/handlers/main.yml": [RESTART]},
+        "",
+    ),
+    "a module of a role": (
+        [role("shop")],
+        {"roles/shop/tasks/main.yml": [{"restock": {}}], "roles/shop/library/restock.py": "#!/usr/bin/python\n"},
+        "",
+    ),
+    "a role with a variable in its name": ([role("hapgent.agent.hapgent", tasks_from="drain"), role("{{ any }}"), NOTIFYING], {}, ""),
+    "a file with a variable in its name": ([{"include_tasks": "{{ version }}.yml"}, NOTIFYING], {}, ""),
+    "a role that imports such a file": (
+        [role("shop"), NOTIFYING],
+        {"roles/shop/tasks/main.yml": [{"import_tasks": "{{ version }}.yml"}]},
+        "",
+    ),
+    "a handler with a variable in its name": ([{**COMMAND, "notify": "Restart {{ name }}"}], {}, ""),
+}
+
+
+CASES: dict[str, tuple[Any, Files, str]] = {
+    **{name: (tasks, files, "") for name, (tasks, files, _parts) in WRONG.items()},
+    **RIGHT,
+    "files that include each other": (
+        [{"import_tasks": "b.yml"}],
+        {"b.yml": [{"import_tasks": "deploy.yml"}, {"comand": "true"}]},
+        "",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The problems of each case, all found by one process."""
+    folder = tmp_path_factory.mktemp("tasks")
+    arguments = []
+    for number, (tasks, files, handlers) in enumerate(CASES.values()):
+        project = folder / str(number)
+        for name, content in {"deploy.yml": tasks, **files}.items():
+            path = project / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        arguments.append((str(project / "deploy.yml"), str(project / handlers) if handlers else "", str(project)))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(arguments),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=240,
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(folder / "ansible")},
+    )
+    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong(problems: dict[str, list[str]], case: str) -> None:
+    (problem,) = problems[case]
+    assert problem.isprintable()
+    for part in WRONG[case][2]:
+        assert part in problem
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_right(problems: dict[str, list[str]], case: str) -> None:
+    assert problems[case] == []
+
+
+def test_files_that_include_each_other_are_read_once(problems: dict[str, list[str]]) -> None:
+    assert len(problems["files that include each other"]) == 1
