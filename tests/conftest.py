@@ -399,3 +399,33 @@ def lasting_agent(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield starter.start(python=python)
     finally:
         starter.end_all()
+
+
+class HangingDisk:
+    """Has one system call of a process hang, from hang() on until recover()."""
+
+    def __init__(self, library: Path, switch: Path) -> None:
+        self._library = library
+        self._switch = switch
+
+    def environment(self, call: str) -> dict[str, str]:
+        return {"LD_PRELOAD": str(self._library), "HANG_CALL": call, "HANG_FILE": str(self._switch)}
+
+    def hang(self) -> None:
+        self._switch.touch()
+
+    def recover(self) -> None:
+        self._switch.unlink()
+
+
+@pytest.fixture(scope="session")
+def hanging_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("library") / "hang.so"
+    source = Path(__file__).with_name("hang.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source, "-ldl"], check=True)
+    return path
+
+
+@pytest.fixture
+def disk(hanging_library: Path, tmp_path: Path) -> HangingDisk:
+    return HangingDisk(hanging_library, tmp_path / "hangs")

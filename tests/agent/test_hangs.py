@@ -22,39 +22,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import Agent, Agents, Eventually
+    from tests.conftest import Agent, Agents, Eventually, HangingDisk
 
 CALLS = ["fsync", "rename", "write", "read", "open"]
-
-
-class HangingDisk:
-    """Has one system call of an agent hang, from hang() on until recover()."""
-
-    def __init__(self, library: Path, switch: Path) -> None:
-        self._library = library
-        self._switch = switch
-
-    def environment(self, call: str) -> dict[str, str]:
-        return {"LD_PRELOAD": str(self._library), "HANG_CALL": call, "HANG_FILE": str(self._switch)}
-
-    def hang(self) -> None:
-        self._switch.touch()
-
-    def recover(self) -> None:
-        self._switch.unlink()
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("library") / "hang.so"
-    source = Path(__file__).with_name("hang.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source, "-ldl"], check=True)
-    return path
-
-
-@pytest.fixture
-def disk(library: Path, tmp_path: Path) -> HangingDisk:
-    return HangingDisk(library, tmp_path / "hangs")
 
 
 def send_and_await(agent: Agent, number: signal.Signals, answer: bytes) -> None:

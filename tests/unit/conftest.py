@@ -2,7 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Playbooks as users run them, on the Ansible of the tests and on the oldest one that the collection allows."""
+"""Playbooks as users run them, on the Ansible of the tests.
+
+Tests with the marker oldest_too run on the oldest one that the collection allows, too. See also fleet/test_releases.py.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,17 @@ class RunPlaybook(Protocol):
         """What ansible-playbook says when it is called with these arguments, in the folder of the test."""
 
 
-@pytest.fixture(params=ANSIBLE)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "oldest_too: run playbooks on the oldest Ansible that is allowed, too")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "run_playbook" in metafunc.fixturenames:
+        oldest_too = metafunc.definition.get_closest_marker("oldest_too")
+        metafunc.parametrize("run_playbook", ANSIBLE if oldest_too else ["ansible"], indirect=True)
+
+
+@pytest.fixture
 def run_playbook(request: pytest.FixtureRequest, tmp_path: Path) -> RunPlaybook:
     """Runs playbooks on the host web1, which is this machine."""
     program = ANSIBLE[request.param] / "ansible-playbook"
@@ -47,6 +60,7 @@ def run_playbook(request: pytest.FixtureRequest, tmp_path: Path) -> RunPlaybook:
                 "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
                 # Not everybody who runs tests has a home.
                 "ANSIBLE_HOME": str(tmp_path / "ansible"),
+                "ANSIBLE_PIPELINING": "true",
                 "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
             },
         )

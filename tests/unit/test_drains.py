@@ -129,6 +129,7 @@ def test_drain_in_check_mode_says_what_is_out(fleet_of: Any) -> None:
     assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
 
 
+@pytest.mark.oldest_too
 # Its reason is one that Ansible takes for a number if it may.
 @pytest.mark.parametrize(
     ("playbook", "seen"),

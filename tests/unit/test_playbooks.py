@@ -168,6 +168,7 @@ def connected(address: str) -> Iterator[int]:
             yield port
 
 
+@pytest.mark.oldest_too
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_drain_and_undrain(run_playbook: RunPlaybook, agent: Agent, address: str) -> None:
     """The reason arrives whole, the load balancer is waited for, and so is who is connected."""
@@ -194,6 +195,7 @@ def test_drain_that_no_load_balancer_is_told(run_playbook: RunPlaybook, agent: A
     assert "192.0.2.1 (never seen)" in said
 
 
+@pytest.mark.oldest_too
 def test_rolling(run_playbook: RunPlaybook, agent: Agent, tmp_path: Path) -> None:
     """A server whose tasks fail stays out, the same command goes on with it, and at the end the reason goes.
 
@@ -251,6 +253,7 @@ def test_rolling_from_a_playbook_in_another_folder(run_playbook: RunPlaybook, ag
     assert saved(agent) == {"status": "UP"}
 
 
+@pytest.mark.oldest_too
 @pytest.mark.parametrize("works", [True, False], ids=["that works", "that fails"])
 def test_rolling_runs_handlers_before_it_brings_the_server_back(
     run_playbook: RunPlaybook, agent: Agent, tmp_path: Path, works: bool
@@ -276,6 +279,7 @@ def test_rolling_whose_tasks_are_not_there(run_playbook: RunPlaybook, agent: Age
     assert "Mend it and run the same command again: it goes on with web1." in said
 
 
+@pytest.mark.oldest_too
 def test_rolling_whose_tasks_end_the_play(run_playbook: RunPlaybook, agent: Agent) -> None:
     """Before the server is back: nobody must take that for a success."""
     said = roll(run_playbook, agent, [{"ansible.builtin.meta": "end_host"}], LIMIT, succeeds=False)

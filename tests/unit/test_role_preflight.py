@@ -30,6 +30,7 @@ def playbook(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.oldest_too
 @pytest.mark.parametrize("uninstall", [False, True])
 def test_names_all_wrong_variables_and_changes_nothing(
     run_playbook: RunPlaybook, playbook: Path, uninstall: bool

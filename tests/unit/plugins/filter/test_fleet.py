@@ -50,6 +50,7 @@ CALLS: dict[str, tuple[str, object]] = {
 }
 
 
+@pytest.mark.oldest_too
 def test_with_ansible(run_playbook: RunPlaybook, tmp_path: Path) -> None:
     """By their full names, and of what Ansible has kept in variables."""
     assert set(CALLS) == set(FilterModule().filters())

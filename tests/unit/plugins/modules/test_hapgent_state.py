@@ -10,13 +10,14 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
 
 if TYPE_CHECKING:
-    from tests.conftest import Agent, Agents, Eventually
+    from tests.conftest import Agent, Agents, Eventually, HangingDisk
     from tests.unit.plugins.modules.conftest import RunAnsible
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.hapgent_state"
@@ -39,10 +40,12 @@ Result = dict[str, Any]
 TIMES = ("timeout", "wait_timeout")
 
 
-def run_module(*, python: str = sys.executable, check: bool = False, **arguments: Any) -> Result:
-    """What the module returns when it is called with these arguments."""
+def run_module(
+    *, python: str = sys.executable, check: bool = False, disk: Mapping[str, str] | None = None, **arguments: Any
+) -> Result:
+    """What the module returns when it is called with these arguments, and with this environment of a sick disk."""
     given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, IMPORTS))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, IMPORTS)), **(disk or {})}
     done = subprocess.run(
         [python, "-m", MODULE],
         input=json.dumps(given),
@@ -727,6 +730,24 @@ def test_does_not_wait_for_another_run_for_ever(agents: Agents) -> None:
     assert_nothing_changed(result, "state.json.lock is locked by", str(os.getpid()))
     assert agent.state_file.read_bytes() == before
     assert change(agent, status="DRAIN")["changed"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR2, "DOWN"), (signal.SIGUSR1, "UP")])
+def test_signal_while_a_change_is_saved(
+    agents: Agents, disk: HangingDisk, eventually: Eventually, number: signal.Signals, status: str
+) -> None:
+    """The agent answers at once, and saves after the module: neither takes the other's change away."""
+    agent = agents.start(b'{"status": "MAINT"}')
+    disk.hang()
+    with ThreadPoolExecutor() as pool:
+        changed = pool.submit(change, agent, weight=50, disk=disk.environment("fsync"))
+        eventually(lambda: "state.json.tmp" in names_beside(agent), "the module saves")
+        agent.send(number)
+        agent.await_answer(f"{status}\n".encode())
+        disk.recover()
+        assert changed.result()["changed"]
+    agent.await_saved({"status": status, "weight": 50})
+    agent.await_answer(f"{status} 50%\n".encode())
 
 
 def test_a_lock_on_the_folder_is_in_nobodys_way(agents: Agents) -> None:
