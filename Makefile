@@ -8,7 +8,7 @@ CHECKOUT := $(CURDIR)/.cache/collections
 INSTALLED := $(CURDIR)/.cache/installed
 COMMUNITY := $(CURDIR)/.cache/community
 export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT):$(COMMUNITY)
-demo demo-down hosts shell: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED):$(COMMUNITY)
+demo demo-down hosts shell scenario-default scenario-settling scenario-rolling: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED):$(COMMUNITY)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-shell demo-down test check lint unit robustness hosts build docs shell
@@ -44,9 +44,14 @@ robustness: ## storms, floods, kills and full disks against the agent, in namesp
 
 hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy
 	tests/tools/install hosts
-	tests/tools/with-hosts molecule test --scenario-name default
-	tests/tools/with-hosts molecule test --scenario-name settling
-	tests/tools/with-hosts molecule test --scenario-name rolling
+	tests/tools/with-hosts true # makes the place where hosts run, before two do at once
+	$(MAKE) --jobs 2 --output-sync=target scenario-default scenario-rolling
+
+# Two side by side. The output of each is shown when it is done.
+scenario-%:
+	tests/tools/with-hosts molecule test --scenario-name $*
+
+scenario-rolling: scenario-settling
 
 docs: ## the table of variables in the role's README, from its argument specs
 	tests/tools/install

@@ -14,9 +14,9 @@ import re
 import typing as t
 from pathlib import Path
 
-import yaml
 from ansible.errors import AnsibleError
 from ansible.inventory.manager import InventoryManager, split_host_pattern
+from ansible.module_utils.common.yaml import yaml_load
 
 # Ansible uses them before it reads the inventory's variables.
 OF_PLAYS = ("hapgent_hosts", "hapgent_serial")
@@ -114,7 +114,7 @@ def known() -> set[str]:
     """All public variables of the collection. Source: the argument specs of its roles."""
     names = set(OF_PLAYS)
     for path in ROLES.glob("*/meta/argument_specs.yml"):
-        specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
+        specs = yaml_load(path.read_text(encoding="utf-8"))["argument_specs"]
         names.update(*(entry_point["options"] for entry_point in specs.values()))
     return names
 

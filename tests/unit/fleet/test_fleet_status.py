@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.unit.fleet.conftest import Fleet
 
 STATUS = "hapgent.agent.status"
-STRICT = {"hapgent_hosts": "web", "hapgent_status_strict": True}
+STRICT = {"hapgent_hosts": "web1,web3", "hapgent_status_strict": True}
 
 
 def test_status_as_a_gate(fleet: Fleet) -> None:
@@ -21,4 +21,4 @@ def test_status_as_a_gate(fleet: Fleet) -> None:
     fleet.host_vars("web3").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
     played = fleet.play(STATUS, variables=STRICT, succeeds=False)
     assert played.hosts("failed") == {"web1"}
-    fleet.play(STATUS, variables={"hapgent_hosts": "web"})
+    fleet.play(STATUS, variables={"hapgent_hosts": "web1,web3"})

@@ -54,34 +54,35 @@ def test_host_that_is_kept_out(fleet: Fleet) -> None:
     """By its agent, and by hand in HAProxy: the rolling fails at once, or skips it."""
     fleet.set_state("web2", status="DRAIN", reason="disk")
     fleet.await_statuses(web2="DRAIN (agent)")
-    failure = roll(fleet, succeeds=False).failures()["web1"]
+    both = {"hapgent_hosts": "web1,web2"}
+    failure = roll(fleet, succeeds=False, **both).failures()["web1"]
     for part in ("web2", "disk", "--limit='!web2'"):
         assert part in failure
     assert fleet.state("web1") == UP
 
-    played = roll(fleet, hapgent_kept_out="skip")
-    assert worked_on(played) == {"web1", "web3"}
+    played = roll(fleet, hapgent_kept_out="skip", **both)
+    assert worked_on(played) == {"web1"}
     assert fleet.state("web2") == {"status": "DRAIN", "reason": "disk"}
 
 
 def test_host_that_is_taken_out_meanwhile_fails_the_rolling_in_the_end(fleet: Fleet) -> None:
-    """All others are rolled. Here web1's tasks take out web3."""
+    """All others are rolled. Here web1's tasks take out web2."""
     content = json.dumps({"status": "MAINT", "reason": "disk"})
-    path = str(fleet.agents["web3"].state_file)
+    path = str(fleet.agents["web2"].state_file)
     maint = {
         "ansible.builtin.copy": {"content": content, "dest": path, "mode": "0644"},
         "when": "inventory_hostname == 'web1'",
     }
-    played = roll(fleet, tasks=[maint], succeeds=False)
-    assert worked_on(played) == {"web1", "web2"}
-    assert set(played.failures()) == {"web3"}
-    assert fleet.state("web3") == {"status": "MAINT", "reason": "disk"}
+    played = roll(fleet, tasks=[maint], succeeds=False, hapgent_load_balancers="lb1")
+    assert worked_on(played) == {"web1", "web3"}
+    assert set(played.failures()) == {"web2"}
+    assert fleet.state("web2") == {"status": "MAINT", "reason": "disk"}
 
 
 def test_second_run_goes_on(fleet: Fleet) -> None:
     fleet.set_state("web1", status="UP", reason=REASON)
     fleet.set_state("web2", status="UP", reason=REASON)
-    played = roll(fleet)
+    played = roll(fleet, hapgent_load_balancers="lb1")
     (begins,) = played.results("Show how far it is", "web1")[:1]
     assert begins["msg"] == "Going on with release 10: 2 of 3 done, next web3."
     assert worked_on(played) == {"web3"}

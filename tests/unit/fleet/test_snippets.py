@@ -349,14 +349,16 @@ def expect(fleet: Fleet, command: str, played: Played) -> None:
         fleet.await_statuses(web1="UP", web2="UP", web3="UP")
     else:
         assert playbook == "status"
-        assert all(host in played.output for host in ("web7", "web2"))
+        assert "web7" in played.output
     deployed = sorted(path.name for path in fleet.project.glob("done.*"))
-    assert deployed == (["done.web2", "done.web7"] if playbook == "rolling" else [])
+    assert deployed == (["done.web7"] if playbook == "rolling" else [])
     for path in fleet.project.glob("done.*"):
         path.unlink()
 
 
 def test_documented_commands(documented_fleet: Fleet) -> None:
+    # One host will do here.
+    del documented_fleet.inventory["all"]["children"]["web"]["hosts"]["web2"]
     commands = documented_commands("ansible-playbook hapgent.agent.")
     assert {command.split()[1].removeprefix(OF_COLLECTION) for command in commands} == {
         *["drain", "undrain", "rolling", "status"]

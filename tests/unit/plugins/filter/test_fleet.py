@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from ansible_collections.hapgent.agent.plugins.filter.fleet import FilterModule
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import ansible
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
+from preloaded import run_preloaded
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents, Eventually, HangingDisk
@@ -44,6 +45,8 @@ def run_module(
     *, python: str = sys.executable, check: bool = False, disk: Mapping[str, str] | None = None, **arguments: Any
 ) -> Result:
     """What the module returns when it is called with these arguments, and with this environment of a sick disk."""
+    if python == sys.executable and not disk:
+        return run_preloaded("hapgent_state", arguments, check=check)
     given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, IMPORTS)), **(disk or {})}
     done = subprocess.run(
@@ -72,8 +75,8 @@ def saved(agent: Agent) -> object:
 
 
 def names_beside(agent: Agent) -> list[str]:
-    """The files in its folder, but for its memory and locks."""
-    kept = {f"{agent.state_file.name}.{name}" for name in ("lock", "memory", "memory.lock")}
+    """The files in its folder, but for its memory, which it may be saving, and locks."""
+    kept = {f"{agent.state_file.name}.{name}" for name in ("lock", "memory", "memory.lock", "memory.tmp")}
     return sorted(set(os.listdir(agent.state_file.parent)) - kept)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 import ansible
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
+from preloaded import run_preloaded
 
 if TYPE_CHECKING:
     from tests.conftest import Agents, Eventually, FreePort
@@ -53,6 +54,10 @@ def run_module(
     *, python: str = sys.executable, check: bool = False, as_nobody: bool = False, **arguments: Any
 ) -> Result:
     """What the module returns when it is called with these arguments."""
+    if python == sys.executable and not as_nobody:
+        result = run_preloaded("haproxy_server_info", arguments, check=check)
+        assert not result.get("changed")
+        return result
     command, given, environment = command_of(python, arguments, check)
     done = subprocess.run(
         command,
@@ -66,7 +71,7 @@ def run_module(
         user=65534 if as_nobody else None,
     )
     assert done.stdout, done.stderr
-    result: Result = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     assert done.returncode == (1 if result.get("failed") else 0)
     assert not result.get("changed")
     return result

@@ -17,7 +17,8 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _task_files
 
 COLLECTIONS = Path(_task_files.__file__).parents[5]
-# As ansible-playbook does. In this process, Ansible would find modules only after taking over the import of collections.
+# As ansible-playbook does. In this process, Ansible would find modules only after taking over the import of
+# collections.
 PROGRAM = """
 import json, sys
 from ansible.plugins.loader import init_plugin_loader
@@ -118,7 +119,11 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
         {"roles/shop/tasks/main.yml": [{"restock": {}}], "roles/shop/library/restock.py": "#!/usr/bin/python\n"},
         "",
     ),
-    "a role with a variable in its name": ([role("hapgent.agent.hapgent", tasks_from="drain"), role("{{ any }}"), NOTIFYING], {}, ""),
+    "a role with a variable in its name": (
+        [role("hapgent.agent.hapgent", tasks_from="drain"), role("{{ any }}"), NOTIFYING],
+        {},
+        "",
+    ),
     "a file with a variable in its name": ([{"include_tasks": "{{ version }}.yml"}, NOTIFYING], {}, ""),
     "a role that imports such a file": (
         [role("shop"), NOTIFYING],
