@@ -36,7 +36,7 @@ lint: ## format, types, documentation, licences, ansible-lint, ansible-test sani
 
 unit: ## agent, modules and packaging, with real processes, sockets and files
 	tests/tools/install
-	PYTHONPATH=$(CHECKOUT) pytest --numprocesses 4 --dist worksteal tests/agent tests/unit
+	PYTHONPATH=$(CHECKOUT) pytest --numprocesses 4 --dist worksteal tests/unit tests/agent
 
 robustness: ## storms, floods, kills and full disks against the agent, in namespaces of their own
 	tests/tools/install
