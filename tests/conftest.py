@@ -25,6 +25,9 @@ ROOT = Path(__file__).parent.parent
 ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
 MINOR_VERSIONS = range(9, 15)
 
+# For what several folders of tests import.
+sys.path.append(str(ROOT / "tests" / "shared"))
+
 # Hypothesis keeps nothing between runs, and yet writes a folder.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".cache" / "hypothesis"))
 

@@ -135,7 +135,8 @@ class _Reader:
         self.is_open = self.is_open or any(isinstance(task, IncludeRole) for task in _tasks_in(tasks))
         for handler in _tasks_in(handlers):
             self.is_open = self.is_open or isinstance(handler, TaskInclude)
-            self.handlers.update((str(handler.name), handler.get_name(), *map(str, handler.listen or [])))
+            listens: list[str] = getattr(handler, "listen", None) or []
+            self.handlers.update((str(handler.name), handler.get_name(), *listens))
 
     def _notifies(self, path: str, notify: t.Any) -> None:
         for name in notify if isinstance(notify, list) else [notify] if notify else []:

@@ -54,7 +54,9 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
     fleet.set_state("web2", status="MAINT", reason="no disk")
     slurp = {"ansible.builtin.slurp": {"src": "{{ hapgent_state_file }}"}}
     role = {"name": "hapgent.agent.hapgent", "tasks_from": "preflight"}
-    preflight = {"ansible.builtin.import_role": role, "vars": {"hapgent_state_file": "/etc/hapgent/state.json"}}
+    # The name of the service is one that YAML takes for a number.
+    variables = {"hapgent_state_file": "/etc/hapgent/state.json", "hapgent_service": 5}
+    preflight = {"ansible.builtin.import_role": role, "vars": variables}
     # As the setup module finds it on real hosts.
     facts = {"ansible.builtin.set_fact": {"ansible_service_mgr": "systemd", "cacheable": True}}
     site: list[dict[str, Any]] = [

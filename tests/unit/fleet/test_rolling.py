@@ -54,7 +54,7 @@ def test_host_that_is_kept_out(fleet: Fleet) -> None:
     """By its agent, and by hand in HAProxy: the rolling fails at once, or skips it."""
     fleet.set_state("web2", status="DRAIN", reason="disk")
     fleet.await_statuses(web2="DRAIN (agent)")
-    both = {"hapgent_hosts": "web1,web2"}
+    both: dict[str, Any] = {"hapgent_hosts": "web1,web2"}
     failure = roll(fleet, succeeds=False, **both).failures()["web1"]
     for part in ("web2", "disk", "--limit='!web2'"):
         assert part in failure

@@ -55,7 +55,7 @@ def run_module(
 ) -> Result:
     """What the module returns when it is called with these arguments."""
     if python == sys.executable and not as_nobody:
-        result = run_preloaded("haproxy_server_info", arguments, check=check)
+        result: Result = run_preloaded("haproxy_server_info", arguments, check=check)
         assert not result.get("changed")
         return result
     command, given, environment = command_of(python, arguments, check)
