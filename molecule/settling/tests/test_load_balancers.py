@@ -213,14 +213,15 @@ def test_each_interval_is_waited_for() -> None:
 def test_intervals_are_told() -> None:
     configured = {HOSTS["settling-bullseye"]: 1, HOSTS["settling-trixie"]: 2, HOSTS["settling-bookworm"]: 5}
 
-    def times_the_configured_one() -> dict[str, int]:
+    def right() -> set[str]:
+        """Those whose interval is about the configured one: on a busy machine, checks are late, and never early."""
+        intervals = {address: peer["interval"] or 0 for address, peer in peers("pace").items()}
         return {
-            address: round((peer["interval"] or 0) / configured[address]) for address, peer in peers("pace").items()
+            address for address, every in configured.items() if 0.8 * every <= intervals.get(address, 0) <= 2.5 * every
         }
 
     # Whatever HAProxy missed in the tests before this one is over after some checks.
-    about_right = dict.fromkeys(configured, 1)
-    assert eventually(times_the_configured_one, about_right, timeout=90) == about_right
+    assert eventually(right, set(configured), timeout=90) == set(configured)
 
 
 def processes() -> list[str]:
