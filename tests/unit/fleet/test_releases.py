@@ -30,8 +30,9 @@ def releases() -> dict[str, Path]:
 
 
 RELEASES = releases()
-OLDEST, *_, NEWEST = [name for name in RELEASES if name[0].isdigit()]
-EDGES = (OLDEST, "of the tests", NEWEST)
+BY_NUMBER = [name for name in RELEASES if name[0].isdigit()]
+NEWEST = BY_NUMBER[-1]
+EDGES = (BY_NUMBER[0], "of the tests", NEWEST)
 
 
 def program(release: str) -> Path:
