@@ -165,10 +165,10 @@ def test_interrupted_and_run_again() -> None:
     """Ctrl-C while a host is worked on: it stays out, and the next run begins there."""
     with traffic() as load:
         with in_background(*ROLLING, *_release("4")) as process:
-            assert eventually(lambda: balanced("rolling-web2"), DRAINED, timeout=90) == DRAINED
+            assert eventually(lambda: balanced("rolling-web2"), DRAINED, timeout=300) == DRAINED
             # As a terminal does, to all processes.
             os.killpg(process.pid, signal.SIGINT)
-            process.communicate(timeout=30)
+            process.communicate(timeout=120)
         assert state("rolling-web1") == {"status": "UP", "reason": "release 4"}
         assert state("rolling-web2") == {"status": "DRAIN", "reason": "release 4"}
         assert state("rolling-web3") == {"status": "UP"}
@@ -200,9 +200,9 @@ def test_load_balancer_that_is_down_stops_it() -> None:
 
 def test_load_balancer_that_goes_down_meanwhile_stops_it() -> None:
     with traffic() as load, in_background(*ROLLING, *_release("6")) as process:
-        assert eventually(lambda: balanced("rolling-web1"), DRAINED, timeout=60) == DRAINED
+        assert eventually(lambda: balanced("rolling-web1"), DRAINED, timeout=180) == DRAINED
         run("rolling-lb2", "systemctl stop haproxy")
-        said, _errors = process.communicate(timeout=90)
+        said, _errors = process.communicate(timeout=180)
         assert "rolling-lb2 cannot be asked" in said
         assert "Rolling stops at rolling-web1, whose agent says DRAIN" in said
         assert [state(host) for host in WEB[1:]] == [{"status": "UP"}] * 3
@@ -250,7 +250,7 @@ def test_one_whom_somebody_drains_while_it_is_worked_on_stays_drained() -> None:
         ("rolling-web1", ["hapgent_min_up=many"], "must be a number from 0, or a percentage"),
         ("rolling-web1", ["hapgent_load_balancers=", "hapgent_fleet=web", "hapgent_min_up=4"], "of hapgent_fleet, 3"),
         ("rolling-web1", ["hapgent_load_balancers="], "name hapgent_load_balancers, or a hapgent_fleet"),
-        ("rolling-web1", ["hapgent_load_balancers=lbs"], "the inventory has no such host"),
+        ("rolling-web1", ["hapgent_load_balancers=lbs"], "lbs matches none"),
         ("rolling-web1", ["hapgent_server=web1"], "rolling-lb1, rolling-lb2 has no server web1 in any backend"),
     ],
 )
@@ -276,7 +276,7 @@ def slow_requests(seconds: int) -> Iterator[None]:
 
 
 def test_drain_shows_what_it_waits_for() -> None:
-    with slow_requests(20):
+    with slow_requests(45):
         done = drain("rolling-web1")
     assert done.returncode == 0, done.stdout
     assert re.search(r"rolling-lb1: web/rolling-web1 .* 2 .*Waiting for 2[0-9][0-9] s", done.stdout)
@@ -284,7 +284,7 @@ def test_drain_shows_what_it_waits_for() -> None:
 
 
 def test_drain_goes_on_when_the_grace_is_over_and_undrain_brings_it_back() -> None:
-    with slow_requests(20):
+    with slow_requests(45):
         done = drain("rolling-web1", "--extra-vars=hapgent_grace=3")
         assert done.returncode == 0, done.stdout
         assert balanced("rolling-web1") == DRAINED
@@ -304,7 +304,7 @@ def test_drain_waits_for_a_load_balancer_that_is_late_however_short_the_grace_is
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(8)
         run("rolling-lb2", operators("enable agent web/rolling-web1"))
-        said, _errors = process.communicate(timeout=60)
+        said, _errors = process.communicate(timeout=180)
     assert process.returncode == 0, said
     assert re.search(r"rolling-lb2: web/rolling-web1 .* takes new sessions.*Waiting for [45][0-9] s", said)
     assert balanced("rolling-web1") == DRAINED
@@ -312,11 +312,11 @@ def test_drain_waits_for_a_load_balancer_that_is_late_however_short_the_grace_is
 
 def test_drain_fails_if_a_load_balancer_takes_the_server_back_while_sessions_are_waited_for() -> None:
     """Such as one that was reloaded, and does not ask the agent any more."""
-    with slow_requests(25), in_background("hapgent.agent.drain", "--limit=rolling-web1") as process:
-        assert eventually(lambda: balanced("rolling-web1"), DRAINED, timeout=60) == DRAINED
+    with slow_requests(60), in_background("hapgent.agent.drain", "--limit=rolling-web1") as process:
+        assert eventually(lambda: balanced("rolling-web1"), DRAINED, timeout=180) == DRAINED
         run("rolling-lb2", operators("disable agent web/rolling-web1"))
         run("rolling-lb2", operators("set server web/rolling-web1 state ready"))
-        said, _errors = process.communicate(timeout=120)
+        said, _errors = process.communicate(timeout=180)
         run("rolling-lb2", operators("enable agent web/rolling-web1"))
     assert process.returncode != 0
     assert "but HAProxy gives it new sessions all the same. rolling-lb2: web/rolling-web1 (UP" in said
