@@ -153,7 +153,7 @@ def ask(address: str, port: int, deadline: float) -> str:
     try:
         with socket.create_connection((address, port), seconds_until(deadline)) as connection:
             received = _receive(connection, deadline, MAX_ANSWER_BYTES, b"\n")
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise InstanceError(
             f"the agent does not answer on {address} port {port} ({error}): "
             "see that its service runs, and that address and port are those it listens on"

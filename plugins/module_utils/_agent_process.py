@@ -369,6 +369,11 @@ def find_process(service: str | None, state_file: str | None, run_command: RunCo
         return _by_state_file(state_file, service)
     process = _by_service(service, run_command, deadline)
     if state_file is not None and not process.serves(state_file):
+        if process.state_file() == state_file:
+            raise InstanceError(
+                f"{state_file}, which service {service} serves, cannot be looked at: see that it exists, and that its "
+                "folder belongs to root or to the user of the service"
+            )
         raise InstanceError(
             f"service {service} serves {process.state_file()}, not {state_file}: name both of the same agent"
         )

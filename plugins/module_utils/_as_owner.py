@@ -17,6 +17,7 @@ import pwd
 import select
 import signal
 import stat
+import threading
 import time
 import traceback
 import typing as t
@@ -31,6 +32,8 @@ MAX_OUTCOME_BYTES = 1024 * 1024
 REAP_SECONDS = 1.0
 # The group of nobody, who owns nothing.
 NO_GROUP = 65534
+
+_forking = threading.Lock()
 
 
 class PathError(Exception):
@@ -57,12 +60,14 @@ def run(path: str, work: Work, deadline: float, errors: Errors = ()) -> t.Any:
     raises; these must be made from one text.
     """
     *folders, name = _components(path)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        _work_and_exit(folders, name, work, errors, writing)
-    os.close(writing)
+    # One fork at a time: a process that inherits another one's pipe keeps it open.
+    with _forking:
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            _work_and_exit(folders, name, work, errors, writing)
+        os.close(writing)
     try:
         received = _receive(reading, deadline)
     finally:
@@ -92,6 +97,10 @@ def _known(errors: Errors) -> Errors:
 def _work_and_exit(folders: list[str], name: str, work: Work, errors: Errors, writing: int) -> t.NoReturn:
     """Do the work, send its outcome, and leave nothing of the parent's to be run twice."""
     try:
+        # Ansible waits for the end of the module's output, and a file system that hangs may keep this process for ever.
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(json.dumps(_outcome(folders, name, work, errors)).encode())
     finally:

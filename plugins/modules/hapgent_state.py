@@ -519,6 +519,8 @@ class HapgentState:
             return f"not to {account.missing(peers)} within {within}"
         if account.seen_by:
             return f"only to {len(account.seen_by)} load balancers of {self.wait_for.count} within {within}"
+        if polling(peers):
+            return "all load balancers that ask it are in wait_except, so there is none to wait for"
         return (
             f"nobody has asked it for {within}: no load balancer acts on it. See that agent-check, and the right "
             "agent-port, are on the server line in HAProxy, and that no firewall is between"

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from tests.unit.fleet.conftest import Fleet
 
 STATUS = "hapgent.agent.status"
-STRICT = {"hapgent_hosts": "web1,web3", "hapgent_status_strict": True}
+HOSTS = {"hapgent_hosts": "web1,web3"}
+# Text, as everything is that is given so.
+STRICT = ("-e", "hapgent_status_strict=true")
 
 
 def test_status_as_a_gate(fleet: Fleet) -> None:
     """It fails for a host that cannot be asked, and only if that is wanted."""
-    fleet.play(STATUS, variables=STRICT)
+    fleet.play(STATUS, *STRICT, variables=HOSTS)
     fleet.host_vars("web3").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
-    played = fleet.play(STATUS, variables=STRICT, succeeds=False)
+    played = fleet.play(STATUS, *STRICT, variables=HOSTS, succeeds=False)
     assert played.hosts("failed") == {"web1"}
-    fleet.play(STATUS, variables={"hapgent_hosts": "web1,web3"})
+    fleet.play(STATUS, "-e", "hapgent_status_strict=false", variables=HOSTS)

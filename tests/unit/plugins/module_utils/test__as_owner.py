@@ -12,6 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -249,3 +250,29 @@ def test_leaves_no_process_and_no_descriptor(folder: Path) -> None:
 def children() -> list[str]:
     """The children of this process, also those that have ended and were not waited for."""
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+
+
+def test_what_hangs_keeps_no_output_of_the_module_open(folder: Path) -> None:
+    """Ansible waits for the end of it, and a process in a dead file system cannot be killed."""
+
+    def outputs(_folder: int, _name: str) -> list[str]:
+        return [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in (0, 1, 2)]
+
+    assert run(f"{folder}/file", outputs, in_seconds(10)) == ["/dev/null"] * 3
+
+
+def test_work_that_hangs_is_in_no_other_works_way(folder: Path) -> None:
+    """Threads work on several files at once. Each must see the end of its own process, whatever the others do."""
+
+    def hang(_folder: int, _name: str) -> None:
+        time.sleep(60)
+
+    def at_once(number: int) -> object:
+        if number % 2:
+            return run(f"{folder}/file", rights, in_seconds(10)) is not None
+        with pytest.raises(NoOutcomeError):
+            run(f"{folder}/file", hang, in_seconds(1))
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(at_once, range(64)))

@@ -1117,6 +1117,22 @@ def test_nobody_polls(agents: Agents, tmp_path: Path) -> None:
     assert (result["seen_by"], result["not_seen_by"]) == ([], [])
 
 
+def test_all_that_poll_are_left_out(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    agent = start_with_status(agents, tmp_path)
+    with polled(agent, eventually, {FAST: 0.1}):
+        result = change(agent, status="DRAIN", wait=True, wait_except=[FAST], wait_timeout=0.5)
+    assert_not_told(result, agent, "wait_except")
+    assert "agent-check" not in result["msg"]
+
+
+@pytest.mark.parametrize("address", ["x" * 64, ".example"])
+def test_address_that_is_no_name(agents: Agents, address: str) -> None:
+    agent = agents.start()
+    result = change(agent, status="DRAIN", address=address)
+    assert result["failed"]
+    assert address in result["msg"]
+
+
 @pytest.mark.parametrize(
     ("wait_for", "named"),
     [
