@@ -12,7 +12,7 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: reason, when_kept_out
+positional: reason, when_kept_out, limit
 options:
   _input:
     description: What P(hapgent.agent._rolling_look#filter) has returned for each host.
@@ -27,12 +27,16 @@ options:
     description: V(fail) or V(skip).
     type: str
     required: true
+  limit:
+    description: The C(--limit) of this run. V('') is none.
+    type: str
+    required: true
 """
 
 EXAMPLES = r"""
 - name: Show what it is about to do
   ansible.builtin.debug:
-    msg: "{{ ([] | hapgent.agent._rolling_begin('release 4.2', 'fail')).summary }}"
+    msg: "{{ ([] | hapgent.agent._rolling_begin('release 4.2', 'fail', '')).summary }}"
 """
 
 RETURN = r"""

@@ -18,6 +18,7 @@ import typing as t
 from ansible.inventory.manager import split_host_pattern
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State
+from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import words
 
 Result = t.Mapping[str, t.Any]
 
@@ -50,7 +51,7 @@ def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
     C(hosts) has the name, ansible_host ('' if it is not set) and hapgent_source_addresses of each load balancer.
     Without the latter, it polls from what its name stands for on the control node.
     """
-    named = [(name, [str(address) for address in sources] or [str(host or name)]) for name, host, sources in hosts]
+    named = [(name, words(sources) or [str(host or name)]) for name, host, sources in hosts]
     found = _looked_up({text for _name, texts in named for text in texts})
     return {address: name for name, texts in named for text in texts for address in found.get(text, [])}
 

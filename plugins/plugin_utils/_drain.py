@@ -43,7 +43,7 @@ def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) ->
     """
     said = f"its agent says {answer_of(state)}"
     if state["status"] == "DRAIN":
-        others = bool(state.get("reason")) and state["reason"] != reason
+        others = state.get("reason", "") != reason
         return _plan(change=not others, note=f"{said}, which stays as it is" if others else "")
     if state["status"] not in IN:
         return _plan(change=False, note=f"{said}, which stays as it is")

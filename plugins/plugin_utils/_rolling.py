@@ -68,17 +68,23 @@ def look(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) ->
     }
 
 
-def begin(looks: t.Sequence[Look], reason: str, when_kept_out: str) -> Beginning:
-    """Decide whether a rolling of these hosts, in this order, begins. C(when_kept_out) is V(fail) or V(skip)."""
+def begin(looks: t.Sequence[Look], reason: str, when_kept_out: str, limit: str) -> Beginning:
+    """Decide whether a rolling of these hosts, in this order, begins.
+
+    C(when_kept_out) is V(fail) or V(skip), C(limit) the C(--limit) of this run, V('') if it has none.
+    """
     problems = [seen for seen in looks if seen["problem"]]
     kept = [seen for seen in looks if seen["kept_out"]]
     if problems:
         listed = "; ".join(f"{seen['host']} {seen['problem']}" for seen in problems)
-        return {"refusal": f"{listed}. Repair that, or leave out what is down: {_limit(problems)}", "summary": ""}
+        return {
+            "refusal": f"{listed}. Repair that, or leave out what is down: {_limit(problems, limit)}",
+            "summary": "",
+        }
     if kept and when_kept_out == "fail":
         return {
             "refusal": f"Something else keeps hosts out: {_kept(kept)}. Bring them back, leave them out "
-            f"({_limit(kept)}), or roll the others out with hapgent_kept_out=skip",
+            f"({_limit(kept, limit)}), or roll the others out with hapgent_kept_out=skip",
             "summary": "",
         }
     return {"refusal": "", "summary": _summary(looks, reason)}
@@ -99,5 +105,6 @@ def _kept(looks: t.Iterable[Look]) -> str:
     return "; ".join(f"{seen['host']}: {seen['kept_out']}" for seen in looks)
 
 
-def _limit(looks: t.Iterable[Look]) -> str:
-    return f"--limit='{','.join('!' + seen['host'] for seen in looks)}'"
+def _limit(looks: t.Iterable[Look], limit: str) -> str:
+    # The last one counts, so it must have in it what the present one leaves out.
+    return f"--limit='{','.join([*([limit] if limit else []), *('!' + seen['host'] for seen in looks)])}'"

@@ -22,7 +22,6 @@ from ansible.playbook.handler import Handler
 from ansible.playbook.play import Play
 from ansible.playbook.role import Role
 from ansible.playbook.role.include import RoleInclude
-from ansible.playbook.role_include import IncludeRole
 from ansible.playbook.task import Task
 from ansible.playbook.task_include import TaskInclude
 from ansible.vars.manager import VariableManager
@@ -35,6 +34,8 @@ PARTS_OF_ROLES = ("tasks", "handlers", "vars", "defaults")
 MOST_SHOWN = 400
 # Files that include each other end here.
 MOST_FILES = 200
+# Parts of Ansible's errors about what only the run itself knows: variables, and the password of a vault.
+UNKNOWN_HERE = ("variable in import path", "is undefined", "no vault secrets", "vault password")
 
 
 class _Reader:
@@ -59,7 +60,7 @@ class _Reader:
         try:
             content = self._loader.load_from_file(path)
         except AnsibleError as error:
-            self._note(path, str(error))
+            self._note_unless_unknown(path, str(error))
             return
         if content is not None and not isinstance(content, list):
             self._note(path, "it must be a list of tasks")
@@ -81,7 +82,10 @@ class _Reader:
         if handlers:
             self._handler(entry)
         try:
-            action, arguments, _delegate_to = ModuleArgsParser(task_ds=entry).parse()
+            parser = ModuleArgsParser(
+                task_ds=entry, collection_list=["hapgent.agent", *(entry.get("collections") or [])]
+            )
+            action, arguments, _delegate_to = parser.parse()
         except AnsibleError as error:
             self._note(path, str(error))
             return
@@ -126,17 +130,18 @@ class _Reader:
             role = Role.load(include, play, from_files=files, from_include=True, validate=False)
             tasks, handlers = role.compile(play), role.get_handler_blocks(play)
         except AnsibleError as error:
-            # The name of a file that it imports may have a variable in it, which is not known here.
-            self.is_open = self.is_open or "variable" in str(error)
-            if not self.is_open:
-                self._note(path, f"the role {name}: {error}")
+            self._note_unless_unknown(path, f"the role {name}: {error}")
             return
-        # A role that its tasks include may bring more handlers.
-        self.is_open = self.is_open or any(isinstance(task, IncludeRole) for task in _tasks_in(tasks))
-        for handler in _tasks_in(handlers):
-            self.is_open = self.is_open or isinstance(handler, TaskInclude)
+        # What its tasks include may bring more handlers.
+        self.is_open = self.is_open or any(isinstance(task, TaskInclude) for task in _tasks_in(tasks))
+        # Those of the roles that its tasks import are the play's.
+        for handler in _tasks_in([*handlers, *play.handlers]):
+            self.is_open = self.is_open or isinstance(handler, TaskInclude) or "{{" in str(handler.name)
             listens: list[str] = getattr(handler, "listen", None) or []
-            self.handlers.update((str(handler.name), handler.get_name(), *listens))
+            names = (str(handler.name), handler.get_name(), handler.get_name(include_role_fqcn=False))
+            self.handlers.update((*names, *listens))
+        for task in _tasks_in(tasks):
+            self._notifies(path, task.notify)
 
     def _notifies(self, path: str, notify: t.Any) -> None:
         for name in notify if isinstance(notify, list) else [notify] if notify else []:
@@ -148,6 +153,12 @@ class _Reader:
             if name:
                 self.handlers.add(str(name))
                 self.is_open = self.is_open or "{{" in str(name)
+
+    def _note_unless_unknown(self, path: str, problem: str) -> None:
+        if any(part in problem.lower() for part in UNKNOWN_HERE):
+            self.is_open = True
+        else:
+            self._note(path, problem)
 
     def _note(self, path: str, problem: str) -> None:
         # Ansible's text goes on with the place in the file, over several lines.

@@ -14,7 +14,13 @@ from typing import Any
 import yaml
 
 ROLE = Path(__file__).parents[2] / "roles" / "hapgent"
-PLAYBOOKS = ("drain", "undrain", "rolling", "status")
+# Each playbook, and the entry points that it uses.
+PLAYBOOKS = {
+    "drain": ["drain"],
+    "undrain": ["undrain"],
+    "rolling": ["rolling_overview", "rolling", "rolled"],
+    "status": ["status"],
+}
 # Ansible's markup, O(a=b), V(a), M(a.b.c), C(a): https://docs.ansible.com/ansible/latest/dev_guide/ansible_markup.html
 MARKUP = re.compile(r"\b[OVMC]\(([^)]*)\)")
 # Of an option of something else: O(a.b.c#module:d), O(a.b.c#role:main:d).
@@ -65,10 +71,13 @@ def of_role(specs: dict[str, Any]) -> str:
 def of_playbooks(specs: dict[str, Any]) -> str:
     having: dict[str, list[str]] = {}
     options: dict[str, Option] = {}
-    for playbook in PLAYBOOKS:
-        for name, option in specs[playbook]["options"].items():
+    for playbook, entry_points in PLAYBOOKS.items():
+        of_playbook = {
+            name: option for point in entry_points for name, option in specs[point].get("options", {}).items()
+        }
+        options.update(of_playbook)
+        for name in of_playbook:
             having.setdefault(name, []).append(playbook)
-            options[name] = option
     rows = [
         (
             code(name),

@@ -193,6 +193,6 @@ def test_addresses_do_not_wait_for_a_resolver_that_hangs(monkeypatch: pytest.Mon
     monkeypatch.setattr("socket.getaddrinfo", hang)
     monkeypatch.setattr(_balancers, "LOOKUP_SECONDS", 0.2)
     started = time.monotonic()
-    assert addresses([("lb1", "a", []), ("lb2", "b", []), ("lb3", "192.0.2.3", [])]) == {"192.0.2.3": "lb3"}
+    assert addresses([("lb1", "a", []), ("lb2", "b", []), ("lb3", "192.0.2.3", None)]) == {"192.0.2.3": "lb3"}
     over.set()
     assert time.monotonic() - started < 30

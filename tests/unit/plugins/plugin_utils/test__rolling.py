@@ -61,16 +61,16 @@ DONE, BEGUN, OPEN = host("c", done=True), host("d", begun=True), host("e")
 
 @pytest.mark.parametrize("mode", ["fail", "skip"])
 def test_rolling_does_not_begin_with_a_host_of_which_nothing_is_known(mode: str) -> None:
-    refusal = begin([OPEN, DOWN, host("f", problem="no agent")], OURS, mode)["refusal"]
+    refusal = begin([OPEN, DOWN, host("f", problem="no agent")], OURS, mode, "")["refusal"]
     assert "--limit='!a,!f'" in refusal
     assert "cannot be reached" in refusal
 
 
 def test_rolling_does_not_begin_if_something_else_keeps_a_host_out() -> None:
-    refusal = begin([OPEN, KEPT], OURS, "fail")["refusal"]
+    refusal = begin([OPEN, KEPT], OURS, "fail", "web")["refusal"]
     assert "b: its agent says MAINT" in refusal
-    assert "--limit='!b'" in refusal
-    skipped = begin([OPEN, KEPT], OURS, "skip")
+    assert "--limit='web,!b'" in refusal
+    skipped = begin([OPEN, KEPT], OURS, "skip", "")
     assert skipped["refusal"] == ""
     assert "b: its agent says MAINT" in skipped["summary"]
 
@@ -87,7 +87,7 @@ def test_rolling_does_not_begin_if_something_else_keeps_a_host_out() -> None:
     ],
 )
 def test_summary(looks: list[Any], parts: list[str]) -> None:
-    summary = begin(looks, OURS, "skip")["summary"]
+    summary = begin(looks, OURS, "skip", "")["summary"]
     for part in [*parts, OURS]:
         assert part in summary
 

@@ -30,6 +30,9 @@ COMMAND = {"ansible.builtin.command": "true"}
 NOTIFYING = {**COMMAND, "notify": "Restart"}
 RESTART = {**COMMAND, "name": "Restart"}
 
+# As ansible-vault writes it.
+VAULT = "$ANSIBLE_VAULT;1.1;AES256\n" + "6162" * 20 + "\n"
+
 Tasks = list[Any]
 Files = dict[str, Any]
 
@@ -66,6 +69,16 @@ WRONG: dict[str, tuple[Any, Files, list[str]]] = {
         [role("shop")],
         {"roles/shop/tasks/main.yml": [COMMAND], "roles/shop/meta/main.yml": {"dependencies": ["base"]}},
         ["shop", "base"],
+    ),
+    "a handler that a role notifies and nobody has": (
+        [role("shop")],
+        {"roles/shop/tasks/main.yml": [NOTIFYING]},
+        ["Restart"],
+    ),
+    "a role that is not there, after what is not known here": (
+        [{"include_tasks": "{{ version }}.yml"}, role("shop")],
+        {},
+        ["shop"],
     ),
     "no YAML": ("[", {}, ["deploy.yml"]),
     "no list": (COMMAND, {}, ["list"]),
@@ -114,6 +127,29 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
         {"roles/shop/tasks/main.yml": [{"block": [role("base")]}], "roles/base/handlers/main.yml": [RESTART]},
         "",
     ),
+    "a handler of a role that the role imports": (
+        [NOTIFYING, role("shop")],
+        {
+            "roles/shop/tasks/main.yml": [{"import_role": {"name": "base"}}],
+            "roles/base/tasks/main.yml": [COMMAND],
+            "roles/base/handlers/main.yml": [RESTART],
+        },
+        "",
+    ),
+    "a handler of a role, with a variable in its name": (
+        [NOTIFYING, role("shop")],
+        {
+            "roles/shop/tasks/main.yml": [COMMAND],
+            "roles/shop/handlers/main.yml": [{**COMMAND, "name": "{{ 'Restart' }}"}],
+        },
+        "",
+    ),
+    "a role with a file that is encrypted": (
+        [role("shop")],
+        {"roles/shop/tasks/main.yml": [COMMAND], "roles/shop/vars/main.yml": VAULT},
+        "",
+    ),
+    "a module of this collection, as its playbooks may name it": ([{"hapgent_info": {}}], {}, ""),
     "a module of a role": (
         [role("shop")],
         {"roles/shop/tasks/main.yml": [{"restock": {}}], "roles/shop/library/restock.py": "#!/usr/bin/python\n"},
