@@ -82,10 +82,8 @@ class _Reader:
         if handlers:
             self._handler(entry)
         try:
-            parser = ModuleArgsParser(
-                task_ds=entry, collection_list=["hapgent.agent", *(entry.get("collections") or [])]
-            )
-            action, arguments, _delegate_to = parser.parse()
+            collections = ["hapgent.agent", *(entry.get("collections") or [])]
+            action, arguments, _delegate_to = ModuleArgsParser(entry, collections).parse()
         except AnsibleError as error:
             self._note(path, str(error))
             return

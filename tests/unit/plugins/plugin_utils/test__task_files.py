@@ -17,12 +17,14 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _task_files
 
 COLLECTIONS = Path(_task_files.__file__).parents[5]
-# As ansible-playbook does. In this process, Ansible would find modules only after taking over the import of
+# As ansible-playbook hapgent.agent.rolling does. In this process, Ansible would find modules only after taking over the import of
 # collections.
 PROGRAM = """
 import json, sys
 from ansible.plugins.loader import init_plugin_loader
 init_plugin_loader()
+from ansible.utils.collection_loader import AnsibleCollectionConfig
+AnsibleCollectionConfig.default_collection = "hapgent.agent"
 from ansible_collections.hapgent.agent.plugins.plugin_utils._task_files import problems
 json.dump([problems(*case) for case in json.load(sys.stdin)], sys.stdout)
 """
