@@ -145,7 +145,9 @@ def test_state_that_has_changed_since_it_was_seen_is_kept(fleet_of: Any, playboo
     assert "MAINT UP # disk" in said
 
 
-def test_play_of_ones_own_brings_nothing_back_that_it_has_found_out(fleet_of: Any, tmp_path: Path) -> None:
+# The second one is another one each time that it is asked for.
+@pytest.mark.parametrize("reason", ["", "{{ now() }}"])
+def test_play_of_ones_own_brings_back_only_what_it_has_taken_out(fleet_of: Any, tmp_path: Path, reason: str) -> None:
     """Also without a reason: what was out before the play is out after it."""
     role = {"name": "hapgent.agent.hapgent"}
     play = {
@@ -158,6 +160,6 @@ def test_play_of_ones_own_brings_nothing_back_that_it_has_found_out(fleet_of: An
     (tmp_path / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
     fleet = fleet_of(maint=OUT["maint"], up={"status": "UP"})
     with fleet.polled():
-        said = fleet.play("play.yml")
+        said = fleet.play("play.yml", hapgent_reason=reason)
     assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
     assert "maint: it was out before this run drained it" in said

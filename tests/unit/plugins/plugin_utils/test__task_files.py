@@ -17,8 +17,8 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _task_files
 
 COLLECTIONS = Path(_task_files.__file__).parents[5]
-# As ansible-playbook hapgent.agent.rolling does. In this process, Ansible would find modules only after taking over the import of
-# collections.
+# As ansible-playbook hapgent.agent.rolling does. In this process, Ansible would find modules only after taking over the
+# import of collections.
 PROGRAM = """
 import json, sys
 from ansible.plugins.loader import init_plugin_loader
