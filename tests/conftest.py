@@ -422,11 +422,20 @@ class HangingDisk:
 
 
 @pytest.fixture(scope="session")
-def hanging_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("library") / "hang.so"
-    source = Path(__file__).with_name("hang.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source, "-ldl"], check=True)
-    return path
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes a library for LD_PRELOAD from its source in C."""
+
+    def compile_library(source: Path) -> Path:
+        path = tmp_path_factory.mktemp("library") / f"{source.stem}.so"
+        subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source, "-ldl"], check=True)
+        return path
+
+    return compile_library
+
+
+@pytest.fixture(scope="session")
+def hanging_library(compiled: Callable[[Path], Path]) -> Path:
+    return compiled(Path(__file__).with_name("hang.c"))
 
 
 @pytest.fixture

@@ -79,18 +79,8 @@ static int open_after(int folder, const char *path, int flags, mode_t mode)
 	return real(folder, path, flags, mode);
 }
 
-#define OPEN(name) \
-	int name(const char *path, int flags, ...) \
-	{ \
-		va_list rest; \
-		mode_t mode; \
-		va_start(rest, flags); \
-		mode = va_arg(rest, mode_t); \
-		va_end(rest); \
-		return open_after(AT_FDCWD, path, flags, mode); \
-	}
-#define OPENAT(name) \
-	int name(int folder, const char *path, int flags, ...) \
+#define OPEN(name, folder, ...) \
+	int name(__VA_ARGS__) \
 	{ \
 		va_list rest; \
 		mode_t mode; \
@@ -100,6 +90,6 @@ static int open_after(int folder, const char *path, int flags, mode_t mode)
 		return open_after(folder, path, flags, mode); \
 	}
 
-OPEN(open)
-OPEN(open64)
-OPENAT(openat64)
+OPEN(open, AT_FDCWD, const char *path, int flags, ...)
+OPEN(open64, AT_FDCWD, const char *path, int flags, ...)
+OPEN(openat64, at, int at, const char *path, int flags, ...)

@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +79,8 @@ def disk(tmp_path: Path) -> Iterator[PowerLoss]:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("library") / "nosync.so"
-    source = Path(__file__).with_name("nosync.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source, "-ldl"], check=True)
-    return path
+def library(compiled: Callable[[Path], Path]) -> Path:
+    return compiled(Path(__file__).with_name("nosync.c"))
 
 
 @pytest.mark.parametrize("forgotten", ["", "file", "folder"])

@@ -82,7 +82,7 @@ def test_host_that_is_taken_out_meanwhile_fails_the_rolling_in_the_end(fleet: Fl
 
 
 def test_reason_that_is_another_one_each_time(fleet: Fleet) -> None:
-    """It is the one of the beginning: else a rolling would take its own drain for somebody else's, and go on."""
+    """A rolling keeps the reason with which it began. Otherwise its own drain would look like another one."""
     played = roll(fleet, "--limit=web1", hapgent_reason="{{ now() }}", hapgent_load_balancers="lb1")
     (ends,) = played.results("Show what was done")
     assert "Done: web1. Not finished: none. Taken out by somebody else: none." in ends["msg"]
