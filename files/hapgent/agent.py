@@ -60,6 +60,9 @@ class Agent:
                 self._keeper.tick()
             else:
                 self._keeper.obey(number)
+        # SIGINT is taken before those that came before it and have higher numbers.
+        for number in signal.sigpending() & {signal.SIGUSR1, signal.SIGUSR2}:
+            self._keeper.obey(number)
         self._stopping = True
         os.close(self._wake_write)
         self._keeper.stop(time.monotonic() + LOCK_SECONDS)

@@ -95,11 +95,6 @@ class Memory:
             finally:
                 os.close(descriptor)
 
-    def close(self) -> None:
-        """Leave it to another agent."""
-        self._owned.close()
-        self._is_owned = False
-
     def _own(self, folder: int) -> None:
         if not self._is_owned:
             self._owned.enter_context(locked(f"{os.path.basename(self.path)}.lock", folder, deadline=0.0))

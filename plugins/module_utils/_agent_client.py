@@ -22,6 +22,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._agent_process impor
     InstanceError,
     Process,
 )
+from ansible_collections.hapgent.agent.plugins.module_utils._connection import connect
 from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State, StateError, from_fields
@@ -77,16 +78,6 @@ class Instance(t.NamedTuple):
         is_bare = self.status_socket or not self.settles
         answers = {state.answer()} if is_bare else state.answers()
         return answer in {printable(line, MAX_TEXT_CHARACTERS) for line in answers}
-
-    def await_state(self, state: State, deadline: float) -> str:
-        """Ask until the agent answers with C(state), or until the deadline. Returns its last answer."""
-        answer = self.answer(deadline)
-        while not self.tells(state, answer):
-            time.sleep(POLL_SECONDS)
-            if time.monotonic() >= deadline:
-                break
-            answer = self.answer(deadline + POLL_SECONDS)
-        return answer
 
     def status(self, deadline: float) -> Status:
         """What the agent reports on its status socket, as clean_status() returns it. Raises InstanceError."""
@@ -151,9 +142,9 @@ def why_fail(status: Status) -> str:
 def ask(address: str, port: int, deadline: float) -> str:
     """Return what an agent answers to HAProxy, printable and without a LF. Raises InstanceError."""
     try:
-        with socket.create_connection((address, port), seconds_until(deadline)) as connection:
+        with connect(address, port, deadline) as connection:
             received = _receive(connection, deadline, MAX_ANSWER_BYTES, b"\n")
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
         raise InstanceError(
             f"the agent does not answer on {address} port {port} ({error}): "
             "see that its service runs, and that address and port are those it listens on"

@@ -31,6 +31,8 @@ from ansible_collections.hapgent.agent.plugins.module_utils._systemd import RunC
 PROCESS_NAME = "hapgent"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 POLL_SECONDS = 0.05
+# Of looks at a file that a save may replace meanwhile.
+ATTEMPTS = 3
 # Linux gives a process no longer environment by default.
 MAX_PROC_BYTES = 8 * 1024 * 1024
 MAX_PATH_BYTES = 4096
@@ -165,21 +167,34 @@ class Process:
 
     def real_path(self, path: str) -> str:
         """The path without links of what this path leads to, as the process sees it. Raises OSError."""
-        descriptor = self.open(path)
-        try:
-            return os.readlink(f"/proc/self/fd/{descriptor}")
-        finally:
-            os.close(descriptor)
+        for _attempt in range(ATTEMPTS):
+            descriptor = self.open(path)
+            try:
+                found = os.readlink(f"/proc/self/fd/{descriptor}")
+                # Linux calls what a save has just replaced "... (deleted)".
+                if os.fstat(descriptor).st_nlink:
+                    return found
+            finally:
+                os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def serves(self, state_file: str) -> bool:
-        """Whether this file of this process's root is the state file of that one."""
+        """Whether this file of this process's root is the state file of that one, or would be if there was one."""
         try:
-            # Between two looks, a save may put another file there.
-            return not self.has_set_user_id() and any(
-                os.path.samestat(self.status_of(self.state_file()), os.stat(state_file)) for _attempt in range(3)
-            )
+            if self.has_set_user_id():
+                return False
+            theirs = self.state_file()
+            try:
+                # Between two looks, a save may put another file there.
+                return any(self._is_same(theirs, state_file) for _attempt in range(ATTEMPTS))
+            except FileNotFoundError:
+                (folder, name), (their_folder, their_name) = os.path.split(state_file), os.path.split(theirs)
+                return name == their_name and self._is_same(their_folder, folder)
         except (InstanceError, OSError):
             return False
+
+    def _is_same(self, theirs: str, ours: str) -> bool:
+        return os.path.samestat(self.status_of(theirs), os.stat(ours))
 
     def _read(self, name: str) -> bytes:
         try:
@@ -425,7 +440,7 @@ def _by_state_file(state_file: str, service: str | None) -> Process:
     if service is not None:
         no_agent += f" (systemd does not run here, so it has no service {service})"
     try:
-        owner = os.stat(state_file).st_uid
+        owner = _owner(state_file)
     except OSError as error:
         raise InstanceError(f"{no_agent}: {state_file} cannot be looked at ({error.strerror})") from error
     serving = []
@@ -443,3 +458,11 @@ def _by_state_file(state_file: str, service: str | None) -> Process:
         pids = ", ".join(str(process.pid) for process in serving[:MOST_SHOWN])
         raise InstanceError(f"several agents serve {state_file}, processes {pids}: give each a state file of its own")
     return serving[0]
+
+
+def _owner(state_file: str) -> int:
+    """The user who owns the state file, or the folder in which it would be. Raises OSError."""
+    try:
+        return os.stat(state_file).st_uid
+    except FileNotFoundError:
+        return os.stat(os.path.dirname(state_file)).st_uid

@@ -13,19 +13,17 @@ answers may be anything, and may never come to an end.
 from __future__ import annotations
 
 import base64
-import errno
 import http.client
 import io
 import os
-import queue
 import re
 import socket
 import ssl
 import stat
-import threading
 import typing as t
 from urllib.parse import urlsplit, urlunsplit
 
+from ansible_collections.hapgent.agent.plugins.module_utils._connection import connect, connect_to
 from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
 from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import (
     COMMANDS,
@@ -168,8 +166,8 @@ class StatsSocket:
 
     def _connect(self, deadline: float) -> socket.socket:
         if self._host_and_port:
-            return _connect(*self._host_and_port, deadline)
-        return _connect_to(socket.AF_UNIX, self.address, seconds_until(deadline))
+            return connect(*self._host_and_port, deadline)
+        return connect_to(socket.AF_UNIX, self.address, seconds_until(deadline))
 
     def _failed(self, error: OSError) -> SourceError:
         # Of a host, this is the firewall of the one that asks.
@@ -225,7 +223,7 @@ class CsvPage:
     def read(self, deadline: float) -> Statistics:
         try:
             tls = self._tls() if self._scheme == "https" else None
-            with _connect(self._host, self._port, deadline) as connection:
+            with connect(self._host, self._port, deadline) as connection:
                 if not tls:
                     return self._get(Conversation(connection, deadline))
                 connection.settimeout(seconds_until(deadline))
@@ -317,52 +315,6 @@ class CsvPage:
 def _lines(answer: io.BufferedReader) -> t.Iterable[str]:
     # Only \n ends a line: a text of HAProxy can have other line ends in it.
     return io.TextIOWrapper(answer, "utf-8", "backslashreplace", newline="\n")
-
-
-def _connect(host: str, port: int, deadline: float) -> socket.socket:
-    """Connect to the first address of this host that accepts, each having its share of the time."""
-    addresses = _resolve(host, port, deadline)
-    problem: OSError = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-    for tried, (family, address) in enumerate(addresses):
-        try:
-            return _connect_to(family, address, seconds_until(deadline) / (len(addresses) - tried))
-        except OSError as error:
-            problem = error
-    raise problem
-
-
-def _connect_to(family: socket.AddressFamily, address: t.Any, seconds: float) -> socket.socket:
-    connection = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(seconds)
-        connection.connect(address)
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def _resolve(host: str, port: int, deadline: float) -> list[tuple[socket.AddressFamily, t.Any]]:
-    """The addresses of a host. The system's resolver has no deadline, so that it runs beside."""
-    found: queue.SimpleQueue[list[t.Any] | Exception] = queue.SimpleQueue()
-
-    def resolve() -> None:
-        try:
-            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            found.put(error)
-
-    # As a daemon, it does not keep the module from ending.
-    threading.Thread(target=resolve, daemon=True).start()
-    try:
-        result = found.get(timeout=seconds_until(deadline))
-    except queue.Empty as error:
-        raise TimeoutError("the name server does not answer") from error
-    if isinstance(result, UnicodeError):
-        raise socket.gaierror(socket.EAI_NONAME, "not a host name")
-    if isinstance(result, Exception):
-        raise result
-    return [(family, address) for family, _type, _protocol, _name, address in result]
 
 
 def _unknown_host(error: Exception, shown: str) -> SourceError | None:

@@ -44,6 +44,8 @@ INTEGER = re.compile("-?[0-9]{1,19}")
 # Of a text from a health check: it may be the body of a page.
 MAX_CHARACTERS = 1000
 MAX_NAMES = 20
+# What is said of more rows is not kept.
+MAX_UNREADABLE = 1000
 # Without these there is no server. The other columns may be missing, as on HAProxy releases that do not have them.
 COLUMNS = {
     *("pxname", "svname", "type", "status", "weight", "bck", "scur", "qcur", "lastchg", "tracked", "chkdown"),
@@ -424,6 +426,8 @@ class _Table:
             self._algorithms.setdefault(backend, None)
         elif name != "FRONTEND":
             self._unreadable[f"{backend}/{name}"] = printable(why)
+            if len(self._unreadable) > MAX_UNREADABLE:
+                raise FormatError(f"of more than {MAX_UNREADABLE} servers, the report cannot be read")
 
 
 def _records(lines: t.Iterable[str]) -> t.Iterator[str]:

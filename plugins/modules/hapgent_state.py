@@ -406,11 +406,13 @@ class HapgentState:
         """The file may have been replaced all the same: look what is in it."""
         self.done = f"The file {self.path} may have been changed"
         self.result["changed"] = True
-        if self._load() == seen:
-            self.done = ""
-            self._fail(f"cannot write {self.path}: {error}")
-        self.done = f"The file {self.path} was changed"
-        self._fail(f"its folder cannot be written: {error}")
+        found = self._load()
+        if found == self._wanted(seen):
+            self.done = f"The file {self.path} was changed"
+            self._fail(f"its folder cannot be written: {error}")
+        self.done = ""
+        now = "" if found == seen or found is None else f". Something else has changed it to {found.answer()}"
+        self._fail(f"cannot write {self.path}: {error}{now}")
 
     def _as_owner(self, work: _as_owner.Work) -> t.Any:
         deadline = max(self.deadline, time.monotonic()) + DISK_SECONDS

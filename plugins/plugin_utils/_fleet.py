@@ -40,12 +40,8 @@ class Pool(t.NamedTuple):
     title: str
     members: dict[str, tuple[bool | None, str]]
 
-    def refusal(self, leaving: t.Collection[str], min_up: t.Any) -> str:
-        """Why these servers may not leave, '' if they may. Raises FleetError."""
-        return _joined([self], leaving, min_up)
-
     def shortage(self, leaving: t.Collection[str], min_up: t.Any) -> str:
-        """The refusal without its title, '' if enough would stay. Raises FleetError."""
+        """Why these servers may not leave, without whose servers they are; '' if they may. Raises FleetError."""
         is_in = [name for name, (takes, _says) in self.members.items() if takes]
         staying = [name for name in is_in if name not in leaving]
         total = len(self.members)
@@ -90,14 +86,11 @@ def _merged(pools: t.Iterable[Pool], leaving: t.Collection[str], min_up: t.Any) 
     alike: dict[str, dict[str, Pool]] = {}
     for pool in pools:
         alike.setdefault(pool.shortage(leaving, min_up), {})[pool.title] = pool
-    return [_joined(list(same.values()), leaving, min_up) for shortage, same in alike.items() if shortage]
-
-
-def _joined(pools: t.Sequence[Pool], leaving: t.Collection[str], min_up: t.Any) -> str:
-    """The refusal of pools that are short of the same servers, '' if they are short of none."""
-    shortage = pools[0].shortage(leaving, min_up)
-    titles = " and ".join(pool.title for pool in pools)
-    return f"Of the {len(pools[0].members)} servers {titles}, {shortage}" if shortage else ""
+    return [
+        f"Of the {len(next(iter(same.values())).members)} servers {' and '.join(same)}, {shortage}"
+        for shortage, same in alike.items()
+        if shortage
+    ]
 
 
 def _unknown(names: t.Sequence[str], min_up: str) -> str:

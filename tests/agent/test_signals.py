@@ -82,6 +82,15 @@ def test_term_and_int_end_it(agents: Agents, python: str, number: signal.Signals
         agent.ask()
 
 
+def test_int_overtakes_no_change(agents: Agents) -> None:
+    agent = agents.start()
+    # All of them at once, and in the order of their numbers, SIGINT is the first.
+    for number in (signal.SIGSTOP, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT):
+        agent.send(number)
+    assert agent.await_exit() == 0
+    assert json.loads(agent.state_file.read_bytes()) == {"status": "DOWN"}
+
+
 def test_one_log_line_for_each_change_and_none_for_a_check(agents: Agents, python: str, eventually: Eventually) -> None:
     agent = agents.start(FULL, python=python)
     for _round in range(20):

@@ -18,6 +18,8 @@ from typing import Any
 import ansible
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
+from ansible_collections.hapgent.agent.plugins.module_utils._agent_client import ask
+from ansible_collections.hapgent.agent.plugins.module_utils._agent_process import InstanceError
 
 IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
 RESOLVER_SECONDS = 30
@@ -54,3 +56,11 @@ def test_haproxy_server_info_does_not_wait_for_it(name_server: socket.socket, so
     assert b"example" in name_server.recv(4096)
     assert (result["failed"], result["cause"]) == (True, "silent")
     assert seconds < RESOLVER_SECONDS
+
+
+def test_asking_an_agent_does_not_wait_for_it(name_server: socket.socket) -> None:
+    started = time.monotonic()
+    with pytest.raises(InstanceError, match="the name server does not answer"):
+        ask("agent.example.org", 9777, started + 1)
+    assert time.monotonic() - started < RESOLVER_SECONDS
+    assert b"example" in name_server.recv(4096)

@@ -563,7 +563,7 @@ class RunningAgent:
         self.kill()
 
     def kill(self) -> None:
-        self._agent._keeper.memory.close()
+        self._agent._keeper.memory._owned.close()
         os.close(self._agent._wake_read)
         os.close(self._agent._wake_write)
 

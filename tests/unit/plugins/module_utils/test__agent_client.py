@@ -51,20 +51,6 @@ def test_asks(agents: Agents, ip: str) -> None:
     assert instance_on_port(agent).answer(in_seconds(10)) == "UP 77% maxconn:300"
 
 
-def test_waits_for_the_answer(agents: Agents) -> None:
-    agent = agents.start()
-    agent.write_state(b'{"status": "DRAIN"}')
-    later = threading.Timer(0.2, agent.send, [signal.SIGHUP])
-    later.start()
-    assert instance_on_port(agent).await_state(State("DRAIN"), in_seconds(15)) == "DRAIN"
-    later.join()
-
-
-def test_returns_the_last_answer_at_the_deadline(agents: Agents) -> None:
-    agent = agents.start()
-    assert instance_on_port(agent).await_state(State("DRAIN"), in_seconds(0.2)) == "UP"
-
-
 def test_reloads(agents: Agents) -> None:
     agent = agents.start()
     agent.write_state(b'{"status": "DRAIN"}')
@@ -192,7 +178,6 @@ def test_who_asks_for_the_status_is_no_load_balancer(agents: Agents, tmp_path: P
     _agent, instance = start_with_status(agents, tmp_path / "status.sock")
     before = instance.status(in_seconds(10))
     instance.answer(in_seconds(10))
-    instance.await_state(State("UP"), in_seconds(10))
     after = instance.status(in_seconds(10))
     assert after["counters"]["checks"] == before["counters"]["checks"]
     assert [peer["checks"] for peer in after["peers"]] == [peer["checks"] for peer in before["peers"]]
@@ -221,15 +206,6 @@ def test_answers_that_a_state_makes(state: State, answer: str, while_it_may_sett
     assert Instance(Process(os.getpid()), "", "").tells(state, answer) == while_it_may_settle
     assert Instance(Process(os.getpid()), "", "", settles=False).tells(state, answer) == bare
     assert Instance(Process(os.getpid()), "", "/run/hapgent/hapgent/status.sock").tells(state, answer) == bare
-
-
-def test_waits_for_the_state_in_the_status(agents: Agents, tmp_path: Path) -> None:
-    agent, instance = start_with_status(agents, tmp_path / "status.sock", settle=3600, state=b'{"status": "DRAIN"}')
-    agent.write_state(b'{"status": "UP"}')
-    later = threading.Timer(0.2, agent.send, [signal.SIGHUP])
-    later.start()
-    assert instance.await_state(State("UP"), in_seconds(15)) == "UP"
-    later.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

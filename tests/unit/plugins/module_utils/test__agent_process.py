@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,40 @@ def test_finds_the_agent_that_was_given_a_relative_path(agents: Agents, tmp_path
     (tmp_path / "here.json").write_bytes(b'{"status": "UP"}')
     agent = agents.start(before_exec=f"os.chdir({str(tmp_path)!r})", environment={"HAPGENT_STATE_FILE": "here.json"})
     assert find_process(SERVICE, str(tmp_path / "here.json"), run_command, in_seconds(10)).pid == agent.pid
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_finds_the_agent_whose_state_file_is_gone(agents: Agents, tmp_path: Path, elsewhere: bool) -> None:
+    agent = agents.start()
+    agent.state_file.unlink()
+    if not elsewhere:
+        assert find_process(SERVICE, str(agent.state_file), run_command, in_seconds(10)).pid == agent.pid
+        return
+    for missing in (tmp_path / agent.state_file.name, agent.state_file.with_name("other.json")):
+        with pytest.raises(InstanceError, match="no agent found"):
+            find_process(SERVICE, str(missing), run_command, in_seconds(10))
+
+
+def test_path_of_a_file_that_is_replaced_all_the_time(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.touch()
+    process = Process(os.getpid())
+    ended = threading.Event()
+
+    def replace() -> None:
+        while not ended.is_set():
+            path.with_name("new").touch()
+            path.with_name("new").rename(path)
+
+    replacing = threading.Thread(target=replace)
+    replacing.start()
+    found = set()
+    for _attempt in range(3000):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(process.real_path(str(path)))
+    ended.set()
+    replacing.join()
+    assert found == {str(path)}
 
 
 def test_finds_no_agent(agents: Agents, tmp_path: Path) -> None:

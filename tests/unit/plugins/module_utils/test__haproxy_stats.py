@@ -268,6 +268,14 @@ def test_row_that_is_not_of_a_server(name: str) -> None:
         statistics.select(["web"], ["other"])
 
 
+def test_more_rows_than_can_be_noted() -> None:
+    noted = parse_page(lines(web_page("web,up,USUAL", *(f"web,bad{number},0" for number in range(1000)))))
+    assert len(noted.unreadable) == 1000
+    rows = (f"web,bad{number},0" for number in range(1001))
+    with pytest.raises(FormatError, match="of more than 1000 servers, the report cannot be read"):
+        parse_page(lines(web_page("web,up,USUAL", *rows)))
+
+
 @pytest.mark.parametrize("line", ["5 web 1 up", "5 web 1 up 127.0.0.1 2 x 100 100 9 15 3 4 6 22", "5"])
 def test_state_that_cannot_be_read_is_the_problem_of_that_server(line: str) -> None:
     answer = socket_answer("2.6")

@@ -401,6 +401,16 @@ def test_creates_no_file_without_being_asked(new_file: Path) -> None:
     assert not new_file.exists()
 
 
+def test_creates_the_file_that_a_running_agent_has_lost(agents: Agents) -> None:
+    agent = agents.start()
+    agent.state_file.unlink()
+    agent.send(signal.SIGHUP)
+    agent.await_answer(b"FAIL\n")
+    done = change(agent, create=True, status="MAINT")
+    assert (done["before"], done["after"], done["answer"]) == ({}, {"status": "MAINT"}, "MAINT")
+    assert agent.ask() == b"MAINT\n"
+
+
 def test_does_not_replace_an_invalid_file(new_file: Path) -> None:
     new_file.write_bytes(b"{}")
     assert_nothing_changed(create(new_file, status="UP"), str(new_file), "status is missing")
@@ -751,6 +761,20 @@ def test_signal_while_a_change_is_saved(
         assert changed.result()["changed"]
     agent.await_saved({"status": status, "weight": 50})
     agent.await_answer(f"{status} 50%\n".encode())
+
+
+def test_what_somebody_else_changed_is_not_claimed(agents: Agents, disk: HangingDisk, eventually: Eventually) -> None:
+    agent = agents.start()
+    new = agent.state_file.with_name("state.json.tmp")
+    disk.hang()
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(change, agent, status="DRAIN", disk=disk.environment("rename"))
+        eventually(lambda: new.exists() and b"DRAIN" in new.read_bytes(), "the module saves")
+        new.unlink()
+        agent.write_state(b'{"status": "MAINT"}')
+        disk.recover()
+    assert_nothing_changed(run.result(), "cannot write", "Something else has changed it to MAINT")
+    assert saved(agent) == {"status": "MAINT"}
 
 
 def test_a_lock_on_the_folder_is_in_nobodys_way(agents: Agents) -> None:

@@ -1,0 +1,64 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""Connect to a host until a deadline, its name server included."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import socket
+import threading
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
+
+
+def connect(host: str, port: int, deadline: float) -> socket.socket:
+    """Connect to the first address of this host that accepts, each having its share of the time."""
+    addresses = _resolve(host, port, deadline)
+    problem: OSError = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    for tried, (family, address) in enumerate(addresses):
+        try:
+            return connect_to(family, address, seconds_until(deadline) / (len(addresses) - tried))
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def connect_to(family: socket.AddressFamily, address: t.Any, seconds: float) -> socket.socket:
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(seconds)
+        connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _resolve(host: str, port: int, deadline: float) -> list[tuple[socket.AddressFamily, t.Any]]:
+    """The addresses of a host. The system's resolver has no deadline, so that it runs beside."""
+    found: queue.SimpleQueue[list[t.Any] | Exception] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found.put(error)
+
+    # As a daemon, it does not keep the module from ending.
+    threading.Thread(target=resolve, daemon=True).start()
+    try:
+        result = found.get(timeout=seconds_until(deadline))
+    except queue.Empty as error:
+        raise TimeoutError("the name server does not answer") from error
+    if isinstance(result, UnicodeError):
+        raise socket.gaierror(socket.EAI_NONAME, "not a host name")
+    if isinstance(result, Exception):
+        raise result
+    return [(family, address) for family, _type, _protocol, _name, address in result]
