@@ -19,9 +19,11 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.parsing.mod_args import ModuleArgsParser
 from ansible.playbook.block import Block
 from ansible.playbook.handler import Handler
+from ansible.playbook.handler_task_include import HandlerTaskInclude
 from ansible.playbook.play import Play
 from ansible.playbook.role import Role
 from ansible.playbook.role.include import RoleInclude
+from ansible.playbook.role_include import IncludeRole
 from ansible.playbook.task import Task
 from ansible.playbook.task_include import TaskInclude
 from ansible.vars.manager import VariableManager
@@ -30,6 +32,11 @@ from ansible_collections.hapgent.agent.plugins.module_utils._printable import pr
 BLOCK_PARTS = ("block", "rescue", "always")
 FILES = ("include_tasks", "import_tasks")
 ROLES = ("include_role", "import_role")
+# What Ansible makes of them, as a task and as a handler.
+LOADERS = {
+    **dict.fromkeys(FILES, (TaskInclude, HandlerTaskInclude)),
+    **dict.fromkeys(ROLES, (IncludeRole, IncludeRole)),
+}
 PARTS_OF_ROLES = ("tasks", "handlers", "vars", "defaults")
 MOST_SHOWN = 400
 # Files that include each other end here.
@@ -74,10 +81,7 @@ class _Reader:
             return
         self._notifies(path, entry.get("notify"))
         if any(part in entry for part in BLOCK_PARTS):
-            for part in BLOCK_PARTS:
-                inner = entry.get(part)
-                for task in inner if isinstance(inner, list) else []:
-                    self._entry(path, task, handlers)
+            self._block(path, entry, handlers)
             return
         if handlers:
             self._handler(entry)
@@ -88,19 +92,35 @@ class _Reader:
             self._note(path, str(error))
             return
         name = str(action).rpartition(".")[2]
+        if not self._takes(path, LOADERS.get(name, (Task, Handler))[handlers], entry):
+            return
         if name in FILES:
             self._file(path, arguments, handlers)
         elif name in ROLES:
             self._role(path, arguments)
-        else:
-            self._attributes(path, entry, handlers)
 
-    def _attributes(self, path: str, entry: dict[str, t.Any], handlers: bool) -> None:
-        """Whether Ansible takes each keyword of a task."""
+    def _block(self, path: str, entry: dict[str, t.Any], handlers: bool) -> None:
+        if handlers:
+            self._note(path, "Ansible takes no block as a handler")
+            return
+        # What is in it is looked at here, task by task.
+        self._takes(path, Block, {**entry, **{part: [] for part in BLOCK_PARTS if part in entry}})
+        for part in BLOCK_PARTS:
+            inner = entry.get(part) or []
+            if not isinstance(inner, list):
+                self._note(path, f"{part} must be a list of tasks")
+                continue
+            for task in inner:
+                self._entry(path, task, handlers)
+
+    def _takes(self, path: str, kind: t.Any, entry: dict[str, t.Any]) -> bool:
+        """Whether Ansible takes each keyword."""
         try:
-            (Handler if handlers else Task).load(dict(entry), loader=self._loader)
+            kind.load(dict(entry), loader=self._loader)
         except AnsibleError as error:
             self._note(path, str(error))
+            return False
+        return True
 
     def _file(self, path: str, arguments: dict[str, t.Any], handlers: bool) -> None:
         file = arguments.get("file") or arguments.get("_raw_params") or ""
@@ -135,22 +155,19 @@ class _Reader:
         # Those of the roles that its tasks import are the play's.
         for handler in _tasks_in([*handlers, *play.handlers]):
             self.is_open = self.is_open or isinstance(handler, TaskInclude) or "{{" in str(handler.name)
-            listens: list[str] = getattr(handler, "listen", None) or []
             names = (str(handler.name), handler.get_name(), handler.get_name(include_role_fqcn=False))
-            self.handlers.update((*names, *listens))
+            self.handlers.update((*names, *_words(getattr(handler, "listen", None))))
         for task in _tasks_in(tasks):
             self._notifies(path, task.notify)
 
     def _notifies(self, path: str, notify: t.Any) -> None:
-        for name in notify if isinstance(notify, list) else [notify] if notify else []:
-            self.notified.setdefault(str(name), path)
+        for name in _words(notify):
+            self.notified.setdefault(name, path)
 
     def _handler(self, entry: dict[str, t.Any]) -> None:
-        listen = entry.get("listen") or []
-        for name in [entry.get("name"), *(listen if isinstance(listen, list) else [listen])]:
-            if name:
-                self.handlers.add(str(name))
-                self.is_open = self.is_open or "{{" in str(name)
+        for name in [*_words(entry.get("name")), *_words(entry.get("listen"))]:
+            self.handlers.add(name)
+            self.is_open = self.is_open or "{{" in name
 
     def _note_unless_unknown(self, path: str, problem: str) -> None:
         if any(part in problem.lower() for part in UNKNOWN_HERE):
@@ -161,6 +178,11 @@ class _Reader:
     def _note(self, path: str, problem: str) -> None:
         # Ansible's text goes on with the place in the file, over several lines.
         self.problems.append(f"{printable(path)}: {printable(problem, MOST_SHOWN).rstrip('.')}")
+
+
+def _words(value: t.Any) -> list[str]:
+    """One text or a list of them, as a list."""
+    return [str(word) for word in (value if isinstance(value, list) else [value]) if word]
 
 
 def _tasks_in(blocks: t.Iterable[Block]) -> t.Iterator[Task]:

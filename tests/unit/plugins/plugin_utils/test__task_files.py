@@ -17,6 +17,8 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _task_files
 
 COLLECTIONS = Path(_task_files.__file__).parents[5]
+# The Ansible of the tests, and the oldest one that is allowed: see tests/tools/install.
+PYTHONS = {"ansible": sys.executable, "oldest": str(Path(__file__).parents[4] / ".cache" / "oldest" / "bin" / "python")}
 # As ansible-playbook hapgent.agent.rolling does. In this process, Ansible would find modules only after taking over the
 # import of collections.
 PROGRAM = """
@@ -50,6 +52,21 @@ WRONG: dict[str, tuple[Any, Files, list[str]]] = {
     "a handler of no role": ([role("shop"), NOTIFYING], {"roles/shop/tasks/main.yml": [COMMAND]}, ["Restart"]),
     "a module that is not there": ([{"comand": "true"}], {}, ["comand"]),
     "a keyword that is none": ([{**COMMAND, "whenn": True}], {}, ["whenn"]),
+    "a keyword that is none, of a block": ([{"block": [COMMAND], "loop": [1]}], {}, ["loop"]),
+    "a keyword that is none, of a file": ([{"include_tasks": "more.yml", "whenn": True}], {"more.yml": []}, ["whenn"]),
+    "a keyword that is none, of a role": (
+        [{**role("shop"), "whenn": True}],
+        {"roles/shop/tasks/main.yml": [COMMAND]},
+        ["whenn"],
+    ),
+    "an option that is none, of a role": (
+        [role("shop", task_from="deploy")],
+        {"roles/shop/tasks/main.yml": [COMMAND]},
+        ["task_from"],
+    ),
+    "no file to include": ([{"include_tasks": ""}], {}, ["file"]),
+    "a block that is no list": ([{"block": COMMAND}], {}, ["block", "list"]),
+    "a block with a task that is none": ([{"block": ["true"]}], {}, ["task"]),
     "a file that is not there": ([{"include_tasks": "more.yml"}], {}, ["more.yml"]),
     "in a file that is included": (
         [{"import_tasks": {"file": "more.yml"}}],
@@ -151,6 +168,16 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
         {"roles/shop/tasks/main.yml": [COMMAND], "roles/shop/vars/main.yml": VAULT},
         "",
     ),
+    "keywords of a block, a file and a role": (
+        [
+            {"block": [COMMAND], "rescue": None, "become": True, "when": "version is defined", "tags": ["x"]},
+            {"include_tasks": {"file": "more.yml", "apply": {"become": True}}, "loop": [1], "vars": {"x": 1}},
+            {"import_tasks": "more.yml", "become": True},
+            {**role("shop", apply={"become": True}, public=True), "loop": [1], "loop_control": {"loop_var": "one"}},
+        ],
+        {"more.yml": [COMMAND], "roles/shop/tasks/main.yml": [COMMAND]},
+        "",
+    ),
     "a module of this collection, as its playbooks may name it": ([{"hapgent_info": {}}], {}, ""),
     "a module of a role": (
         [role("shop")],
@@ -175,6 +202,7 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
 CASES: dict[str, tuple[Any, Files, str]] = {
     **{name: (tasks, files, "") for name, (tasks, files, _parts) in WRONG.items()},
     **RIGHT,
+    "a block of handlers": ([COMMAND], {"handlers.yml": [{"block": [RESTART]}]}, "handlers.yml"),
     "files that include each other": (
         [{"import_tasks": "b.yml"}],
         {"b.yml": [{"import_tasks": "deploy.yml"}, {"comand": "true"}]},
@@ -183,9 +211,9 @@ CASES: dict[str, tuple[Any, Files, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The problems of each case, all found by one process."""
+@pytest.fixture(scope="module", params=PYTHONS)
+def problems(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The problems of each case, all found by one process of each Ansible."""
     folder = tmp_path_factory.mktemp("tasks")
     arguments = []
     for number, (tasks, files, handlers) in enumerate(CASES.values()):
@@ -196,7 +224,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
             path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
         arguments.append((str(project / "deploy.yml"), str(project / handlers) if handlers else "", str(project)))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [PYTHONS[request.param], "-c", PROGRAM],
         input=json.dumps(arguments),
         stdout=subprocess.PIPE,
         text=True,
@@ -222,3 +250,8 @@ def test_right(problems: dict[str, list[str]], case: str) -> None:
 
 def test_files_that_include_each_other_are_read_once(problems: dict[str, list[str]]) -> None:
     assert len(problems["files that include each other"]) == 1
+
+
+def test_ansible_takes_no_block_as_a_handler(problems: dict[str, list[str]]) -> None:
+    (problem,) = problems["a block of handlers"]
+    assert "handlers.yml: Ansible takes no block as a handler" in problem
