@@ -6,9 +6,8 @@ export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
 # The tree itself for lint and unit tests; on hosts, the collection as users have it.
 CHECKOUT := $(CURDIR)/.cache/collections
 INSTALLED := $(CURDIR)/.cache/installed
-COMMUNITY := $(CURDIR)/.cache/community
-export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT):$(COMMUNITY)
-demo demo-down hosts shell scenario-default scenario-settling scenario-rolling: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED):$(COMMUNITY)
+export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
+demo demo-down hosts shell scenario-default scenario-settling scenario-rolling: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-shell demo-down test check lint unit robustness hosts build docs shell

@@ -31,6 +31,7 @@ LOAD_BALANCERS = {name: address for name, address in HOSTS.items() if "-lb" in n
 WEB = [name for name in HOSTS if "-web" in name]
 STATE = ROOT / ".cache" / "demo"
 LOG = STATE / "log"
+SSH_CONFIG = STATE / "ssh_config"
 PAGES = 30
 REQUESTS_PER_SECOND = 200
 
@@ -99,7 +100,6 @@ def environment() -> dict[str, str]:
         **os.environ,
         "MOLECULE_EPHEMERAL_DIRECTORY": str(STATE),
         "ANSIBLE_INVENTORY": str(STATE / "inventory"),
-        "ANSIBLE_PIPELINING": "1",
         "ANSIBLE_FORCE_COLOR": "0",
     }
 
@@ -162,7 +162,7 @@ def show_under_load(*command: str) -> int:
     print("   " + "".join(f"{name:<12}" for name in WEB) + "requests  failed")
     playbook = " ".join(command)
     with (
-        Traffic("demo-client", list(LOAD_BALANCERS.values()), REQUESTS_PER_SECOND) as traffic,
+        Traffic("demo-client", SSH_CONFIG, list(LOAD_BALANCERS.values()), REQUESTS_PER_SECOND) as traffic,
         LOG.open("a", encoding="utf-8") as log,
         subprocess.Popen(shlex.split(playbook), cwd=ROOT, env=environment(), stdout=log, stderr=log) as process,
     ):

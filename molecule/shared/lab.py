@@ -30,6 +30,7 @@ AGENT_PORT = 9777
 
 SCENARIO = yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text(encoding="utf-8"))
 HOSTS: dict[str, str] = {platform["name"]: platform["address"] for platform in SCENARIO["platforms"]}
+SSH_CONFIG = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "ssh_config")
 
 
 def ask(address: str, port: int = AGENT_PORT) -> str:
@@ -99,9 +100,14 @@ def shown(server: str, column: str = "status") -> dict[str, str]:
     return {host: servers(address)[server][column] for host, address in HOSTS.items()}
 
 
+def ssh(host: str, command: str) -> list[str]:
+    """The command line that runs a shell command on a host."""
+    return ["ssh", "-F", str(SSH_CONFIG), host, command]
+
+
 def run(host: str, command: str) -> subprocess.CompletedProcess[str]:
     """Run a shell command on a host."""
-    return subprocess.run(["podman", "exec", host, "sh", "-c", command], text=True, capture_output=True, check=False)
+    return subprocess.run(ssh(host, command), stdin=subprocess.DEVNULL, text=True, capture_output=True, check=False)
 
 
 def operators(command: str) -> str:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import threading
 import time
@@ -19,10 +20,10 @@ LOAD = Path(__file__).with_name("load.py")
 class Traffic:
     """Requests, as load.py makes them, while the context lasts. After that, C(counted) is what it counted."""
 
-    def __init__(self, host: str, addresses: list[str], rate: int = 300) -> None:
+    def __init__(self, host: str, ssh_config: Path, addresses: list[str], rate: int = 300) -> None:
         self.counted: dict[str, Any] = {}
-        self._command = ["podman", "exec", "--interactive", host, "python3", "-c", LOAD.read_text(encoding="utf-8")]
-        self._command += [f"--rate={rate}", *addresses]
+        program = ["python3", "-c", LOAD.read_text(encoding="utf-8"), f"--rate={rate}", *addresses]
+        self._command = ["ssh", "-F", str(ssh_config), host, shlex.join(program)]
         self._progress = "0 requests, 0 failed"
 
     def __enter__(self) -> Traffic:

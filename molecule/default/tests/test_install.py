@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from lab import HOSTS, ansible, ask, eventually, haproxy, run
+from lab import HOSTS, SSH_CONFIG, ansible, ask, eventually, haproxy, run
 from testinfra.host import Host
 
-testinfra_hosts = [f"podman://{host}" for host in HOSTS]
+testinfra_hosts = [f"ssh://{host}?ssh_config={SSH_CONFIG}" for host in HOSTS]
 
 ROLE = Path(__file__).parents[3] / "roles" / "hapgent"
 CHECKSUM = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))["hapgent_checksum"]

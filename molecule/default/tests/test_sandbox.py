@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 
 import pytest
-from lab import HOSTS, eventually
+from lab import HOSTS, SSH_CONFIG, eventually
 from testinfra.host import Host
 
-testinfra_hosts = [f"podman://{host}" for host in HOSTS]
+testinfra_hosts = [f"ssh://{host}?ssh_config={SSH_CONFIG}" for host in HOSTS]
 
 
 @pytest.fixture

@@ -23,14 +23,13 @@ OTHER_VERSION = "0.9.0"
 @pytest.fixture
 def other_release(tmp_path: Path) -> str:
     """Where Ansible finds a collection with an agent of another version."""
-    installed, community = os.environ["ANSIBLE_COLLECTIONS_PATH"].split(":")
-    shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(os.environ["ANSIBLE_COLLECTIONS_PATH"], tmp_path, dirs_exist_ok=True)
     collection = tmp_path / "ansible_collections" / "hapgent" / "agent"
     shutil.copytree(ROOT / "files", collection / "files")
     package = collection / "files" / "hapgent" / "__init__.py"
     package.write_text(package.read_text(encoding="utf-8").replace('"1.0.0"', f'"{OTHER_VERSION}"'), encoding="utf-8")
     subprocess.run([sys.executable, collection / "files" / "build.py"], check=True)
-    return f"{tmp_path}:{community}"
+    return str(tmp_path)
 
 
 def test_upgrade_and_downgrade_refuse_no_check(other_release: str) -> None:

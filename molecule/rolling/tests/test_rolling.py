@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import urllib.request
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from haproxy import servers
-from lab import HOSTS, agents, ansible, ansible_command, eventually, operators, run
+from lab import HOSTS, SSH_CONFIG, agents, ansible, ansible_command, eventually, operators, run, ssh
 from traffic import Traffic
 
 LOAD_BALANCERS = {name: address for name, address in HOSTS.items() if "-lb" in name}
@@ -33,7 +34,7 @@ IN = ["UP", "UP"]
 
 
 def traffic() -> Traffic:
-    return Traffic("rolling-client", list(LOAD_BALANCERS.values()))
+    return Traffic("rolling-client", SSH_CONFIG, list(LOAD_BALANCERS.values()))
 
 
 def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -268,7 +269,7 @@ def slow_requests(seconds: int) -> Iterator[None]:
         f"urls = ['http://{LB1}/slow?seconds={seconds}'] * 8; "
         "print(*Pool(8).map(lambda url: urlopen(url).status, urls))"
     )
-    command = ["podman", "exec", "rolling-client", "python3", "-c", program]
+    command = ssh("rolling-client", shlex.join(["python3", "-c", program]))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield
         statuses, _errors = process.communicate()
