@@ -59,8 +59,8 @@ class SourceError(Exception):
 class TransientError(SourceError):
     """As it is for a moment while HAProxy reloads, or for longer."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text, "silent")
+    def __init__(self, text: str, cause: Cause = "silent") -> None:
+        super().__init__(text, cause)
 
 
 class Source(t.Protocol):
@@ -287,7 +287,8 @@ class CsvPage:
             )
         problem = f"{self.shown} answers HTTP {response.status} {printable(response.reason, 64)}"
         if response.status >= 500:
-            return TransientError(f"{problem}: see that the stats page is there, and that HAProxy is well")
+            # HAProxy itself says 503 where no server is left.
+            return TransientError(f"{problem}: see that the stats page is there, and that HAProxy is well", "answer")
         if 300 <= response.status < 400:
             location = printable(response.headers.get("Location", "nowhere"))
             return SourceError(f"{problem}, which leads to {location}: name the stats page itself with url", "answer")

@@ -155,13 +155,21 @@ cause:
     - V(silent) is a HAProxy that does not answer, or only partly, so that it may be down or unreachable.
     - V(permission) is a socket that may not be used, or a page that needs another user and password.
     - V(selection) is a HAProxy that answers well, and has no such backend or server.
-    - V(answer) is an answer that is not HAProxy's, or that cannot be read, or a certificate that is not trusted.
+    - V(answer) is an answer that is not HAProxy's, or that cannot be read, a page that answers with HTTP status 500 or
+      more, or a certificate that is not trusted.
     - V(timeout) is a HAProxy that answers well, while not all servers are as O(wait_until) says.
     - V(settings) is an option that cannot be, such as a host that does not exist.
     - Options that Ansible itself refuses, such as a word for a number, have none.
   returned: failure
   type: str
   sample: silent
+unreadable:
+  description:
+    - The servers of which HAProxy's report cannot be read, as backend/server, each with the reason. V(?) is a name that
+      cannot be read either.
+  returned: success, and failure after a timeout
+  type: dict
+  sample: {}
 servers:
   description: The servers, in HAProxy's order.
   returned: success, and failure after a timeout
@@ -363,7 +371,7 @@ class HaproxyServerInfo:
                 self._fail(problem)
             self._pause(problem)
 
-    def _look(self) -> str:
+    def _look(self) -> TransientError | None:
         """Ask once. Returns what is in the way, if that may pass; leaves the module if it does not."""
         params = self.module.params
         try:
@@ -373,7 +381,7 @@ class HaproxyServerInfo:
         except TransientError as error:
             if not (self.wanted and self.was_seen) and time.monotonic() >= self._first_deadline():
                 self.module.fail_json(msg=f"{error}.", cause=error.cause)
-            return str(error)
+            return error
         except SourceError as error:
             self.module.fail_json(msg=f"{error}.", cause=error.cause)
         except SelectionError as error:
@@ -387,7 +395,7 @@ class HaproxyServerInfo:
         self.statistics, self.servers, self.was_seen = statistics, servers, True
         if statistics.process and statistics.process.pid not in self.pids:
             self.pids.append(statistics.process.pid)
-        return ""
+        return None
 
     def _patience(self, least: float) -> float:
         now = time.monotonic()
@@ -402,17 +410,17 @@ class HaproxyServerInfo:
             return []
         return [server for server in self.servers if not server.meets(self.wanted, self.module.params["max_sessions"])]
 
-    def _pause(self, problem: str) -> None:
+    def _pause(self, problem: TransientError | None) -> None:
         seconds = RETRY_SECONDS if problem else self.module.params["interval"]
         time.sleep(max(0.0, min(seconds, self.deadline - time.monotonic())))
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, problem: TransientError | None) -> None:
         """Leave the module when the time is over."""
         left = ", ".join(server.left() for server in self._waited_for())
         msg = f"After {self.module.params['timeout']:g} s, not {self.wanted}: {left or 'not known'}."
         if problem:
             msg += f" This is as seen last, since now {problem}."
-        self.module.fail_json(msg=msg, cause="silent" if problem else "timeout", **self._result())
+        self.module.fail_json(msg=msg, cause=problem.cause if problem else "timeout", **self._result())
 
     def _result(self) -> dict[str, t.Any]:
         """What the module returns, after one more look for the texts that are missing."""
@@ -420,6 +428,7 @@ class HaproxyServerInfo:
         process = self.statistics.process
         return {
             "servers": [server.describe() for server in self.servers],
+            "unreadable": dict(self.statistics.unreadable),
             "haproxy": process._asdict() if process else None,
             "agent_check_warnings": self._warn(),
         }

@@ -25,6 +25,8 @@ Result = t.Mapping[str, t.Any]
 # All names are looked up at the same time.
 LOOKUP_SECONDS = 3.0
 MOST_SHOWN = 600
+# What ssh says of a host that is up.
+REFUSED = re.compile("permission denied|authentication|host key verification", re.IGNORECASE)
 ADDRESS = re.compile(r"[0-9A-Fa-f:.]*[0-9A-Fa-f:]")
 
 
@@ -41,8 +43,41 @@ def unasked(asked: t.Iterable[Result], pattern: t.Any) -> str:
     """
     failed = [result for result in asked if "servers" not in result]
     problems = [f"{printable(name_of(result))} cannot be asked: {_problem(result)}." for result in failed]
-    silent = [name_of(result) for result in failed if result.get("unreachable") or result.get("cause") == "silent"]
+    silent = [name_of(result) for result in failed if _may_be_down(result)]
     return " ".join([*problems, *([_advice(silent, pattern)] if silent else [])])
+
+
+def _may_be_down(result: Result) -> bool:
+    if result.get("unreachable"):
+        return not REFUSED.search(str(result.get("msg", "")))
+    return result.get("cause") == "silent"
+
+
+def strangers(asked: t.Sequence[Result], server: str, backends: t.Sequence[str]) -> str:
+    """Report the load balancers that do not tell of this server, '' if all do.
+
+    C(asked) has the result of C(haproxy_server_info) in a loop over them, C(backends) those that were asked for: none
+    are all.
+    """
+    reports = []
+    missing = []
+    for result in asked:
+        if any(row["server"] == server for row in result["servers"]):
+            continue
+        # It may be in a row of which not even the name can be read.
+        unreadable = [title for title in result["unreadable"] if title.endswith((f"/{server}", "/?"))]
+        if unreadable:
+            why = result["unreadable"][unreadable[0]]
+            reports.append(f"{name_of(result)}: HAProxy's report about {', '.join(unreadable)} cannot be read ({why}).")
+        else:
+            missing.append(name_of(result))
+    if missing:
+        where = f"in the backends {', '.join(backends)}" if backends else "in any backend"
+        reports.append(
+            f"HAProxy on {', '.join(missing)} has no server {server} {where}: "
+            "say with hapgent_server how HAProxy calls it."
+        )
+    return printable(" ".join(reports), MOST_SHOWN) if reports else ""
 
 
 def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:

@@ -68,8 +68,12 @@ def undrain(state: Fields, reason: str, found_out: str) -> Plan:
     was, '' if nothing: that is not ended either.
     """
     if state["status"] in IN and not found_out:
-        others = bool(reason) and state.get("reason", "") != reason
-        return _plan(change=True, keeps=state.get("reason", "") if others else "")
+        said = state.get("reason", "")
+        if said in ("", reason):
+            return _plan(change=True)
+        if reason:
+            return _plan(change=True, keeps=said)
+        return _plan(change=True, note=f"this takes the reason away: its agent says {answer_of(state)}")
     if found_out:
         return _plan(change=False, note=f"it was out before this run drained it, and stays out ({found_out})")
     if reason and state.get("reason", "") != reason:

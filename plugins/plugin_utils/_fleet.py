@@ -18,7 +18,7 @@ import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State
-from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of, with_names
 
 Result = t.Mapping[str, t.Any]
 
@@ -142,7 +142,7 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
     """Who else, than one with this reason, keeps a server out of HAProxy, and '' if nobody does."""
     ours = state["status"] == "DRAIN" and state.get("reason") == reason
     if not is_in(state) and not ours:
-        return f"its agent says {State(**state).answer()}"
+        return f"its agent says {printable(State(**state).answer())}"
     # Whoever else drains it too, HAProxy does not tell apart from the agent.
     expected = ("ready", "drain", None) if ours else ("ready", None)
     by_hand = [
@@ -150,7 +150,7 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
         for result, row in _servers(asked)
         if row["server"] == server and row["admin_state"] not in expected
     ]
-    return f"{', '.join(by_hand)}, and its agent says {state['status']}" if by_hand else ""
+    return printable(f"{', '.join(by_hand)}, and its agent says {state['status']}", MOST_SHOWN) if by_hand else ""
 
 
 def table(
@@ -159,11 +159,13 @@ def table(
     backends_of: t.Sequence[t.Sequence[str]],
     agents: t.Sequence[Result],
     asked: t.Sequence[Result],
+    *,
+    known: t.Mapping[str, str] | None = None,
 ) -> list[str]:
     """One line for each host, and below it what does not fit together.
 
     C(servers) has the name that each host's server has in HAProxy, C(backends_of) in which backends to look for it: an
-    empty list is all.
+    empty list is all. C(known) has the names of load balancers by address.
     """
     rows = [["host", "state", "since", "reason", "told", *(name_of(result) for result in asked)]]
     remarks = [f"{name_of(result)} cannot be asked: {_problem(result)}" for result in asked if "servers" not in result]
@@ -175,7 +177,7 @@ def table(
             continue  # A load balancer among the hosts, and no server.
         state = agent["state"] if agent else None
         cells = [_cell(state, told) for told in said]
-        remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, said)]
+        remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, said, known or {})]
         rows.append([host, _words(state), *_since_reason_told(agent), *cells])
     remarks += sorted({warning for told in asked for warning in told.get("agent_check_warnings", [])})
     safe = [[printable(cell) for cell in row] for row in rows]
@@ -247,7 +249,9 @@ def _mark(state: t.Mapping[str, t.Any] | None, row: Result) -> str:
     return "" if state is None or row["takes_new_sessions"] == is_in(state) else MARK
 
 
-def _remarks(agent: Result | None, result: Result, asked: t.Iterable[Result]) -> t.Iterator[str]:
+def _remarks(
+    agent: Result | None, result: Result, asked: t.Iterable[Result], known: t.Mapping[str, str]
+) -> t.Iterator[str]:
     if not agent:
         yield f"its agent cannot be asked: {_problem(result)}"
         return
@@ -262,7 +266,7 @@ def _remarks(agent: Result | None, result: Result, asked: t.Iterable[Result]) ->
             yield f"its agent says {_words(agent['state'])}, but {name_of(told)} {gives}: {where}"
     for peer in agent["peers"] or []:
         if peer["polls"] and not peer["has_it"]:
-            yield f"{peer['address']} was not told the state yet"
+            yield f"{with_names(peer['address'], known)} was not told the state yet"
     if agent["peers"] is not None and not any(peer["polls"] for peer in agent["peers"]):
         yield "no load balancer asks its agent"
 

@@ -12,6 +12,7 @@ import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import kept_out
+from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern
 
 Result = t.Mapping[str, t.Any]
 
@@ -106,5 +107,6 @@ def _kept(looks: t.Iterable[Look]) -> str:
 
 
 def _limit(looks: t.Iterable[Look], limit: str) -> str:
-    # The last one counts, so it must have in it what the present one leaves out.
-    return f"--limit='{','.join([*([limit] if limit else []), *('!' + seen['host'] for seen in looks)])}'"
+    # The last one counts, so it must have in it what the present one leaves out. Where there is a comma, Ansible does not
+    # split an IPv6 address.
+    return f"--limit='{','.join([host_pattern(limit) or 'all', *('!' + seen['host'] for seen in looks)])}'"

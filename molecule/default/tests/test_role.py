@@ -161,6 +161,14 @@ def test_uninstall_removes_the_user_and_the_group_that_the_role_created() -> Non
     assert converge()[0] == 0
 
 
+def test_no_group_is_created_for_a_user_that_is_there() -> None:
+    """It would stay for ever: nothing tells who created it."""
+    rc, output = converge(hapgent_user="www-data", hapgent_group="shops", hapgent_manage_user=True)
+    assert rc != 0
+    assert "group shops does not exist" in " ".join(output.split())
+    assert run(HOST, "getent group shops").stdout == ""
+
+
 README = Path(__file__).parents[3] / "roles" / "hapgent" / "README.md"
 
 

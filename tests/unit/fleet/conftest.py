@@ -124,6 +124,7 @@ class LoadBalancer:
             "backend 80",
             f"    default-server {CHECKS} source {self.source}",
             f"    server 7 127.0.0.1:{service} agent-port {servers['web1']}",
+            f"    server 3e8 127.0.0.1:{service} agent-port {servers['web1']}",
         ]
         self._config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -178,6 +179,7 @@ class LoadBalancer:
                 self.send(f"set server web/{server} {change}")
             self.send(f"enable agent web/{server}")
         self.send("enable agent 80/7")
+        self.send("enable agent 80/3e8")
 
 
 class Fleet:

@@ -24,3 +24,11 @@ def test_status_as_a_gate(fleet: Fleet) -> None:
     played = fleet.play(STATUS, *STRICT, variables=HOSTS, succeeds=False)
     assert played.hosts("failed") == {"web1"}
     fleet.play(STATUS, "-e", "hapgent_status_strict=false", variables=HOSTS)
+
+
+def test_status_as_a_gate_for_what_does_not_fit_together(fleet: Fleet) -> None:
+    fleet.load_balancers["lb1"].send("set server web/web1 state drain")
+    played = fleet.play(STATUS, *STRICT, variables=HOSTS, succeeds=False)
+    (table,) = played.results("Show the fleet")
+    assert any(line.startswith("web1  ") and "!" in line for line in table["msg"])
+    assert "does not fit together" in played.failures()["web1"]

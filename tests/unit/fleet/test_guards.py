@@ -154,13 +154,35 @@ def test_misspelt_variable_of_the_role(fleet: Fleet) -> None:
     assert played.changed() == set()
 
 
-@pytest.mark.parametrize(("playbook", "min_up"), [("drain", "two"), ("rolling", "101%")])
-def test_min_up_that_is_none(fleet: Fleet, playbook: str, min_up: str) -> None:
+@pytest.mark.parametrize(
+    ("playbook", "name", "value"),
+    [
+        ("drain", "min_up", "two"),
+        ("rolling", "min_up", "101%"),
+        ("drain", "grace", -1),
+        ("rolling", "grace", 86401),
+        ("drain", "wait_timeout", -1),
+        ("drain", "server_port", 99999),
+        ("rolling", "health_tries", 0),
+    ],
+)
+def test_number_out_of_its_range(fleet: Fleet, playbook: str, name: str, value: Any) -> None:
     """Refused before a load balancer or an agent is asked."""
-    played = play(fleet, playbook, "--limit=web1", hapgent_min_up=min_up)
-    assert f"not {min_up}" in played.failures()["web1"]
-    assert played.records[-1]["task"] == "Check how many servers must stay in"
+    played = play(fleet, playbook, "--limit=web1", **{f"hapgent_{name}": value})
+    failure = played.failures()["web1"]
+    for part in (f"hapgent_{name}", str(value), "Nothing was changed"):
+        assert part in failure
+    assert played.records[-1]["task"].startswith("Check how ")
     assert_nothing_changed(fleet)
+
+
+def test_misspelt_variable_of_a_load_balancer(fleet: Fleet) -> None:
+    fleet.host_vars("lb1")["hapgent_haproxy_ca_pth"] = "/etc/ssl/lb.pem"
+    played = play(fleet, "drain", "--limit=web1")
+    assert "hapgent_haproxy_ca_path?" in played.failures()["web1"]
+    assert_nothing_changed(fleet)
+    fleet.host_vars("lb1")["hapgent_own_variables"] = "hapgent_haproxy_ca_pth"
+    play(fleet, "status", "--limit=web1", succeeds=True)
 
 
 # The words of a reason

@@ -72,13 +72,27 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
                 "hapgent_hosts": "web1,web2",
                 "reason": "release 4.2",
                 "hapgent_tasks": "tasks.yml",
+                "hapgent_handlers": "handlers.yml",
                 "hapgent_kept_out": "skip",
             },
         },
     ]
     (fleet.project / "site.yml").write_text(json.dumps(site), encoding="utf-8")
-    (fleet.project / "tasks.yml").write_text(json.dumps([{"name": "See the rolling", **slurp}]), encoding="utf-8")
-    played = fleet.play("site.yml", ansible=ansible, environment={"ANSIBLE_DEPRECATION_WARNINGS": "true"})
+    tasks = {
+        "tasks.yml": [
+            {"name": "See the rolling", **slurp, "changed_when": True, "notify": "Restart"},
+            {"ansible.builtin.include_role": {"name": "shop"}},
+        ],
+        "handlers.yml": [{"name": "See the handler", "listen": "Restart", **slurp}],
+        "roles/shop/tasks/main.yml": [{"name": "See the role", **slurp, "changed_when": True, "notify": "Reload"}],
+        "roles/shop/handlers/main.yml": [{"name": "Reload", **slurp}],
+    }
+    for name, content in tasks.items():
+        path = fleet.project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content), encoding="utf-8")
+    environment = {"ANSIBLE_DEPRECATION_WARNINGS": "true", "ANSIBLE_ROLES_PATH": str(fleet.project / "roles")}
+    played = fleet.play("site.yml", ansible=ansible, environment=environment)
 
     def seen(task: str) -> dict[str, Any]:
         records = [record for record in played.records if record["task"] == task]
@@ -87,7 +101,8 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
     assert seen("See the drain") == {"web3": {"status": "DRAIN", "reason": "new disk"}}
     (table,) = played.results("Show the fleet")
     assert [line.count("DRAIN (agent)") for line in table["msg"] if line.startswith("web3  ")] == [1]
-    assert seen("See the rolling") == {"web1": {"status": "DRAIN", "reason": "release 4.2"}}
+    for task in ("See the rolling", "See the role", "See the handler", "Reload"):
+        assert seen(task) == {"web1": {"status": "DRAIN", "reason": "release 4.2"}}
     assert fleet.state("web1")["status"] == fleet.state("web3")["status"] == "UP"
     assert fleet.state("web2") == {"status": "MAINT", "reason": "no disk"}
     fleet.await_statuses(web1="UP", web3="UP")

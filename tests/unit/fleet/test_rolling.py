@@ -46,8 +46,8 @@ def test_host_that_is_down_is_found_before_anything_is_drained(fleet: Fleet) -> 
     failure = played.failures()["web1"]
     assert played.changed() == set()
     assert fleet.states() == dict.fromkeys(fleet.states(), UP)
-    assert "--limit='!web2,!web3'" in failure
-    assert worked_on(roll(fleet, "--limit=!web2,!web3")) == {"web1"}
+    assert "--limit='all,!web2,!web3'" in failure
+    assert worked_on(roll(fleet, "--limit=all,!web2,!web3")) == {"web1"}
 
 
 def test_host_that_is_kept_out(fleet: Fleet) -> None:
@@ -56,7 +56,7 @@ def test_host_that_is_kept_out(fleet: Fleet) -> None:
     fleet.await_statuses(web2="DRAIN (agent)")
     both: dict[str, Any] = {"hapgent_hosts": "web1,web2"}
     failure = roll(fleet, succeeds=False, **both).failures()["web1"]
-    for part in ("web2", "disk", "--limit='!web2'"):
+    for part in ("web2", "disk", "--limit='all,!web2'"):
         assert part in failure
     assert fleet.state("web1") == UP
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,23 +62,31 @@ def test_each_text_variable_is_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ansible", "server"), [("of the tests", "the host's name"), ("oldest", "the host's name"), ("oldest, native", "7")]
+    ("ansible", "name"), [("of the tests", "7"), ("oldest", "7"), ("oldest, native", "7"), ("oldest, native", "3e8")]
 )
-def test_numbers(fleet: Fleet, ansible: str, server: str) -> None:
-    """A whole rolling of a host with the name 7, in the backend 80, with load balancers in the group 10."""
+def test_numbers(fleet: Fleet, ansible: str, name: str) -> None:
+    """A whole rolling of a host that is called by a number, in the backend 80, with load balancers in the group 10."""
     groups = fleet.inventory["all"]["children"]
     host = {**groups["web"]["hosts"]["web1"], **NUMBERS, "hapgent_wait_timeout": 15}
-    if server == "the host's name":
+    variables = {}
+    if name != "7" or ansible != "oldest, native":
         del host["hapgent_server"]
+    if name != "7":
+        # What is text, and not the same as the number that it looks like.
+        del host["hapgent_reason"]
+        variables["reason"] = "4.10"
     balancers = groups["lb"]
-    fleet.inventory["all"]["children"] = {"web": {"hosts": {"7": host}}, "10": balancers}
+    fleet.inventory["all"]["children"] = {"web": {"hosts": {name: host}}, "10": balancers}
     tasks = [{"name": "See", "ansible.builtin.slurp": {"src": "{{ hapgent_state_file }}"}}]
     (fleet.project / "3").write_text(json.dumps(tasks), encoding="utf-8")
     more: dict[str, Any] = {} if ansible == "of the tests" else {"ansible": OLDEST}
     environment = {"ANSIBLE_JINJA2_NATIVE": "true"} if "native" in ansible else {}
-    played = fleet.play("hapgent.agent.rolling", "--limit=7", environment=environment, **more)
+    played = fleet.play(
+        "hapgent.agent.rolling", f"--limit={name}", environment=environment, variables=variables, **more
+    )
     (seen,) = played.results("See")
-    assert seen["content"]
+    reason = variables.get("reason", "4.2")
+    assert json.loads(base64.b64decode(seen["content"])) == {"status": "DRAIN", "reason": reason}
     assert fleet.state("web1") == {"status": "UP"}
     # The agent was changed, so the load balancers were asked about that server, and it was not left alone.
-    assert played.changed() == {"7"}
+    assert played.changed() == {name}

@@ -15,6 +15,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import (
     addresses,
     name_of,
+    strangers,
     unasked,
     unseen,
     with_names,
@@ -36,6 +37,10 @@ FAILED: dict[str, tuple[list[Result], list[str]]] = {
     "none": ([], []),
     "silent": ([failed("lb2", "silent")], ["lb2"]),
     "cannot be reached": ([{**failed("lb2"), "unreachable": True}], ["lb2"]),
+    "does not let Ansible in": (
+        [{**failed("lb2", msg="Failed to connect: admin@lb2: Permission denied (publickey)."), "unreachable": True}],
+        [],
+    ),
     "no such backend": ([failed("lb2", "selection")], []),
     "not permitted": ([failed("lb2", "permission")], []),
     "strange answer": ([failed("lb2", "answer")], []),
@@ -53,6 +58,35 @@ def test_unasked(results: list[Result], down: list[str]) -> None:
     excluded = "".join(f",!{name}" for name in down)
     assert (f"hapgent_load_balancers='lb{excluded}'" in report) == bool(down)
     assert ("leave" in report) == bool(down)
+
+
+def rows(name: str, *servers: str, unreadable: str = "") -> Result:
+    return {
+        "item": name,
+        "servers": [{"backend": "web", "server": server} for server in servers],
+        "unreadable": {unreadable: "7 of 90 columns\x1b"} if unreadable else {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "backends", "parts"),
+    [
+        ([], [], []),
+        ([rows("lb1", "web1"), rows("lb2", "web2", "web1", unreadable="web/web1")], [], []),
+        ([rows("lb1", "web1"), rows("lb2"), rows("lb3")], [], ["lb2, lb3 has no server web1 in any backend"]),
+        ([rows("lb1", "web2")], ["web", "api"], ["lb1 has no server web1 in the backends web, api"]),
+        ([rows("lb1", unreadable="web/web1")], [], ["lb1: HAProxy's report about web/web1", "7 of 90 columns"]),
+        ([rows("lb1", unreadable="web/?")], [], ["lb1: HAProxy's report about web/?"]),
+        ([rows("lb1", unreadable="web/web2")], [], ["lb1 has no server web1"]),
+        ([rows("lb1", unreadable="web/web1"), rows("lb2")], [], ["report about web/web1", "lb2 has no server web1"]),
+    ],
+)
+def test_strangers(asked: list[Result], backends: list[str], parts: list[str]) -> None:
+    report = strangers(asked, "web1", backends)
+    assert bool(report) == bool(parts)
+    assert all(part in report for part in parts)
+    assert report.isprintable()
+    assert ("hapgent_server" in report) == any("has no server" in part for part in parts)
 
 
 @pytest.mark.parametrize("variable", ["item", "hapgent__balancer"])

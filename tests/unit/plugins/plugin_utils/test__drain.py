@@ -79,6 +79,9 @@ def test_drain_ends_no_maintenance_in_haproxy(rows: list[Row], outcome: str) -> 
 # The state, the reason that is asked for, what a drain of this run has left; whether it is ended, and what is reported.
 UNDRAINS: dict[str, tuple[Row, str, str, bool, str]] = {
     "is in": ({"status": "UP"}, "", "", True, ""),
+    "is in, with another reason": ({"status": "UP", "reason": "disk"}, "", "", True, "UP # disk"),
+    "is in, with another reason, which stays": ({"status": "UP", "reason": "disk"}, OURS, "", True, ""),
+    "is in, with ours": ({"status": "UP", "reason": OURS}, OURS, "", True, ""),
     "drained": ({"status": "DRAIN"}, "", "", True, "DRAIN"),
     "drained with a reason": ({"status": "DRAIN", "reason": "disk"}, "", "", True, "disk"),
     "maintenance": ({"status": "MAINT", "reason": "disk"}, "", "", True, "MAINT UP # disk"),

@@ -69,6 +69,7 @@ def told(item: str, *servers: Result, warnings: list[str] | None = None) -> Resu
         "changed": False,
         "failed": False,
         "servers": list(servers),
+        "unreadable": {},
         "haproxy": {"version": "2.6.12-1+deb12u4", "pid": 612, "uptime": 86400},
         "agent_check_warnings": warnings or [],
     }
@@ -428,6 +429,11 @@ KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
         ALL_WELL,
         "its agent says DRAIN UP # kernel upgrade",
     ),
+    "its agent, with a reason that is not printable": (
+        {"status": "DRAIN", "reason": "kernel\u202e"},
+        ALL_WELL,
+        r"its agent says DRAIN UP # kernel\u202e",
+    ),
     "its agent, with no reason": ({"status": "DRAIN"}, ALL_WELL, "its agent says DRAIN"),
     "its agent, by weight": ({"status": "UP", "weight": 0}, ALL_WELL, "its agent says UP 0%"),
     "its agent, by weight with our reason": (
@@ -635,6 +641,14 @@ def test_table(result: Result, asked: list[Result], cells: list[str], remarks: l
     (host, state, _since, *rest), below = one_host(result, asked)
     assert [host, state, *rest] == ["web1", *cells]
     assert below == remarks
+
+
+def test_table_names_who_was_not_told() -> None:
+    late = {**BOTH[0], "address": "198.51.100.11", "has_it": False, "polls": True}
+    result = agent()
+    result = {**result, "instances": [{**result["instances"][0], "peers": [late]}]}
+    lines = table(["web1"], ["web1"], [[]], [result], [], known={"198.51.100.11": "lb1"})
+    assert lines[-1] == "web1: 198.51.100.11 (lb1) was not told the state yet"
 
 
 def test_since() -> None:

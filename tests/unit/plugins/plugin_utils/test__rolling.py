@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ansible.inventory.manager import InventoryManager
 from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import begin, look
 
 Result = dict[str, Any]
@@ -62,7 +63,7 @@ DONE, BEGUN, OPEN = host("c", done=True), host("d", begun=True), host("e")
 @pytest.mark.parametrize("mode", ["fail", "skip"])
 def test_rolling_does_not_begin_with_a_host_of_which_nothing_is_known(mode: str) -> None:
     refusal = begin([OPEN, DOWN, host("f", problem="no agent")], OURS, mode, "")["refusal"]
-    assert "--limit='!a,!f'" in refusal
+    assert "--limit='all,!a,!f'" in refusal
     assert "cannot be reached" in refusal
 
 
@@ -95,3 +96,16 @@ def test_summary(looks: list[Any], parts: list[str]) -> None:
 def test_what_others_have_written_is_escaped() -> None:
     assert look({"msg": "\x1b[2J"}, VIEW, OURS, [])["problem"].isprintable()
     assert look({"before": {"status": "MAINT", "reason": "\u202e"}}, VIEW, OURS, [])["kept_out"].isprintable()
+
+
+@pytest.mark.parametrize("limit", ["", "web:!away", "web,!away", "!away"])
+def test_advised_limit_leaves_out_who_is_named(limit: str) -> None:
+    """Also addresses of IPv6, and what the present one leaves out."""
+    inventory = InventoryManager(None, parse=False)
+    inventory.add_group("web")
+    for name in ("web1", "away", "2001:db8::10"):
+        inventory.add_host(name, group="web")
+    refusal = begin([OPEN, host("2001:db8::10", problem="no agent")], OURS, "fail", limit)["refusal"]
+    inventory.subset(refusal.partition("--limit='")[2].partition("'")[0])
+    left = {found.name for found in inventory.get_hosts()}
+    assert left == ({"web1"} if limit else {"web1", "away"})

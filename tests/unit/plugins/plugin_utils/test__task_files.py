@@ -17,8 +17,14 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _task_files
 
 COLLECTIONS = Path(_task_files.__file__).parents[5]
-# The Ansible of the tests, and the oldest one that is allowed: see tests/tools/install.
-PYTHONS = {"ansible": sys.executable, "oldest": str(Path(__file__).parents[4] / ".cache" / "oldest" / "bin" / "python")}
+CACHE = Path(__file__).parents[4] / ".cache"
+NEWEST = (Path(__file__).parents[3] / "ansible-releases.txt").read_text(encoding="utf-8").split()[-2]
+# The Ansible of the tests, the oldest one that is allowed, and the newest one: see tests/tools/install.
+PYTHONS = {
+    "ansible": Path(sys.executable),
+    "oldest": CACHE / "oldest" / "bin" / "python",
+    "newest": CACHE / "ansible" / NEWEST / "bin" / "python",
+}
 # As ansible-playbook hapgent.agent.rolling does. In this process, Ansible would find modules only after taking over the
 # import of collections.
 PROGRAM = """
