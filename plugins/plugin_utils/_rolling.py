@@ -107,6 +107,6 @@ def _kept(looks: t.Iterable[Look]) -> str:
 
 
 def _limit(looks: t.Iterable[Look], limit: str) -> str:
-    # The last one counts, so it must have in it what the present one leaves out. Where there is a comma, Ansible does not
-    # split an IPv6 address.
+    # The last one counts, so it must have in it what the present one leaves out. Where there is a comma, Ansible splits
+    # no address of IPv6.
     return f"--limit='{','.join([host_pattern(limit) or 'all', *('!' + seen['host'] for seen in looks)])}'"
