@@ -534,7 +534,7 @@ class HapgentState:
         if now == state:
             return state
         if now is None or not (self.result["kept"] or self.change.applied_to(now) == now):
-            self.result["answer"] = now.answer() if now else None
+            self.result.update(after=now.fields() if now else {}, answer=now.answer() if now else None)
             self._fail(f"the state was changed meanwhile, to {now.answer() if now else 'none'}")
         self.result["after"] = now.fields()
         return now

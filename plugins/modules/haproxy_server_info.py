@@ -90,8 +90,8 @@ options:
   timeout:
     description:
       - Seconds to wait for O(wait_until), 0 to 86400.
-      - For each answer of HAProxy, from the name of its host to the last byte, the module waits so long at most, and
-        never longer than 10 seconds. It reads 64 MiB at most, enough for a hundred thousand servers.
+      - For each answer of HAProxy, from the name of its host to the last byte, the module waits so long at most, but at
+        least 2 and never longer than 10 seconds. It reads 64 MiB at most, enough for a hundred thousand servers.
     type: float
     default: 60
   interval:

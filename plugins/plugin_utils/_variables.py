@@ -75,11 +75,7 @@ def hosts_of_play(
                 "Nothing was changed."
             )
         return "all"
-    inventory = InventoryManager(None, parse=False)
-    for group, hosts in groups.items():
-        inventory.add_group(group)
-        for host in hosts:
-            inventory.add_host(host, group=group)
+    inventory = _inventory(groups)
     try:
         found = inventory.get_hosts(pattern)
         if found and limit:
@@ -95,7 +91,33 @@ def hosts_of_play(
         raise VariableError(
             f"hapgent_hosts must name hosts or groups of the inventory. {pattern} matches none. Nothing was changed."
         )
+    strange = strangers(pattern, groups)
+    if strange:
+        raise VariableError(
+            f"hapgent_hosts is {pattern}, and the inventory has no {', '.join(strange)}. Nothing was changed."
+        )
     return pattern
+
+
+def strangers(pattern: t.Any, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]:
+    """The parts of a pattern of hosts that match nothing in the inventory, which Ansible passes over.
+
+    C(groups) has the hosts of each group. A group may be empty.
+    """
+    names = {part.strip().lstrip("!&") for part in host_pattern(pattern).split(",")} - {""}
+    others = sorted(names - {*groups} - {*groups.get("all", [])})
+    # Such as patterns with wildcards.
+    inventory = _inventory(groups) if others else None
+    return [name for name in others if inventory and not inventory.get_hosts(name)]
+
+
+def _inventory(groups: t.Mapping[str, t.Sequence[str]]) -> InventoryManager:
+    inventory = InventoryManager(None, parse=False)
+    for group, hosts in groups.items():
+        inventory.add_group(group)
+        for host in hosts:
+            inventory.add_host(host, group=group)
+    return inventory
 
 
 def serial(value: t.Any) -> list[str]:

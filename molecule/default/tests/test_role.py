@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from pathlib import Path
 
-import pytest
 from lab import HOSTS, ansible, ask, eventually, run
 
 HOST = "hapgent-bookworm"
@@ -25,48 +25,53 @@ def converge(*arguments: str, **variables: object) -> tuple[int, str]:
 
 
 # What is wrong with each form of a value, and what the error says, is in test__preflight.py.
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("hapgent_version", "0.3.1"),
-        ("hapgent_checksum", "38b9b2f80fbdf046311127b22943efb464081812bf53de7ce0452968c916b434"),
-        ("hapgent_port", "70000"),
-        ("hapgent_port", "9777.0"),
-        ("hapgent_settle", "6_0"),
-        ("hapgent_ip", "10.0.0.300"),
-        ("hapgent_status", "up"),
-        ("hapgent_service", "haproxy"),
-        ("hapgent_state_file", "/etc/hapgent/../hapgent/state.json"),
-        # A folder that root has for something else.
-        ("hapgent_state_file", "/etc/haproxy/state.json"),
-        # Folders, the first of which belongs to the agent.
-        ("hapgent_state_file", "/etc/hapgent"),
-        ("hapgent_state_file", "/var/lib/systemd"),
-        # Below a folder of the agent's user.
-        ("hapgent_state_file", "/etc/hapgent/shop/state.json"),
-        # Debian's staff may write there.
-        ("hapgent_state_file", "/var/local/hapgent/state.json"),
-        ("hapgent_user", "no-such-user"),
-        ("hapgent_python", "/home/ops/venv/bin/python"),
-        ("hapgent_python", "/bin/true"),
-    ],
-)
-def test_refuses(variable: str, value: str) -> None:
-    before = files()
-    rc, output = converge(**{variable: value})
-    assert rc != 0
-    assert variable in output
-    assert "changed=0" in output
-    assert files() == before
+REFUSED = [
+    ("hapgent_version", "0.3.1"),
+    ("hapgent_checksum", "38b9b2f80fbdf046311127b22943efb464081812bf53de7ce0452968c916b434"),
+    ("hapgent_port", "70000"),
+    ("hapgent_port", "9777.0"),
+    ("hapgent_settle", "6_0"),
+    ("hapgent_ip", "10.0.0.300"),
+    ("hapgent_status", "up"),
+    ("hapgent_service", "haproxy"),
+    ("hapgent_state_file", "/etc/hapgent/../hapgent/state.json"),
+    # A folder that root has for something else.
+    ("hapgent_state_file", "/etc/haproxy/state.json"),
+    # Folders, the first of which belongs to the agent.
+    ("hapgent_state_file", "/etc/hapgent"),
+    ("hapgent_state_file", "/var/lib/systemd"),
+    # Below a folder of the agent's user.
+    ("hapgent_state_file", "/etc/hapgent/shop/state.json"),
+    # Debian's staff may write there.
+    ("hapgent_state_file", "/var/local/hapgent/state.json"),
+    ("hapgent_user", "no-such-user"),
+    # It would stay for ever: nothing tells who created it.
+    ("hapgent_group", "shops"),
+    ("hapgent_python", "/home/ops/venv/bin/python"),
+    ("hapgent_python", "/bin/true"),
+]
+UNINSTALL_REFUSED = [("hapgent_state_file", "/var/lib/systemd"), ("hapgent_state_file", "/etc/haproxy/errors")]
 
 
-@pytest.mark.parametrize("folder", ["/var/lib/systemd", "/etc/haproxy/errors"])
-def test_uninstall_refuses_a_state_file_that_is_a_folder(folder: str) -> None:
+def test_refuses(tmp_path: Path) -> None:
+    """Each value on a host of its own, all of which are this host."""
+    hosts = {}
+    for number, (variable, value) in enumerate([*REFUSED, *UNINSTALL_REFUSED]):
+        uninstalls = number >= len(REFUSED)
+        more = {"hapgent_uninstall": True, "hapgent_uninstall_state_file": True} if uninstalls else {}
+        manages = {"hapgent_user": "www-data", "hapgent_manage_user": True} if variable == "hapgent_group" else {}
+        hosts[f"refused{number}"] = {"ansible_host": HOST, variable: value, **more, **manages}
+    inventory, playbook = tmp_path / "refused.json", tmp_path / "play.json"
+    inventory.write_text(json.dumps({"all": {"children": {"refused": {"hosts": hosts}}}}), encoding="utf-8")
+    playbook.write_text(json.dumps([{"hosts": "refused", "roles": ["hapgent.agent.hapgent"]}]), encoding="utf-8")
     before = files()
-    rc, output = uninstall(hapgent_state_file=folder, hapgent_uninstall_state_file=True)
-    assert rc != 0
-    assert "changed=0" in output
+    done = ansible("ansible-playbook", str(playbook), f"--inventory={inventory}", "--forks=4")
+    assert done.returncode != 0
     assert files() == before
+    for number, (variable, _value) in enumerate([*REFUSED, *UNINSTALL_REFUSED]):
+        (error,) = re.findall(rf"^fatal: \[refused{number}\]: (.*)", done.stdout, re.MULTILINE)
+        assert variable in error
+        assert re.search(rf"^refused{number} .* changed=0 .* failed=1 ", done.stdout, re.MULTILINE)
 
 
 def files() -> str:
@@ -159,14 +164,6 @@ def test_uninstall_removes_the_user_and_the_group_that_the_role_created() -> Non
     assert run(HOST, "getent passwd shop").stdout == ""
     assert run(HOST, "groupdel shops").returncode == 0
     assert converge()[0] == 0
-
-
-def test_no_group_is_created_for_a_user_that_is_there() -> None:
-    """It would stay for ever: nothing tells who created it."""
-    rc, output = converge(hapgent_user="www-data", hapgent_group="shops", hapgent_manage_user=True)
-    assert rc != 0
-    assert "group shops does not exist" in " ".join(output.split())
-    assert run(HOST, "getent group shops").stdout == ""
 
 
 README = Path(__file__).parents[3] / "roles" / "hapgent" / "README.md"

@@ -176,6 +176,14 @@ def test_number_out_of_its_range(fleet: Fleet, playbook: str, name: str, value: 
     assert_nothing_changed(fleet)
 
 
+@pytest.mark.parametrize("balancers", ["lb,lb9", "lb,!lb9"])
+def test_load_balancer_that_is_not_in_the_inventory(fleet: Fleet, balancers: str) -> None:
+    """Ansible passes over it, and HAProxy there would not be asked."""
+    played = play(fleet, "drain", "--limit=web1", hapgent_load_balancers=balancers)
+    assert "the inventory has no lb9" in played.failures()["web1"]
+    assert_nothing_changed(fleet)
+
+
 def test_misspelt_variable_of_a_load_balancer(fleet: Fleet) -> None:
     fleet.host_vars("lb1")["hapgent_haproxy_ca_pth"] = "/etc/ssl/lb.pem"
     played = play(fleet, "drain", "--limit=web1")

@@ -55,7 +55,7 @@ def test_load_balancer_that_is_left_out_without_its_address(fleet: Fleet) -> Non
 def test_load_balancer_that_does_not_poll_is_named(fleet: Fleet) -> None:
     """It answers on its stats socket, and has stopped to ask the agent."""
     fleet.host_vars("lb2")["hapgent_source_addresses"] = ["127.0.0.12"]
-    for server in ("web/web1", "80/7"):
+    for server in ("web/web1", "80/7", "80/3e8"):
         fleet.load_balancers["lb2"].send(f"disable agent {server}")
     variables = {**BOTH, "hapgent_wait_timeout": 1}
     failure = fleet.play(DRAIN, LIMIT, succeeds=False, variables=variables).failures()["web1"]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import http.server
 import json
+import ssl
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.unit.fleet.conftest import Fleet, Played
 
 UP = {"status": "UP"}
@@ -113,7 +116,10 @@ def test_sessions_that_are_left_after_the_grace_are_reported_in_the_end(fleet: F
 class Answers(http.server.BaseHTTPRequestHandler):
     """/302 refers to /200, and so on. As a proxy, it finds everything well."""
 
+    asked: ClassVar[list[str]] = []
+
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         status = 200 if self.path.startswith("http:") else int(self.path[1:])
         self.send_response(status)
         self.send_header("Location", "/200")
@@ -139,6 +145,7 @@ def test_service_is_well_only_if_it_says_so_itself(fleet: Fleet, site: str) -> N
     """Neither a login page that it refers to, nor a proxy, answers for it."""
     roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/302", succeeds=False, hapgent_health_tries=1)
     assert fleet.state("web1")["status"] == "DRAIN"
+    assert Answers.asked == ["/302"]
     through_proxy = {"http_proxy": site, "no_proxy": ""}
     dead = roll(
         fleet,
@@ -151,4 +158,20 @@ def test_service_is_well_only_if_it_says_so_itself(fleet: Fleet, site: str) -> N
     assert "web1" in dead.failures()
     assert fleet.state("web1")["status"] == "DRAIN"
     roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/200", environment=through_proxy, hapgent_health_tries=1)
+    assert fleet.state("web1") == UP
+
+
+def test_service_with_a_certificate_of_ones_own(fleet: Fleet, certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"https://127.0.0.1:{server.server_address[1]}/200"
+        roll(fleet, "--limit=web1", hapgent_health_url=url, succeeds=False, hapgent_health_tries=1)
+        assert fleet.state("web1")["status"] == "DRAIN"
+        roll(fleet, "--limit=web1", hapgent_health_url=url, hapgent_health_ca_path=str(certificate))
+        server.shutdown()
+        thread.join()
     assert fleet.state("web1") == UP

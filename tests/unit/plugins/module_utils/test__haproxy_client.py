@@ -115,16 +115,6 @@ def unix_peer(tmp_path: Path) -> Iterator[Peer]:
     peer.close()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PEM file with a certificate of 127.0.0.1 and its key."""
-    path = tmp_path_factory.mktemp("tls") / "lb.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lb -addext subjectAltName=IP:127.0.0.1"
-    made = subprocess.run([*command.split(), "-keyout", "-", "-out", "-"], capture_output=True, check=True)
-    path.write_bytes(made.stdout)
-    return path
-
-
 @pytest.fixture
 def tls_peer(certificate: Path) -> Iterator[Peer]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1274,7 +1274,7 @@ def test_somebody_changes_the_state_while_somebody_waits(
     assert result["failed"]
     assert result["changed"]
     assert "the state was changed meanwhile, to UP" in result["msg"]
-    assert result["answer"] == "UP"
+    assert (result["answer"], result["after"]) == ("UP", {"status": "UP"})
 
 
 def test_another_change_that_leaves_this_one_as_it_is(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:

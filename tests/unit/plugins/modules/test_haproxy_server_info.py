@@ -980,7 +980,7 @@ def test_page_that_is_none() -> None:
         url = f"http://127.0.0.1:{server.server_port}"
         assert_failed(run_module(url=f"{url}/page"), "answer", "is no stats page", "'<html>hello</html>'")
         assert_failed(run_module(url=f"{url}/none"), "answer", f"{url}/none;csv answers HTTP 404", "stats uri")
-        assert_failed(run_module(url=f"{url}/broken"), "silent", f"{url}/broken;csv answers HTTP 500")
+        assert_failed(run_module(url=f"{url}/broken"), "answer", f"{url}/broken;csv answers HTTP 500")
         moved = run_module(url=f"{url}/moved", user="ada", password="secret")
         assert_failed(moved, "answer", f"{url}/moved;csv answers HTTP 302", r"http://127.0.0.1:1/else\x1b[2J")
         server.shutdown()

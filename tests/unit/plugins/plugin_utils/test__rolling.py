@@ -105,6 +105,7 @@ def test_advised_limit_leaves_out_who_is_named(limit: str) -> None:
     inventory.add_group("web")
     for name in ("web1", "away", "2001:db8::10"):
         inventory.add_host(name, group="web")
+    inventory.reconcile_inventory()
     refusal = begin([OPEN, host("2001:db8::10", problem="no agent")], OURS, "fail", limit)["refusal"]
     inventory.subset(refusal.partition("--limit='")[2].partition("'")[0])
     left = {found.name for found in inventory.get_hosts()}

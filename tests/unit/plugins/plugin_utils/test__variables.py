@@ -98,6 +98,9 @@ NO_HOSTS: list[tuple[Any, str | None]] = [
     ("web", "lb"),
     ("~(", None),
     ("web[5:]", None),
+    ("web,wbe2", None),
+    ("web,!wbe2", None),
+    ("web:&wbe", None),
 ]
 
 
@@ -105,6 +108,21 @@ NO_HOSTS: list[tuple[Any, str | None]] = [
 def test_no_hosts_of_play(wanted: Any, limit: str | None) -> None:
     with pytest.raises(_variables.VariableError):
         _variables.hosts_of_play(wanted, GROUPS, limit, "drain")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", []),
+        ("web,!web1", []),
+        ("web:empty", []),
+        ("~web[0-9],localhost,web[0]", []),
+        ("web,wbe,!bad,&worse", ["bad", "wbe", "worse"]),
+        (["web", "2001:db8::99"], ["2001:db8::99"]),
+    ],
+)
+def test_names_of_nobody(pattern: Any, expected: list[str]) -> None:
+    assert _variables.strangers(pattern, GROUPS) == expected
 
 
 SERIALS: list[tuple[Any, list[str]]] = [
