@@ -12,6 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from lab import HOSTS, ansible, ask, eventually, run
 
 HOST = "hapgent-bookworm"
@@ -211,6 +212,25 @@ def test_the_oldest_ansible_allowed_installs_drains_and_uninstalls() -> None:
 
 def run_oldest(command: str, *arguments: str) -> str:
     return ansible(str(OLDEST / command), *arguments).stdout
+
+
+def newest_of_each_minor() -> list[str]:
+    """But for those of the tests and of the test before, which install with it."""
+    lines = (Path(__file__).parents[3] / "tests" / "ansible-releases.txt").read_text(encoding="utf-8").splitlines()
+    releases = [line.split()[0] for line in lines if not line.startswith("#")]
+    newest = {release.rpartition(".")[0]: release for release in releases}
+    return [release for minor, release in newest.items() if minor not in ("2.16", "2.19")]
+
+
+@pytest.mark.parametrize("release", newest_of_each_minor())
+def test_a_second_run_with_each_ansible(release: str) -> None:
+    program = OLDEST.parents[1] / "ansible" / release / "bin" / "ansible-playbook"
+    arguments = ["converge.yml", "--check", "--limit=hapgent-bullseye"]
+    done = ansible(str(program), *arguments, ANSIBLE_DEPRECATION_WARNINGS="true")
+    assert done.returncode == 0, done.stdout
+    assert "changed=0" in done.stdout
+    if release == newest_of_each_minor()[-1]:
+        assert "DEPRECATION" not in done.stdout
 
 
 def test_a_run_after_one_that_was_interrupted_restarts_what_that_changed() -> None:
