@@ -43,10 +43,14 @@ robustness: ## storms, floods, kills and full disks against the agent, in namesp
 
 hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy
 	tests/tools/install hosts
-	$(MAKE) scenario-default scenario-settling scenario-rolling
+	tests/tools/with-hosts true # makes the place where hosts run, before two do at once
+	$(MAKE) --jobs 2 --output-sync=target scenario-default scenario-rolling
 
+# Two side by side. The output of each is shown when it is done.
 scenario-%:
 	tests/tools/with-hosts molecule test --scenario-name $*
+
+scenario-rolling: scenario-settling
 
 docs: ## the table of variables in the role's README, from its argument specs
 	tests/tools/install
