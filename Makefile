@@ -43,7 +43,8 @@ robustness: ## storms, floods, kills and full disks against the agent, in namesp
 
 hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy
 	tests/tools/install hosts
-	tests/tools/with-hosts true # makes the place where hosts run, before two do at once
+	echo bullseye bookworm trixie | \
+		tests/tools/with-hosts xargs -n 1 -P 3 molecule/shared/build-image localhost/hapgent-test-host
 	$(MAKE) --jobs 2 --output-sync=target scenario-default scenario-rolling
 
 # Two side by side. The output of each is shown when it is done.

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -35,30 +36,37 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".cache" / "hyp
 PATIENCE_SECONDS = 15.0
 
 
-def _candidates() -> Iterator[str]:
-    yield os.path.realpath(sys.executable)
-    for minor in MINOR_VERSIONS:
-        found = shutil.which(f"python3.{minor}")
-        if found:
-            yield found
-    if shutil.which("pyenv"):
-        root = subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=True).stdout.strip()
-        for minor in MINOR_VERSIONS:
-            yield from map(str, sorted(Path(root, "versions").glob(f"3.{minor}.*/bin/python3")))
-
-
 def _find_interpreters() -> dict[str, str]:
     """One Python for each version that the agent promises: version to path, the one that runs the tests first."""
-    versions = [f"3.{minor}" for minor in MINOR_VERSIONS]
+    own = f"3.{sys.version_info.minor}"
+    found = {own: os.path.realpath(sys.executable)}
     question = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
-    found: dict[str, str] = {}
-    for candidate in _candidates():
-        # Whether it runs is only known when it did: pyenv puts names on PATH that lead nowhere.
-        answer = subprocess.run([candidate, "-I", "-S", "-c", question], capture_output=True, text=True, check=False)
-        version, _space, path = answer.stdout.strip().partition(" ")
-        if answer.returncode == 0 and version in versions:
-            found.setdefault(version, path)
+    for version in (f"3.{minor}" for minor in MINOR_VERSIONS):
+        for candidate in _candidates(version) if version not in found else []:
+            # Whether it runs is only known when it did: pyenv puts names on PATH that lead nowhere.
+            answer = subprocess.run(
+                [candidate, "-I", "-S", "-c", question], capture_output=True, text=True, check=False
+            )
+            says, _space, path = answer.stdout.strip().partition(" ")
+            if answer.returncode == 0 and says == version:
+                found[version] = path
+                break
     return found
+
+
+def _candidates(version: str) -> Iterator[str]:
+    # Not by its names on PATH, which are slow.
+    yield from map(str, sorted(Path(_pyenv_root(), "versions").glob(f"{version}.*/bin/python3")))
+    found = shutil.which(f"python{version}")
+    if found:
+        yield found
+
+
+@functools.cache
+def _pyenv_root() -> str:
+    if not shutil.which("pyenv"):
+        return os.devnull
+    return subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 INTERPRETERS = _find_interpreters()

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import sys
@@ -53,7 +52,8 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
     ansible = program(release)
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
     fleet.set_state("web2", status="MAINT", reason="no disk")
-    slurp = {"ansible.builtin.slurp": {"src": "{{ hapgent_state_file }}"}}
+    # Here, and without a module, which costs half a second.
+    see = {"ansible.builtin.debug": {"msg": "{{ lookup('ansible.builtin.file', hapgent_state_file) }}"}}
     role = {"name": "hapgent.agent.hapgent", "tasks_from": "preflight"}
     # The name of the service is one that YAML takes for a number.
     variables = {"hapgent_state_file": "/etc/hapgent/state.json", "hapgent_service": 5}
@@ -63,7 +63,7 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
     site: list[dict[str, Any]] = [
         {"hosts": "web1", "gather_facts": False, "tasks": [facts, preflight]},
         {"import_playbook": "hapgent.agent.drain", "vars": {"hapgent_hosts": "web3", "reason": "new disk"}},
-        {"hosts": "web3", "gather_facts": False, "tasks": [{"name": "See the drain", **slurp}]},
+        {"hosts": "web3", "gather_facts": False, "tasks": [{"name": "See the drain", **see}]},
         {"import_playbook": "hapgent.agent.status", "vars": {"hapgent_hosts": "web3"}},
         {"import_playbook": "hapgent.agent.undrain", "vars": {"hapgent_hosts": "web3"}},
         {
@@ -80,12 +80,12 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
     (fleet.project / "site.yml").write_text(json.dumps(site), encoding="utf-8")
     tasks = {
         "tasks.yml": [
-            {"name": "See the rolling", **slurp, "changed_when": True, "notify": "Restart"},
+            {"name": "See the rolling", **see, "changed_when": True, "notify": "Restart"},
             {"ansible.builtin.include_role": {"name": "shop"}},
         ],
-        "handlers.yml": [{"name": "See the handler", "listen": "Restart", **slurp}],
-        "roles/shop/tasks/main.yml": [{"name": "See the role", **slurp, "changed_when": True, "notify": "Reload"}],
-        "roles/shop/handlers/main.yml": [{"name": "Reload", **slurp}],
+        "handlers.yml": [{"name": "See the handler", "listen": "Restart", **see}],
+        "roles/shop/tasks/main.yml": [{"name": "See the role", **see, "changed_when": True, "notify": "Reload"}],
+        "roles/shop/handlers/main.yml": [{"name": "Reload", **see}],
     }
     for name, content in tasks.items():
         path = fleet.project / name
@@ -96,7 +96,9 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
 
     def seen(task: str) -> dict[str, Any]:
         records = [record for record in played.records if record["task"] == task]
-        return {record["host"]: json.loads(base64.b64decode(record["result"]["content"])) for record in records}
+        said = {record["host"]: record["result"]["msg"] for record in records}
+        # Older releases make of it what it looks like.
+        return {host: json.loads(text) if isinstance(text, str) else text for host, text in said.items()}
 
     assert seen("See the drain") == {"web3": {"status": "DRAIN", "reason": "new disk"}}
     (table,) = played.results("Show the fleet")
