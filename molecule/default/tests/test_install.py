@@ -26,7 +26,7 @@ OWNERS = {
 
 
 def name(host: Host) -> str:
-    return str(host.backend.name)
+    return str(host.backend.get_hostname())
 
 
 def test_program(host: Host) -> None:
