@@ -195,7 +195,6 @@ def test_drain_that_no_load_balancer_is_told(run_playbook: RunPlaybook, agent: A
     assert "192.0.2.1 (never seen)" in said
 
 
-@pytest.mark.oldest_too
 def test_rolling(run_playbook: RunPlaybook, agent: Agent, tmp_path: Path) -> None:
     """A server whose tasks fail stays out, the same command goes on with it, and at the end the reason goes.
 
@@ -253,7 +252,6 @@ def test_rolling_from_a_playbook_in_another_folder(run_playbook: RunPlaybook, ag
     assert saved(agent) == {"status": "UP"}
 
 
-@pytest.mark.oldest_too
 @pytest.mark.parametrize("works", [True, False], ids=["that works", "that fails"])
 def test_rolling_runs_handlers_before_it_brings_the_server_back(
     run_playbook: RunPlaybook, agent: Agent, tmp_path: Path, works: bool
