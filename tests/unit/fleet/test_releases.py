@@ -45,7 +45,7 @@ def program(release: str) -> Path:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_whole_way(fleet: Fleet, release: str) -> None:
-    """In one run: the role's preflight, drain, status, undrain, and a rolling that leaves one host alone.
+    """In one run: the role's preflight, drain, status, undrain, and a rolling, which on some leaves a host alone.
 
     With one load balancer and one host at a time, since each release costs seconds.
     """
@@ -69,7 +69,7 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
         {
             "import_playbook": "hapgent.agent.rolling",
             "vars": {
-                "hapgent_hosts": "web1,web2",
+                "hapgent_hosts": "web1,web2" if release in EDGES else "web1",
                 "reason": "release 4.2",
                 "hapgent_tasks": "tasks.yml",
                 "hapgent_handlers": "handlers.yml",

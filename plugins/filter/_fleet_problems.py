@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _names_of_nobody
-short_description: List the parts of a pattern of hosts that match nothing
+name: _fleet_problems
+short_description: Find what the playbooks refuse
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,8 +15,8 @@ description:
 positional: groups
 options:
   _input:
-    description: The pattern.
-    type: str
+    description: What the host was given, with the keys of C(Given).
+    type: dict
     required: true
   groups:
     description: The hosts of each group of the inventory, as in the variable C(groups).
@@ -25,25 +25,25 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Check the pattern
-  ansible.builtin.assert:
-    that: not 'lb,!lb2' | hapgent.agent._names_of_nobody(groups)
+- name: Show what is wrong
+  ansible.builtin.debug:
+    msg: "{{ given | hapgent.agent._fleet_problems(groups) }}"
 """
 
 RETURN = r"""
 _value:
-  description: The parts, without C(!) and C(&).
+  description: A sentence about each problem.
   type: list
   elements: str
 """
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import strangers
+from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet_preflight import problems
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_names_of_nobody": strangers}
+        return {"_fleet_problems": problems}

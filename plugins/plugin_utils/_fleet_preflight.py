@@ -1,0 +1,109 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""What the playbooks refuse before they look at a host."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern, strangers, unknown, words
+
+# The playbooks put these texts into the names of their plays if the variable is missing while Ansible makes the play.
+# That the host has it all the same means that it is of the inventory, which is too late.
+MISSING = {"hapgent_hosts": "the hosts of --limit", "hapgent_serial": "one at a time"}
+MIN_UP = re.compile("[0-9]{1,6}|([0-9]{1,2}|100)%")
+DAY = 86400
+RANGES = {"hapgent_grace": (0, DAY), "hapgent_wait_timeout": (0, DAY), "hapgent_server_port": (1, 65535)}
+
+
+class Given(t.TypedDict):
+    """What a host was given.
+
+    C(names) are the names of its variables, C(own) the value of hapgent_own_variables, C(play) the name of the play,
+    C(stray_words) what Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers and
+    C(balancers) the hosts that this names. C(names_there) and C(own_there) are those of these hosts, all together.
+    """
+
+    names: list[str]
+    own: t.Any
+    play: str
+    stray_words: str
+    pattern: t.Any
+    balancers: list[str]
+    names_there: list[str]
+    own_there: list[str]
+
+
+def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]:
+    """What is wrong, a sentence or two for each of it. C(groups) has the hosts of each group of the inventory."""
+    return [*_misspelt(given), *_too_late(given), *_stray(given), *_strange_balancers(given, groups)]
+
+
+def _misspelt(given: Given) -> t.Iterator[str]:
+    here = unknown(given["names"], given["own"])
+    there = unknown(given["names_there"], [*words(given["own"]), *given["own_there"]])
+    # Those of the host are often those of all hosts.
+    there = [problem for problem in there if problem not in here]
+    yield from here
+    if there:
+        yield f"Of {', '.join(given['balancers'])}: {' '.join(there)}"
+    if here or there:
+        yield "List variables of your own that begin with hapgent_ in hapgent_own_variables."
+
+
+def _too_late(given: Given) -> t.Iterator[str]:
+    late = [name for name, text in MISSING.items() if name in given["names"] and text in given["play"]]
+    if late:
+        yield (
+            "hapgent_hosts and hapgent_serial work only on the command line (-e) and in the vars of import_playbook, "
+            "since Ansible makes the play before it reads the inventory's variables. "
+            f"Remove {' and '.join(late)} from the inventory."
+        )
+
+
+def _stray(given: Given) -> t.Iterator[str]:
+    if given["stray_words"]:
+        yield (
+            f"The command line has words outside of quotes, '{given['stray_words']}', which Ansible takes out of the "
+            "value before them. Quote the whole value, -e \"reason='kernel upgrade'\", or write JSON, "
+            '-e \'{"reason": "kernel upgrade"}\'.'
+        )
+
+
+def _strange_balancers(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> t.Iterator[str]:
+    pattern = host_pattern(given["pattern"])
+    # Ansible passes over what it does not know, and a load balancer with a misspelt name would not be asked.
+    strange = strangers(pattern, groups)
+    if pattern and not given["balancers"]:
+        yield f"hapgent_load_balancers must name hosts or groups of the inventory. {pattern} matches none."
+    elif strange:
+        yield f"hapgent_load_balancers is {pattern}, and the inventory has no {', '.join(strange)}."
+
+
+def number_problems(given: t.Mapping[str, t.Any]) -> list[str]:
+    """What is wrong with the numbers of a drain, which would show only once the host is out.
+
+    C(given) has hapgent_min_up and the names of RANGES; None is a port that is not set.
+    """
+    found = []
+    if not MIN_UP.fullmatch(str(given["hapgent_min_up"])):
+        found.append(
+            f"hapgent_min_up must be a number from 0, or a percentage from 0% to 100%, not {given['hapgent_min_up']}."
+        )
+    for name, (least, most) in RANGES.items():
+        value = given[name]
+        if value is not None and not _is_within(value, least, most):
+            found.append(f"{name} must be {least} to {most}, not {value}.")
+    return found
+
+
+def _is_within(value: t.Any, least: int, most: int) -> bool:
+    try:
+        return least <= float(value) <= most
+    except (TypeError, ValueError):
+        return False

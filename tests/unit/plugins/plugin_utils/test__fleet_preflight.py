@@ -1,0 +1,87 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the playbooks refuse before they look at a host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet_preflight import Given, number_problems, problems
+
+GROUPS = {"all": ["web1", "lb1", "lb2"], "web": ["web1"], "lb": ["lb1", "lb2"]}
+GIVEN: Given = {
+    "names": ["hapgent_hosts", "hapgent_reason"],
+    "own": [],
+    "play": "Drain web",
+    "stray_words": "",
+    "pattern": "lb",
+    "balancers": ["lb1", "lb2"],
+    "names_there": ["hapgent_haproxy_socket"],
+    "own_there": [],
+}
+FROM_THE_INVENTORY = {"play": "Drain the hosts of --limit, one at a time"}
+
+# What is given instead, and parts of each problem.
+CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
+    "nothing": ({}, []),
+    "no load balancers": ({"pattern": "", "balancers": [], "names_there": []}, []),
+    "misspelt": ({"names": ["hapgent_resaon"]}, [["hapgent_reason?"], ["hapgent_own_variables"]]),
+    "misspelt, and one's own": ({"names": ["hapgent_resaon"], "own": "hapgent_resaon"}, []),
+    "misspelt on a load balancer": (
+        {"names_there": ["hapgent_haproxy_sockte"]},
+        [["Of lb1, lb2", "hapgent_haproxy_socket?"], ["hapgent_own_variables"]],
+    ),
+    "misspelt everywhere": (
+        {"names": ["hapgent_resaon"], "names_there": ["hapgent_resaon"]},
+        [["hapgent_reason?"], ["hapgent_own_variables"]],
+    ),
+    "a load balancer's own": ({"names_there": ["hapgent_color"], "own_there": ["hapgent_color"]}, []),
+    "one's own, on a load balancer": ({"names_there": ["hapgent_color"], "own": ["hapgent_color"]}, []),
+    "hosts of the inventory": (
+        FROM_THE_INVENTORY,
+        [["hapgent_hosts", "-e", "Remove hapgent_hosts from the inventory"]],
+    ),
+    "both of the inventory": (
+        {**FROM_THE_INVENTORY, "names": ["hapgent_hosts", "hapgent_serial"]},
+        [["Remove hapgent_hosts and hapgent_serial from"]],
+    ),
+    "a limit": ({**FROM_THE_INVENTORY, "names": []}, []),
+    "words outside of quotes": ({"stray_words": "upgrade"}, [["'upgrade'", "Quote"]]),
+    "a pattern that matches nothing": ({"pattern": "lbs", "balancers": []}, [["lbs matches none"]]),
+    "a name of nobody": ({"pattern": "lb,lb9"}, [["lb,lb9", "has no lb9"]]),
+    "a list with a name of nobody that is left out": ({"pattern": ["lb", "!lb9"]}, [["has no lb9"]]),
+    "two things": ({"stray_words": "x", "pattern": "lb9", "balancers": []}, [["'x'"], ["lb9"]]),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), CASES.values(), ids=CASES)
+def test_problems(given: Any, expected: list[list[str]]) -> None:
+    found = problems({**GIVEN, **given}, GROUPS)
+    assert len(found) == len(expected)
+    for problem, parts in zip(found, expected, strict=True):
+        assert problem.endswith((".", "?"))
+        assert all(part in problem for part in parts)
+
+
+NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "60", "hapgent_server_port": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_right"),
+    [
+        *(("hapgent_min_up", value, True) for value in (0, "2", "0%", "100%", "75%", 999999)),
+        *(("hapgent_min_up", value, False) for value in (-1, "two", "101%", "", None, "1 ", "7\n", "5%%", 1.5)),
+        *(("hapgent_grace", value, True) for value in (0, "0", 86400)),
+        *(("hapgent_grace", value, False) for value in (-1, 86401, "x", "nan", "inf", "")),
+        *(("hapgent_wait_timeout", value, True) for value in (0.5, "86400")),
+        *(("hapgent_wait_timeout", value, False) for value in (-0.1, 1e10)),
+        *(("hapgent_server_port", value, True) for value in (None, 1, "65535")),
+        *(("hapgent_server_port", value, False) for value in (0, 65536, "http")),
+    ],
+)
+def test_number_problems(name: str, value: Any, is_right: bool) -> None:
+    found = number_problems({**NUMBERS, name: value})
+    assert [problem.partition(" ")[0] for problem in found] == ([] if is_right else [name])
