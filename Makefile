@@ -45,13 +45,10 @@ hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy
 	tests/tools/install hosts
 	echo bullseye bookworm trixie | \
 		tests/tools/with-hosts xargs -n 1 -P 3 molecule/shared/build-image localhost/hapgent-test-host
-	$(MAKE) --jobs 2 --output-sync=target scenario-default scenario-rolling
+	$(MAKE) scenario-default scenario-settling scenario-rolling
 
-# Two side by side. The output of each is shown when it is done.
 scenario-%:
 	tests/tools/with-hosts molecule test --scenario-name $*
-
-scenario-rolling: scenario-settling
 
 docs: ## the table of variables in the role's README, from its argument specs
 	tests/tools/install
