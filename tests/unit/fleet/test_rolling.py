@@ -141,23 +141,26 @@ def site() -> Iterator[str]:
         thread.join()
 
 
+# No load balancer and no grace: for what is about the health of the service alone.
+QUICK: dict[str, Any] = {
+    "hapgent_load_balancers": [],
+    "hapgent_min_up": 0,
+    "hapgent_grace": 0,
+    "hapgent_health_tries": 1,
+}
+
+
 def test_service_is_well_only_if_it_says_so_itself(fleet: Fleet, site: str) -> None:
     """Neither a login page that it refers to, nor a proxy, answers for it."""
-    roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/302", succeeds=False, hapgent_health_tries=1)
+    roll(fleet, "--limit=web1", **QUICK, hapgent_health_url=f"{site}/302", succeeds=False)
     assert fleet.state("web1")["status"] == "DRAIN"
     assert Answers.asked == ["/302"]
     through_proxy = {"http_proxy": site, "no_proxy": ""}
-    dead = roll(
-        fleet,
-        "--limit=web1",
-        hapgent_health_url="http://127.0.0.1:1/",
-        succeeds=False,
-        environment=through_proxy,
-        hapgent_health_tries=1,
-    )
+    url = "http://127.0.0.1:1/"
+    dead = roll(fleet, "--limit=web1", **QUICK, hapgent_health_url=url, succeeds=False, environment=through_proxy)
     assert "web1" in dead.failures()
     assert fleet.state("web1")["status"] == "DRAIN"
-    roll(fleet, "--limit=web1", hapgent_health_url=f"{site}/200", environment=through_proxy, hapgent_health_tries=1)
+    roll(fleet, "--limit=web1", **QUICK, hapgent_health_url=f"{site}/200", environment=through_proxy)
     assert fleet.state("web1") == UP
 
 
@@ -169,9 +172,9 @@ def test_service_with_a_certificate_of_ones_own(fleet: Fleet, certificate: Path)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"https://127.0.0.1:{server.server_address[1]}/200"
-        roll(fleet, "--limit=web1", hapgent_health_url=url, succeeds=False, hapgent_health_tries=1)
+        roll(fleet, "--limit=web1", **QUICK, hapgent_health_url=url, succeeds=False)
         assert fleet.state("web1")["status"] == "DRAIN"
-        roll(fleet, "--limit=web1", hapgent_health_url=url, hapgent_health_ca_path=str(certificate))
+        roll(fleet, "--limit=web1", **QUICK, hapgent_health_url=url, hapgent_health_ca_path=str(certificate))
         server.shutdown()
         thread.join()
     assert fleet.state("web1") == UP
