@@ -9,6 +9,7 @@ A bare inline C(if) is no such condition, although 2.16.16, 2.18.13 and 2.19 tak
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("playbooks", "roles", "molecule")
+BLOCK = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EXAMPLES = re.compile(r'^EXAMPLES = r"""\n(.*?)"""$', re.MULTILINE | re.DOTALL)
+DOCUMENTED = {"*.md": BLOCK, "docs/*.md": BLOCK, "roles/*/README.md": BLOCK, "plugins/*/*.py": EXAMPLES}
 KEYWORDS = {"when", "that", "until", "failed_when", "changed_when"}
 
 
@@ -34,16 +38,27 @@ def conditions_in(node: Any) -> Iterator[str]:
                 yield from conditions_in(value)
 
 
+def texts() -> Iterator[tuple[Path, str]]:
+    """What is run, and what is documented."""
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.yml")):
+            yield path, path.read_text(encoding="utf-8")
+    for pattern, text in DOCUMENTED.items():
+        for path in sorted(ROOT.glob(pattern)):
+            for match in text.finditer(path.read_text(encoding="utf-8")):
+                yield path, match[1]
+
+
 CONDITIONS = [
     pytest.param(condition, id=f"{path.relative_to(ROOT)}: {condition}")
-    for folder in FOLDERS
-    for path in sorted((ROOT / folder).rglob("*.yml"))
-    for condition in conditions_in(yaml.safe_load(path.read_text(encoding="utf-8")))
+    for path, text in texts()
+    for condition in conditions_in(yaml.safe_load(text))
 ]
 
 
 def test_conditions_are_found() -> None:
     assert len(CONDITIONS) > 50
+    assert {".yml", ".py"} <= {Path(str(condition.id).partition(":")[0]).suffix for condition in CONDITIONS}
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
