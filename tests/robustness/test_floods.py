@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOAD_BALANCER = "127.0.0.9"
 MOST_PEERS = 1024
+MOST_READERS = 8
 # In JSON too: that writes a backslash as two.
 REASON = "\\" * 120
 LONGEST = json.dumps({"status": "DRAIN", "weight": 255, "maxconn": 65535, "reason": REASON}).encode()
@@ -213,7 +214,8 @@ def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observe
     for address in many_addresses(MOST_PEERS):
         assert ask_from(agent, address) == LONGEST_ANSWER
     agent.reload(b'{"status": "UP"}', b"UP\n")
-    assert len(json.dumps(observer.status(path))) > 2 * kept_by_the_kernel()
+    size = len(json.dumps(observer.status(path)))
+    assert size > 2 * kept_by_the_kernel()
     assert_undisturbed(agent, clients)
     before = observer.figures(agent)
 
@@ -245,4 +247,5 @@ def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observe
     assert set(met) <= {"UP\n", "DOWN\n"}
     assert observer.status(path)["state"] == {"status": "DOWN"}
     assert not agent.spins()
-    observer.assert_flat(agent, before, kilobytes=2048)
+    # What each reader had that was served at the same time may be kept for the next ones.
+    observer.assert_flat(agent, before, kilobytes=2048 + MOST_READERS * size // 1024)
