@@ -27,6 +27,7 @@ class Given(t.TypedDict):
     C(names) are the names of its variables, C(own) the value of hapgent_own_variables, C(play) the name of the play,
     C(stray_words) what Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers and
     C(balancers) the hosts that this names. C(names_there) and C(own_there) are those of these hosts, all together.
+    C(numbers) has hapgent_min_up and the names of RANGES, where None is a port that is not set; or nothing.
     """
 
     names: list[str]
@@ -37,11 +38,18 @@ class Given(t.TypedDict):
     balancers: list[str]
     names_there: list[str]
     own_there: list[str]
+    numbers: t.Mapping[str, t.Any]
 
 
 def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]:
     """What is wrong, a sentence or two for each of it. C(groups) has the hosts of each group of the inventory."""
-    return [*_misspelt(given), *_too_late(given), *_stray(given), *_strange_balancers(given, groups)]
+    return [
+        *_misspelt(given),
+        *_too_late(given),
+        *_stray(given),
+        *_strange_balancers(given, groups),
+        *_numbers(given["numbers"]),
+    ]
 
 
 def _misspelt(given: Given) -> t.Iterator[str]:
@@ -85,21 +93,14 @@ def _strange_balancers(given: Given, groups: t.Mapping[str, t.Sequence[str]]) ->
         yield f"hapgent_load_balancers is {pattern}, and the inventory has no {', '.join(strange)}."
 
 
-def number_problems(given: t.Mapping[str, t.Any]) -> list[str]:
-    """What is wrong with the numbers of a drain, which would show only once the host is out.
-
-    C(given) has hapgent_min_up and the names of RANGES; None is a port that is not set.
-    """
-    found = []
-    if not MIN_UP.fullmatch(str(given["hapgent_min_up"])):
-        found.append(
-            f"hapgent_min_up must be a number from 0, or a percentage from 0% to 100%, not {given['hapgent_min_up']}."
-        )
+def _numbers(given: t.Mapping[str, t.Any]) -> t.Iterator[str]:
+    """These would fail only once the host is drained."""
+    if "hapgent_min_up" in given and not MIN_UP.fullmatch(str(given["hapgent_min_up"])):
+        yield f"hapgent_min_up must be a number from 0, or a percentage from 0% to 100%, not {given['hapgent_min_up']}."
     for name, (least, most) in RANGES.items():
-        value = given[name]
+        value = given.get(name)
         if value is not None and not _is_within(value, least, most):
-            found.append(f"{name} must be {least} to {most}, not {value}.")
-    return found
+            yield f"{name} must be {least} to {most}, not {value}."
 
 
 def _is_within(value: t.Any, least: int, most: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet_preflight import Given, number_problems, problems
+from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet_preflight import Given, problems
 
 GROUPS = {"all": ["web1", "lb1", "lb2"], "web": ["web1"], "lb": ["lb1", "lb2"]}
 GIVEN: Given = {
@@ -21,6 +21,7 @@ GIVEN: Given = {
     "balancers": ["lb1", "lb2"],
     "names_there": ["hapgent_haproxy_socket"],
     "own_there": [],
+    "numbers": {},
 }
 FROM_THE_INVENTORY = {"play": "Drain the hosts of --limit, one at a time"}
 
@@ -83,5 +84,5 @@ NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "6
     ],
 )
 def test_number_problems(name: str, value: Any, is_right: bool) -> None:
-    found = number_problems({**NUMBERS, name: value})
+    found = problems({**GIVEN, "numbers": {**NUMBERS, name: value}}, GROUPS)
     assert [problem.partition(" ")[0] for problem in found] == ([] if is_right else [name])
