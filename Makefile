@@ -41,11 +41,11 @@ robustness: ## storms, floods, kills and full disks against the agent, in namesp
 	tests/tools/install
 	tests/tools/isolated env PYTHONPATH=$(CHECKOUT) pytest tests/robustness
 
-hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy
+hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy, two at a time
 	tests/tools/install hosts
 	echo bullseye bookworm trixie | \
 		tests/tools/with-hosts xargs -n 1 -P 3 molecule/shared/build-image localhost/hapgent-test-host
-	$(MAKE) scenario-default scenario-settling scenario-rolling
+	$(MAKE) --jobs 2 --output-sync=target scenario-default scenario-rolling scenario-settling
 
 scenario-%:
 	tests/tools/with-hosts molecule test --scenario-name $*

@@ -12,11 +12,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
+from quick_python import quick_python
 
 COLLECTIONS = Path(_state.__file__).parents[5]
 # See tests/tools/install.
@@ -38,15 +40,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("run_playbook", ANSIBLE if oldest_too else ["ansible"], indirect=True)
 
 
+@pytest.fixture(scope="session")
+def module_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The Python interpreter that runs modules for playbooks."""
+    with quick_python(tmp_path_factory.mktemp("python")) as program:
+        yield program
+
+
+@pytest.fixture(scope="session")
+def local_connection(module_python: Path) -> str:
+    """The variables of a host in an inventory that is this machine."""
+    return f"ansible_connection=local ansible_python_interpreter={module_python}"
+
+
 @pytest.fixture
-def run_playbook(request: pytest.FixtureRequest, tmp_path: Path) -> RunPlaybook:
+def run_playbook(request: pytest.FixtureRequest, tmp_path: Path, local_connection: str) -> RunPlaybook:
     """Runs playbooks on the host web1, which is this machine."""
     program = ANSIBLE[request.param] / "ansible-playbook"
     assert program.exists(), f"there is no {program}: run tests/tools/install"
 
     def run(*arguments: str, succeeds: bool = True) -> str:
         inventory = tmp_path / "inventory"
-        inventory.write_text(f"web1 ansible_connection=local ansible_python_interpreter={sys.executable}\n")
+        inventory.write_text(f"web1 {local_connection}\n")
         done = subprocess.run(
             [program, "--inventory", inventory, *arguments],
             stdin=subprocess.DEVNULL,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 State = dict[str, Any]
 
-LOCAL = f"ansible_connection=local ansible_python_interpreter={sys.executable}"
 # Nothing waits long: no client is connected to that port, and load balancers poll often.
 QUICK = {"hapgent_service": "no-service-of-this-name", "hapgent_server_port": 1, "hapgent_wait_timeout": 15}
 LB1, LB2 = "127.0.0.11", "127.0.0.12"
@@ -32,8 +30,11 @@ LB1, LB2 = "127.0.0.11", "127.0.0.12"
 class Fleet:
     """Hosts with an agent each, all on this machine."""
 
-    def __init__(self, run_playbook: RunPlaybook, agents: Agents, folder: Path, states: Mapping[str, State]) -> None:
+    def __init__(
+        self, run_playbook: RunPlaybook, connection: str, agents: Agents, folder: Path, states: Mapping[str, State]
+    ) -> None:
         self._run_playbook = run_playbook
+        self._connection = connection.split()
         self._folder = folder
         self._silenced: set[str] = set()
         self.agents: dict[str, Agent] = {
@@ -45,9 +46,9 @@ class Fleet:
 
     def play(self, playbook: str, *options: str, succeeds: bool = True, **variables: object) -> str:
         """What a playbook says that runs on hosts of the fleet, all of them if none are named."""
-        lines = [f"{name} {LOCAL} hapgent_state_file={agent.state_file}" for name, agent in self.agents.items()]
+        lines = [f"{name} hapgent_state_file={agent.state_file}" for name, agent in self.agents.items()]
         inventory = self._folder / "fleet"
-        inventory.write_text("\n".join(["[fleet]", *lines, ""]), encoding="utf-8")
+        inventory.write_text("\n".join(["[fleet]", *lines, "[fleet:vars]", *self._connection, ""]), encoding="utf-8")
         given = json.dumps({"hapgent_hosts": "fleet", "hapgent_min_up": 0, **QUICK, **variables})
         return self._run_playbook(playbook, f"--inventory={inventory}", "-e", given, *options, succeeds=succeeds)
 
@@ -80,11 +81,11 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet_of(run_playbook: RunPlaybook, agents: Agents, tmp_path: Path) -> Any:
+def fleet_of(run_playbook: RunPlaybook, local_connection: str, agents: Agents, tmp_path: Path) -> Any:
     """Makes a fleet of hosts with these states."""
 
     def make(**states: State) -> Fleet:
-        return Fleet(run_playbook, agents, tmp_path, states)
+        return Fleet(run_playbook, local_connection, agents, tmp_path, states)
 
     return make
 

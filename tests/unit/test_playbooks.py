@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,12 +295,11 @@ def test_rolling_that_looks_at_one_that_was_done_before(run_playbook: RunPlayboo
 
 
 @pytest.fixture
-def web2(agents: Agents, tmp_path: Path) -> tuple[Agent, str]:
+def web2(agents: Agents, local_connection: str, tmp_path: Path) -> tuple[Agent, str]:
     """One more agent, and an option with its host."""
     agent = agents.start(environment={"HAPGENT_SOCKET": str(tmp_path / "status2.sock")})
     inventory = tmp_path / "web2"
-    python = f"ansible_connection=local ansible_python_interpreter={sys.executable}"
-    inventory.write_text(f"web2 {python} state_file_of={agent.state_file}\n")
+    inventory.write_text(f"web2 {local_connection} state_file_of={agent.state_file}\n")
     return agent, f"--inventory={inventory}"
 
 

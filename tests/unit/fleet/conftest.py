@@ -185,8 +185,9 @@ class LoadBalancer:
 class Fleet:
     """Three hosts with an agent, two load balancers, and an inventory that a test may change."""
 
-    def __init__(self, folder: Path, agents: Agents, free_port: FreePort, eventually: Eventually) -> None:
+    def __init__(self, folder: Path, python: Path, agents: Agents, free_port: FreePort, eventually: Eventually) -> None:
         self._folder = folder
+        self._python = python
         self._agents = agents
         self._eventually = eventually
         self._stack = contextlib.ExitStack()
@@ -207,7 +208,7 @@ class Fleet:
         """Bring all back to how it was at first: every server is UP everywhere, without a reason."""
         shutil.rmtree(self.project, ignore_errors=True)
         self.project.mkdir()
-        local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+        local = {"ansible_connection": "local", "ansible_python_interpreter": str(self._python)}
         web = {name: {"hapgent_state_file": str(self._state_file(name))} for name in WEB}
         balancers = {name: {"hapgent_haproxy_socket": str(lb.socket)} for name, lb in self.load_balancers.items()}
         of_web = {
@@ -367,13 +368,14 @@ class Fleet:
 @pytest.fixture(scope="session")
 def lasting_fleet(
     tmp_path_factory: pytest.TempPathFactory,
+    module_python: Path,
     agents_in: Callable[[Path], Agents],
     lasting_port: FreePort,
     eventually: Eventually,
 ) -> Iterator[Fleet]:
     """The fleet of all tests."""
     folder = tmp_path_factory.mktemp("fleet")
-    fleet = Fleet(folder, agents_in(folder), lasting_port, eventually)
+    fleet = Fleet(folder, module_python, agents_in(folder), lasting_port, eventually)
     try:
         yield fleet
     finally:
