@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Write the tables of variables into the role's README, from its argument specs; with --check, only compare."""
+"""Write the tables of variables into the READMEs of the roles, from their argument specs; with --check, only compare."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Any
 
 import yaml
 
-ROLE = Path(__file__).parents[2] / "roles" / "hapgent"
-# Each playbook, and the entry points that it uses.
+ROLES = Path(__file__).parents[2] / "roles"
+# Each playbook, and the entry points of the role fleet that it uses.
 PLAYBOOKS = {
     "drain": ["drain"],
     "undrain": ["undrain"],
-    "rolling": ["rolling_overview", "rolling", "rolled"],
+    "rolling": ["rolling_check", "rolling_batch", "rolling_finish"],
     "status": ["status"],
 }
 # Ansible's markup, O(a=b), V(a), M(a.b.c), C(a): https://docs.ansible.com/ansible/latest/dev_guide/ansible_markup.html
 MARKUP = re.compile(r"\b[OVMC]\(([^)]*)\)")
 # Of an option of something else: O(a.b.c#module:d), O(a.b.c#role:main:d).
 ELSEWHERE = re.compile(r"([a-z._]+)#([a-z]+):(?:main:)?(.*)")
+BEGIN, END = "<!-- variables -->\n", "<!-- end of variables -->\n"
 
 Option = dict[str, Any]
 
@@ -33,7 +34,7 @@ def code(text: str) -> str:
     elsewhere = ELSEWHERE.fullmatch(text)
     if elsewhere:
         plugin, kind, option = elsewhere.groups()
-        return f"`{option}` of {'the role' if kind == 'role' else f'`{plugin}`'}"
+        return f"`{option}` of the role `{plugin}`" if kind == "role" else f"`{option}` of `{plugin}`"
     return f"`{text}`"
 
 
@@ -62,13 +63,13 @@ def table(*rows: tuple[str, ...]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *body))
 
 
-def of_role(specs: dict[str, Any]) -> str:
+def of_hapgent(specs: dict[str, Any]) -> str:
     options = specs["main"]["options"]
     rows = [(code(name), default(option), meaning(option)) for name, option in options.items()]
     return table(("Variable", "Default", "Meaning"), *rows)
 
 
-def of_playbooks(specs: dict[str, Any]) -> str:
+def of_fleet(specs: dict[str, Any]) -> str:
     having: dict[str, list[str]] = {}
     options: dict[str, Option] = {}
     for playbook, entry_points in PLAYBOOKS.items():
@@ -91,19 +92,16 @@ def of_playbooks(specs: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    readme = ROLE / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    specs = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
-    wanted = text
-    for name, rows in (("variables", of_role(specs)), ("variables of the playbooks", of_playbooks(specs))):
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-        before, rest = wanted.split(begin)
-        after = rest.split(end)[1]
-        wanted = f"{before}{begin}\n{rows}\n{end}{after}"
-    if "--check" not in sys.argv:
-        readme.write_text(wanted, encoding="utf-8")
-    elif text != wanted:
-        sys.exit("roles/hapgent/README.md is not what meta/argument_specs.yml says: run make docs")
+    for role, describe in (("hapgent", of_hapgent), ("fleet", of_fleet)):
+        readme = ROLES / role / "README.md"
+        text = readme.read_text(encoding="utf-8")
+        specs = yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
+        before, rest = text.split(BEGIN)
+        wanted = f"{before}{BEGIN}\n{describe(specs['argument_specs'])}\n{END}{rest.split(END)[1]}"
+        if "--check" not in sys.argv:
+            readme.write_text(wanted, encoding="utf-8")
+        elif text != wanted:
+            sys.exit(f"roles/{role}/README.md is not what meta/argument_specs.yml says: run make docs")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_state_that_has_changed_since_it_was_seen_is_kept(fleet_of: Any, playboo
 @pytest.mark.parametrize("reason", ["", "{{ now() }}"])
 def test_play_of_ones_own_brings_back_only_what_it_has_taken_out(fleet_of: Any, tmp_path: Path, reason: str) -> None:
     """Also without a reason: what was out before the play is out after it."""
-    role = {"name": "hapgent.agent.hapgent"}
+    role = {"name": "hapgent.agent.fleet"}
     play = {
         "hosts": "fleet",
         "gather_facts": False,

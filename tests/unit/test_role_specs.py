@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The variables of the role and of the playbooks are described as they are, and used where they are described."""
+"""The variables of the roles and of the playbooks are described as they are, and used where they are described."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-ROLE = ROOT / "roles" / "hapgent"
+HAPGENT, FLEET = ROOT / "roles" / "hapgent", ROOT / "roles" / "fleet"
+ROLES = (HAPGENT, FLEET)
 PLAYBOOKS = {path.stem: path for path in (ROOT / "playbooks").glob("*.yml")}
 
 Specs = dict[str, dict[str, Any]]
@@ -25,52 +26,69 @@ def read(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-ENTRY_POINTS: dict[str, Specs] = {
-    name: specs["options"] for name, specs in read(ROLE / "meta/argument_specs.yml")["argument_specs"].items()
-}
-# All of them, as they are described first.
-SPECS: Specs = {}
-for options in ENTRY_POINTS.values():
-    SPECS |= {name: option for name, option in options.items() if name not in SPECS}
-DEFAULTS: dict[str, Any] = read(ROLE / "defaults/main.yml")
+def entry_points(role: Path) -> dict[str, Specs]:
+    return {name: specs["options"] for name, specs in read(role / "meta/argument_specs.yml")["argument_specs"].items()}
 
 
-def test_same_variables_in_the_same_order() -> None:
-    assert list(SPECS) == list(DEFAULTS)
+def specs_of(role: Path) -> Specs:
+    """All variables of a role, as they are described first."""
+    specs: Specs = {}
+    for options in entry_points(role).values():
+        specs |= {name: option for name, option in options.items() if name not in specs}
+    return specs
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_same_default(name: str) -> None:
+DEFAULTS: dict[Path, dict[str, Any]] = {role: read(role / "defaults/main.yml") for role in ROLES}
+ENTRY_POINTS = {name: role for role in ROLES for name in entry_points(role)}
+VARIABLES = [
+    pytest.param(option, DEFAULTS[role].get(name), id=f"{role.name}:{name}")
+    for role in ROLES
+    for name, option in specs_of(role).items()
+]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_same_variables_in_the_same_order(role: Path) -> None:
+    assert list(specs_of(role)) == list(DEFAULTS[role])
+
+
+@pytest.mark.parametrize(("option", "default"), VARIABLES)
+def test_same_default(option: dict[str, Any], default: Any) -> None:
     # A variable that is not set by default is null there: a default in the specs would be a value.
-    assert SPECS[name].get("default") == DEFAULTS[name]
-    assert ("default" in SPECS[name]) == (DEFAULTS[name] is not None)
+    assert option.get("default") == default
+    assert ("default" in option) == (default is not None)
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_default_has_the_type_and_is_a_choice(name: str) -> None:
+@pytest.mark.parametrize(("option", "default"), VARIABLES)
+def test_default_has_the_type_and_is_a_choice(option: dict[str, Any], default: Any) -> None:
     types: dict[str, type] = {"str": str, "path": str, "int": int, "bool": bool, "list": list, "raw": object}
-    default = DEFAULTS[name]
     if default is not None:
-        assert isinstance(default, types[SPECS[name]["type"]])
-        assert isinstance(default, bool) == (SPECS[name]["type"] == "bool")
-        assert default in SPECS[name].get("choices", [default])
+        assert isinstance(default, types[option["type"]])
+        assert isinstance(default, bool) == (option["type"] == "bool")
+        assert default in option.get("choices", [default])
 
 
-@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
-def test_described(entry_point: str) -> None:
-    for option in ENTRY_POINTS[entry_point].values():
+@pytest.mark.parametrize(("name", "role"), ENTRY_POINTS.items())
+def test_described(name: str, role: Path) -> None:
+    for option in entry_points(role)[name].values():
         assert all(sentence.endswith(".") for sentence in option["description"])
 
 
-@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
-def test_described_as_in_other_entry_points(entry_point: str) -> None:
-    for other, options in ENTRY_POINTS.items():
-        for name in ENTRY_POINTS[entry_point].keys() & options.keys():
-            one, same = ENTRY_POINTS[entry_point][name], options[name]
-            if "main" in (entry_point, other):
-                # It makes what the others use.
-                one, same = {**one, "description": ""}, {**same, "description": ""}
-            assert one == same, name
+@pytest.mark.parametrize(("name", "role"), ENTRY_POINTS.items())
+def test_described_as_in_other_entry_points(name: str, role: Path) -> None:
+    described = entry_points(role)[name]
+    for options in entry_points(role).values():
+        for variable in described.keys() & options.keys():
+            assert described[variable] == options[variable], variable
+
+
+def test_variables_of_both_roles_are_the_same() -> None:
+    """But for their descriptions: the one role makes what the other one uses."""
+    one, other = specs_of(HAPGENT), specs_of(FLEET)
+    both = one.keys() & other.keys()
+    assert {"hapgent_service", "hapgent_state_file"} <= both
+    for variable in both:
+        assert {**one[variable], "description": ""} == {**other[variable], "description": ""}
 
 
 # Where they are used
@@ -98,15 +116,15 @@ def variables(node: Any) -> set[str]:
 
 
 def parts_of_playbooks() -> set[str]:
-    """What the playbooks take from the role."""
+    """What the playbooks take from the role fleet."""
     return {text for path in PLAYBOOKS.values() for key, text in strings(read(path)) if key == "tasks_from"}
 
 
 def files_of(entry_point: str) -> list[Path]:
     """The files with its tasks, and those that they include."""
     # The playbook rolling has tasks of its user's between parts of the role.
-    parts = sorted(parts_of_playbooks() - set(ENTRY_POINTS)) if entry_point == "rolling" else []
-    files = [ROLE / "tasks" / f"{name}.yml" for name in [entry_point, *parts]]
+    parts = sorted(parts_of_playbooks() - set(ENTRY_POINTS)) if entry_point == "rolling_batch" else []
+    files = [ENTRY_POINTS[entry_point] / "tasks" / f"{name}.yml" for name in [entry_point, *parts]]
     for file in files:  # More come in meanwhile.
         included = [file.parent / text for key, text in strings(read(file)) if key in INCLUDES and "{{" not in text]
         files += [path for path in included if path not in files]
@@ -115,7 +133,8 @@ def files_of(entry_point: str) -> list[Path]:
 
 def used_by(entry_point: str) -> set[str]:
     """The variables that its tasks use, and those that they are made of."""
-    made = {**DEFAULTS, **read(ROLE / "vars/main.yml")}
+    role = ENTRY_POINTS[entry_point]
+    made = {**DEFAULTS[role], **read(role / "vars/main.yml")}
     found: set[str] = set()
     new = set().union(*(variables(read(file)) for file in files_of(entry_point)))
     while new:
@@ -130,17 +149,17 @@ OF_PLAYBOOKS = {"hapgent_hosts", "hapgent_serial"}
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_entry_point_has_the_variables_that_its_tasks_use(entry_point: str) -> None:
-    assert used_by(entry_point) - OF_PLAYBOOKS == set(ENTRY_POINTS[entry_point])
+    assert used_by(entry_point) - OF_PLAYBOOKS == set(entry_points(ENTRY_POINTS[entry_point])[entry_point])
 
 
 def test_playbooks_have_all_other_entry_points_and_no_variables_but_theirs() -> None:
-    assert set(ENTRY_POINTS) - {"main"} <= parts_of_playbooks()
+    assert set(entry_points(FLEET)) <= parts_of_playbooks()
     used = variables([read(path) for path in PLAYBOOKS.values()])
     assert {name for name in used if not name.startswith("hapgent__")} == {*OF_PLAYBOOKS, "hapgent_handlers"}
 
 
 def test_variables_of_the_playbooks_are_documented() -> None:
-    readme = (ROLE / "README.md").read_text(encoding="utf-8")
+    readme = (FLEET / "README.md").read_text(encoding="utf-8")
     assert [name for name in [*OF_PLAYBOOKS, "reason"] if f"`{name}`" not in readme] == []
 
 
@@ -155,7 +174,7 @@ def tasks(node: Any) -> Iterator[dict[str, Any]]:
             yield from tasks(task.get(part))
 
 
-FILES = {str(path.relative_to(ROLE / "tasks")): path for path in sorted(ROLE.glob("tasks/**/*.yml"))}
+FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.glob("roles/*/tasks/**/*.yml"))}
 
 
 @pytest.mark.parametrize("file", FILES.values(), ids=FILES)

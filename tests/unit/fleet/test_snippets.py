@@ -300,8 +300,8 @@ def test_options_of_modules_exist() -> None:
 
 
 def role_options() -> set[str]:
-    specs = yaml.safe_load((ROOT / "roles/hapgent/meta/argument_specs.yml").read_text(encoding="utf-8"))
-    return {name for spec in specs["argument_specs"].values() for name in spec.get("options", {})}
+    roles = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in ROOT.glob("roles/*/meta/argument_specs.yml")]
+    return {name for role in roles for spec in role["argument_specs"].values() for name in spec.get("options", {})}
 
 
 @pytest.mark.parametrize("snippet", of_kind("variables"))

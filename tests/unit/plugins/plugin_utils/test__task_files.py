@@ -191,7 +191,7 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
         "",
     ),
     "a role with a variable in its name": (
-        [role("hapgent.agent.hapgent", tasks_from="drain"), role("{{ any }}"), NOTIFYING],
+        [role("hapgent.agent.fleet", tasks_from="drain"), role("{{ any }}"), NOTIFYING],
         {},
         "",
     ),
