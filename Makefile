@@ -25,30 +25,32 @@ demo-shell: ## a shell on a host of the demo: make demo-shell HOST=demo-web1
 demo-down: ## take the demo down
 	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo tests/tools/with-hosts molecule destroy --scenario-name demo
 
-test: check robustness hosts ## everything: check, what is meant to break the agent, the scenarios on real hosts
+test: ## everything: check, what is meant to break the agent, the scenarios on real hosts
+	@mkdir -p .cache && rm -f .cache/stages
+	@result=0; $(MAKE) --no-print-directory check robustness hosts || result=$$?; echo "== stages"; cat .cache/stages; exit $$result
 
 check: lint unit ## what needs no test hosts: lint and unit tests
 
 lint: ## format, types, documentation, licences, ansible-lint, ansible-test sanity
-	tests/tools/install
-	tests/tools/lint
+	@tests/tools/stage install tests/tools/install
+	@tests/tools/stage lint tests/tools/lint
 
 unit: ## agent, modules and packaging, with real processes, sockets and files
-	tests/tools/install
-	PYTHONPATH=$(CHECKOUT) pytest --numprocesses 4 --dist worksteal tests/unit tests/agent
+	@tests/tools/stage install tests/tools/install
+	@PYTHONPATH=$(CHECKOUT) tests/tools/stage unit pytest --numprocesses 4 --dist worksteal tests/unit tests/agent
 
 robustness: ## storms, floods, kills and full disks against the agent, in namespaces of their own
-	tests/tools/install
-	tests/tools/isolated env PYTHONPATH=$(CHECKOUT) pytest tests/robustness
+	@tests/tools/stage install tests/tools/install
+	@tests/tools/stage robustness tests/tools/isolated env PYTHONPATH=$(CHECKOUT) pytest tests/robustness
 
 hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy, two at a time
-	tests/tools/install hosts
-	echo bullseye bookworm trixie | \
+	@tests/tools/stage "install for hosts" tests/tools/install hosts
+	@echo bullseye bookworm trixie | tests/tools/stage images \
 		tests/tools/with-hosts xargs -n 1 -P 3 molecule/shared/build-image localhost/hapgent-test-host
-	$(MAKE) --jobs 2 --output-sync=target scenario-default scenario-rolling scenario-settling
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target scenario-default scenario-rolling scenario-settling
 
 scenario-%:
-	tests/tools/with-hosts molecule test --scenario-name $*
+	@tests/tools/stage $@ tests/tools/with-hosts molecule test --scenario-name $*
 
 docs: ## the table of variables in the role's README, from its argument specs
 	tests/tools/install

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Write the tables of variables into the READMEs of the roles, from their argument specs; with --check, only compare."""
+"""Write the tables of variables into the READMEs of the roles, from their argument specs; --check only compares."""
 
 from __future__ import annotations
 

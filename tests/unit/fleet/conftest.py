@@ -33,7 +33,7 @@ HAPROXY = CACHE / "haproxy"
 HAPROXY_PROGRAM = str(HAPROXY / "usr/sbin/haproxy") if HAPROXY.exists() else shutil.which("haproxy") or "haproxy"
 HAPROXY_LIBRARIES = os.pathsep.join(str(folder) for folder in HAPROXY.glob("usr/lib/*-linux-gnu*"))
 PATIENCE_SECONDS = 15.0
-CHECKS = "check inter 500ms agent-check agent-inter 100ms agent-addr 127.0.0.1 weight 100"
+CHECKS = "check inter 500ms agent-check agent-inter 200ms agent-addr 127.0.0.1 weight 100"
 
 # The Ansible of the tests.
 ANSIBLE = Path(sys.executable).parent
@@ -96,7 +96,7 @@ class EchoService(socketserver.ThreadingTCPServer):
 
 
 class LoadBalancer:
-    """A HAProxy that has the servers of the fleet in its backend web and checks their agents ten times a second."""
+    """A HAProxy that has the servers of the fleet in its backend web and checks their agents five times a second."""
 
     def __init__(self, name: str, folder: Path, servers: Mapping[str, int], service: int, free_port: FreePort) -> None:
         self.folder = folder
