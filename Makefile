@@ -20,7 +20,11 @@ demo: ## watch it work: a small fleet is drained, rebooted, and restarted under 
 	tests/tools/with-hosts python molecule/demo/show.py
 
 demo-shell: ## a shell on a host of the demo: make demo-shell HOST=demo-web1
-	tests/tools/with-hosts podman exec --interactive --tty $(HOST) bash
+	@if [ -z "$(HOST)" ]; then \
+		echo "Name a host, make demo-shell HOST=NAME, that runs (make demo starts them):"; \
+		tests/tools/with-hosts podman ps --filter name=^demo- --format '{{.Names}}'; exit 1; \
+	fi
+	@tests/tools/with-hosts podman exec --interactive --tty $(HOST) bash
 
 demo-down: ## take the demo down
 	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo tests/tools/with-hosts molecule destroy --scenario-name demo
@@ -52,9 +56,12 @@ hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy, two 
 scenario-%:
 	@tests/tools/stage $@ tests/tools/with-hosts molecule test --scenario-name $*
 
-docs: ## the table of variables in the role's README, from its argument specs
+docs: ## the tables of variables in the READMEs of the roles, and the drawings for dark pages
 	tests/tools/install
 	python tests/tools/role_readme.py
+	for drawing in overview drain; do \
+		sed -f tests/tools/dark.sed docs/images/$$drawing.svg >docs/images/$$drawing-dark.svg; \
+	done
 
 shell: ## a shell with the environment of the scenarios, to run molecule by hand
 	tests/tools/install hosts
