@@ -118,7 +118,7 @@ NOT_RUN_HERE = {
 # The beginning of a command, and the test that runs it, or where it is run.
 COMMANDS = {
     "ansible-playbook hapgent.agent.": "test_documented_commands",
-    "ansible-playbook site.yml -e hapgent_uninstall": "molecule/default removes the agent with these variables",
+    "ansible-playbook agent.yml": "test_quick_start_fits_together; molecule/default installs and removes the agent",
     "ansible-galaxy collection build": "test_collection_as_documented",
     "ansible-galaxy collection install hapgent-agent-": "test_collection_as_documented",
     "ansible-galaxy collection install hapgent.agent": "nothing: it is for a release",
@@ -178,7 +178,8 @@ def test_every_claim_is_about_a_snippet() -> None:
 
 def test_finds_blocks_and_examples() -> None:
     documents = {snippet.document for snippet in SNIPPETS}
-    assert {"README.md", "docs/fleet.md", "docs/monitoring.md", "roles/hapgent/README.md"} <= documents
+    pages = ("awx", "concepts", "demo", "fleet", "haproxy", "host", "internals", "monitoring", "state")
+    assert {"README.md", *(f"docs/{page}.md" for page in pages), "roles/hapgent/README.md"} <= documents
     fences = sum(
         line.lstrip().startswith("```")
         for pattern in DOCUMENTS
@@ -310,9 +311,9 @@ def test_variables_exist(snippet: Snippet) -> None:
 
 
 def test_inventory_loads(tmp_path: Path) -> None:
-    """The one inventory, to which the other snippet adds a host."""
-    first, *others = [param.values[0] for param in of_kind("inventory")]
-    (tmp_path / "inventory.yml").write_text("".join(part.text for part in [first, *others]), encoding="utf-8")
+    """The inventory of a fleet, to which another snippet adds a load balancer."""
+    parts = [find(words).text for words in ("    web[1:40]:\n", "    lb3:\n")]
+    (tmp_path / "inventory.yml").write_text("".join(parts), encoding="utf-8")
     listed = run("ansible-inventory", "-i", "inventory.yml", "--list", cwd=tmp_path).stdout
     inventory = json.loads(listed)
     assert (len(inventory["web"]["hosts"]), inventory["lb"]["hosts"]) == (40, ["lb1", "lb2", "lb3"])
@@ -320,6 +321,23 @@ def test_inventory_loads(tmp_path: Path) -> None:
     named = {name for of_host in variables.values() for name in of_host if name.startswith("hapgent_")}
     assert named <= role_options()
     assert variables["lb3"]["ansible_connection"] == "local"
+
+
+def test_quick_start_fits_together(tmp_path: Path) -> None:
+    """Its play is for the hosts of its inventory, which have the names and addresses of its servers in HAProxy."""
+    inventory, play, configuration = (find(words) for words in ("    web6: {", "# agent.yml\n", "    server web6 "))
+    assert {snippet.document for snippet in (inventory, play, configuration)} == {"README.md"}
+    group = inventory.parsed()["web"]
+    assert group["vars"].keys() <= role_options()
+    addresses = {name: variables["ansible_host"] for name, variables in group["hosts"].items()}
+    assert addresses == dict(re.findall(r"server (\S+) ([0-9.]+):", configuration.text))
+    (tmp_path / "inventory.yml").write_text(inventory.text, encoding="utf-8")
+    (tmp_path / "agent.yml").write_text(play.text, encoding="utf-8")
+    commands = documented_commands("ansible-playbook agent.yml")
+    assert commands
+    for command in commands:
+        listed = run(*shlex.split(command), "--list-hosts", cwd=tmp_path).stdout
+        assert set(re.findall(r"^ {6}(\S+)$", listed, re.MULTILINE)) == addresses.keys()
 
 
 # Playbooks, on real agents and load balancers
@@ -359,7 +377,9 @@ def expect(fleet: Fleet, command: str, played: Played) -> None:
 def test_documented_commands(documented_fleet: Fleet) -> None:
     # One host will do here.
     del documented_fleet.inventory["all"]["children"]["web"]["hosts"]["web2"]
-    commands = documented_commands("ansible-playbook hapgent.agent.")
+    # The fleet has an inventory of its own.
+    documented = documented_commands("ansible-playbook hapgent.agent.")
+    commands = list(dict.fromkeys(command.replace(" -i inventory.yml", "") for command in documented))
     assert {command.split()[1].removeprefix(OF_COLLECTION) for command in commands} == {
         *["drain", "undrain", "rolling", "status"]
     }
