@@ -39,10 +39,11 @@ lint: ## format, types, documentation, licences, ansible-lint, ansible-test sani
 	@tests/tools/stage install tests/tools/install
 	@tests/tools/stage lint tests/tools/lint
 
+# One after the other, the slowest first: none is waited for in the end.
 unit: TESTS = tests/unit tests/agent
 unit: ## agent, modules and packaging, with real processes, sockets and files; or those in TESTS
 	@tests/tools/stage install tests/tools/install
-	@PYTHONPATH=$(CHECKOUT) tests/tools/stage unit pytest --numprocesses 4 --dist worksteal $(TESTS)
+	@PYTHONPATH=$(CHECKOUT) tests/tools/stage unit pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
 
 robustness: ## storms, floods, kills and full disks against the agent, in namespaces of their own
 	@tests/tools/stage install tests/tools/install
