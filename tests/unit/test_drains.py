@@ -107,8 +107,8 @@ def test_drain_leaves_what_is_out_and_undrain_what_has_another_reason(fleet_of: 
         said = fleet.play("hapgent.agent.drain", hapgent_reason="upgrade")
         assert fleet.states() == {**OUT, "up": drained, "ready": drained}
         for name in OUT:
-            assert f"{name} is out already" in said
-        assert "up is out already" not in said
+            assert f"{name} is already out" in said
+        assert "up is already out" not in said
 
         said = fleet.play("hapgent.agent.undrain", hapgent_reason="upgrade")
         back = {"status": "UP"}
@@ -126,7 +126,7 @@ def test_drain_in_check_mode_says_what_is_out(fleet_of: Any) -> None:
     fleet = fleet_of(maint=OUT["maint"], up={"status": "UP"})
     with fleet.polled():
         said = fleet.play("hapgent.agent.drain", "--check")
-    assert "maint is out already" in said
+    assert "maint is already out" in said
     assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
 
 

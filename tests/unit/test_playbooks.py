@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -28,19 +29,19 @@ REASON = "reason='kernel upgrade of web1'"
 
 
 ROLLING: dict[str, tuple[list[str], str]] = {
-    "no reason": (["hapgent_tasks=tasks.yml"], "There is no reason: give one, such as the release, with -e "),
+    "no reason": (["hapgent_tasks=tasks.yml"], "hapgent_reason must not be empty"),
     "a reason that HAProxy would cut": (
         ["hapgent_tasks=tasks.yml", "reason='ticket #12'"],
         'reason is "ticket #12": allowed is text of 1 to 120 bytes',
     ),
-    "no tasks": ([REASON], "hapgent_tasks is '': allowed is a file of tasks"),
+    "no tasks": ([REASON], "hapgent_tasks must be the path of a file"),
     "tasks that are not there": (
         [REASON, "hapgent_tasks=no/tasks.yml"],
-        "hapgent_tasks is 'no/tasks.yml': allowed is a file of tasks, as an absolute path, or relative to the folder",
+        "not 'no/tasks.yml'",
     ),
     "tasks of the collection": (
         [REASON, "hapgent_tasks=status.yml"],
-        "hapgent_tasks is 'status.yml': allowed is a file",
+        "not 'status.yml'",
     ),
 }
 
@@ -177,11 +178,11 @@ def test_drain_and_undrain(run_playbook: RunPlaybook, agent: Agent, address: str
             said = run_playbook("hapgent.agent.drain", *options, "-e", "hapgent_grace=2")
         assert saved(agent) == {"status": "DRAIN", "reason": "kernel upgrade of web1"}
         assert "changed=1 " in said
-        assert "2 s are over, and sessions are not of web1" in said
+        assert re.search(r"\b2 s\b.*\bweb1: ", said)
 
         said = run_playbook("hapgent.agent.drain", *options)
         assert "changed=0 " in said
-        assert "300 s are over" not in said
+        assert "300 s" not in said
 
         # Without a reason, none is left.
         assert "changed=1 " in run_playbook("hapgent.agent.undrain", LIMIT, "-e", variables_of(agent))
@@ -210,13 +211,19 @@ def test_rolling(run_playbook: RunPlaybook, agent: Agent, tmp_path: Path) -> Non
     with polled(agent):
         said = run_playbook("hapgent.agent.rolling", *options, succeeds=False)
         assert json.loads(seen.read_bytes()) == saved(agent) == drained
-        assert "Rolling stops at web1, whose agent says DRAIN. What failed: ansible.builtin.command: " in said
-        assert "Done: none. Not finished: web1. Taken out by somebody else: none. Not touched: none." in said
+        assert re.search(r"stopped at web1\b.* DRAIN\. .*: ansible\.builtin\.command: ", said)
+        assert ("none", "web1", "none", "none") in progress(said)
 
         works.touch()
         said = run_playbook("hapgent.agent.rolling", *options)
         assert saved(agent) == {"status": "UP"}
-        assert "Done: web1. Not finished: none. Taken out by somebody else: none. Not touched: none." in said
+        assert ("web1", "none", "none", "none") in progress(said)
+
+
+def progress(said: str) -> list[tuple[str, ...]]:
+    """Each report of the hosts that are done, not finished, kept out by something else, and not touched."""
+    reports = r"Done: (.*?)\. Not finished: (.*?)\. [^.:]+: (.*?)\. Not touched: (.*?)\."
+    return re.findall(reports, said)
 
 
 def roll(
@@ -265,15 +272,15 @@ def test_rolling_runs_handlers_before_it_brings_the_server_back(
     said = roll(run_playbook, agent, [{"ansible.builtin.include_role": {"name": str(role)}}], LIMIT, succeeds=works)
     assert json.loads(seen.read_bytes())["status"] == "DRAIN"
     assert saved(agent) == ({"status": "UP"} if works else {"status": "DRAIN", "reason": "kernel upgrade of web1"})
-    assert ("Rolling stops at web1, whose agent says DRAIN." in said) is not works
+    assert bool(re.search(r"stopped at web1\b.* DRAIN\.", said)) is not works
 
 
 def test_rolling_whose_tasks_are_not_there(run_playbook: RunPlaybook, agent: Agent) -> None:
     tasks: list[object] = [{"ansible.builtin.include_tasks": "{{ 'no-such-file' }}.yml"}]
     said = roll(run_playbook, agent, tasks, LIMIT, succeeds=False)
-    assert "Rolling stops at web1, whose agent says DRAIN. What failed: " in said
+    assert re.search(r"stopped at web1\b.* DRAIN\. ", said)
     assert "no-such-file.yml" in said
-    assert "Mend it and run the same command again: it goes on with web1." in said
+    assert "run the same command again" in said
 
 
 @pytest.mark.oldest_too
@@ -281,7 +288,7 @@ def test_rolling_whose_tasks_end_the_play(run_playbook: RunPlaybook, agent: Agen
     """Before the server is back: nobody must take that for a success."""
     said = roll(run_playbook, agent, [{"ansible.builtin.meta": "end_host"}], LIMIT, succeeds=False)
     assert "Done: none. Not finished: web1." in said
-    assert "web1 was not taken back: your tasks ended its play" in said
+    assert "web1 was not undrained" in said
 
 
 def test_rolling_that_looks_at_one_that_was_done_before(run_playbook: RunPlaybook, agent: Agent) -> None:
@@ -290,7 +297,7 @@ def test_rolling_that_looks_at_one_that_was_done_before(run_playbook: RunPlayboo
     agent.reload(json.dumps(done).encode(), b"UP # kernel upgrade of web1\n")
     unwell = {"hapgent_health_url": "http://127.0.0.1:1/", "hapgent_health_tries": 1}
     said = roll(run_playbook, agent, [], LIMIT, succeeds=False, **unwell)
-    assert "Rolling stops at web1, whose agent says UP. What failed: Wait until the service is healthy" in said
+    assert re.search(r"stopped at web1\b.* UP\. .*: Wait until the service is healthy: ", said)
     assert saved(agent) == done
 
 
@@ -322,18 +329,17 @@ def test_rolling_leaves_a_reason_that_somebody_else_gave_meanwhile(
             hapgent_state_file=state_file,
             hapgent_min_up=0,
         )
-    assert "Now web2. Done: web1. Not finished: none. Taken out by somebody else: none. Not touched: web2." in said
-    assert (
-        "Done: web1, web2. Not finished: none. Taken out by somebody else: web1: its agent says DRAIN UP # disk."
-        in said
-    )
+    assert ("web1", "none", "none", "web2") in progress(said)
+    *others, kept_out, untouched = progress(said)[-1]
+    assert (others, untouched) == (["web1, web2", "none"], "none")
+    assert re.fullmatch("web1: .* DRAIN UP # disk", kept_out)
     assert (saved(agent), saved(other)) == (drained, {"status": "UP"})
 
 
 def test_rolling_leaves_alone_what_somebody_else_keeps_out(run_playbook: RunPlaybook, agent: Agent) -> None:
     agent.reload(b'{"status": "MAINT", "reason": "no disk"}', b"MAINT UP # no disk\n")
     said = roll(run_playbook, agent, [{"ansible.builtin.fail": {}}], LIMIT, hapgent_kept_out="skip")
-    assert (
-        "Done: none. Not finished: none. Taken out by somebody else: web1: its agent says MAINT UP # no disk." in said
-    )
+    *others, kept_out, untouched = progress(said)[-1]
+    assert (others, untouched) == (["none", "none"], "none")
+    assert re.fullmatch("web1: .* MAINT UP # no disk", kept_out)
     assert saved(agent) == {"status": "MAINT", "reason": "no disk"}

@@ -146,7 +146,7 @@ def test_version_that_does_not_come_up_stops_it() -> None:
     with traffic() as load:
         done = playbook(*ROLLING, "--extra-vars=reason='release 3'", broken, *arguments)
         said = message(done)
-        assert "Rolling stops at rolling-web1, whose agent says DRAIN" in said
+        assert re.search(r"stopped at rolling-web1\b.* DRAIN\.", said)
         assert "Wait until the service is healthy" in said
         assert "Done: rolling-web2. Not finished: rolling-web1." in said
         assert "Not touched: rolling-web3, rolling-web4." in said
@@ -205,7 +205,7 @@ def test_load_balancer_that_goes_down_meanwhile_stops_it() -> None:
         run("rolling-lb2", "systemctl stop haproxy")
         said, _errors = process.communicate(timeout=180)
         assert "rolling-lb2 cannot be asked" in said
-        assert "Rolling stops at rolling-web1, whose agent says DRAIN" in said
+        assert re.search(r"stopped at rolling-web1\b.* DRAIN\.", said)
         assert [state(host) for host in WEB[1:]] == [{"status": "UP"}] * 3
     assert load.counted["by_address"][LB1][1] == 0, load.counted
 
@@ -237,7 +237,7 @@ def test_one_whom_somebody_drains_while_it_is_worked_on_stays_drained() -> None:
     tasks = f"--extra-vars=hapgent_tasks={Path(__file__).parents[1] / 'tasks' / 'drained_meanwhile.yml'}"
     done = rolling("8", tasks, "--limit=rolling-web1")
     assert done.returncode == 0, done.stdout
-    assert "Taken out by somebody else: rolling-web1: its agent says DRAIN UP # disk" in done.stdout
+    assert re.search(r"Not finished: none\. [^:]+: rolling-web1: .* DRAIN UP # disk\.", done.stdout)
     assert state("rolling-web1") == {"status": "DRAIN", "reason": "disk"}
     assert versions()[0] == "8"
 
@@ -280,8 +280,8 @@ def test_drain_shows_what_it_waits_for() -> None:
     with slow_requests(45):
         done = drain("rolling-web1")
     assert done.returncode == 0, done.stdout
-    assert re.search(r"rolling-lb1: web/rolling-web1 .* 2 .*Waiting for 2[0-9][0-9] s", done.stdout)
-    assert " s are over" not in done.stdout
+    assert re.search(r"rolling-lb1: web/rolling-web1 .* 2 .*Waiting .*2[0-9][0-9] s", done.stdout)
+    assert " s is over" not in done.stdout
 
 
 def test_drain_goes_on_when_the_grace_is_over_and_undrain_brings_it_back() -> None:
@@ -292,7 +292,7 @@ def test_drain_goes_on_when_the_grace_is_over_and_undrain_brings_it_back() -> No
         back = playbook("hapgent.agent.undrain", "--limit=rolling-web1")
         assert back.returncode == 0, back.stdout
         assert balanced("rolling-web1") == IN
-    assert "3 s are over, and sessions are not of rolling-web1: rolling-lb1: web/rolling-web1" in done.stdout
+    assert re.search(r"\b3 s is over\b.* rolling-web1: rolling-lb1: web/rolling-web1", done.stdout)
 
 
 def test_drain_waits_for_a_load_balancer_that_is_late_however_short_the_grace_is() -> None:
@@ -307,7 +307,7 @@ def test_drain_waits_for_a_load_balancer_that_is_late_however_short_the_grace_is
         run("rolling-lb2", operators("enable agent web/rolling-web1"))
         said, _errors = process.communicate(timeout=180)
     assert process.returncode == 0, said
-    assert re.search(r"rolling-lb2: web/rolling-web1 .* takes new sessions.*Waiting for [45][0-9] s", said)
+    assert re.search(r"rolling-lb2: web/rolling-web1 .* takes new sessions.*Waiting .*[45][0-9] s", said)
     assert balanced("rolling-web1") == DRAINED
 
 
@@ -320,7 +320,7 @@ def test_drain_fails_if_a_load_balancer_takes_the_server_back_while_sessions_are
         said, _errors = process.communicate(timeout=180)
         run("rolling-lb2", operators("enable agent web/rolling-web1"))
     assert process.returncode != 0
-    assert "but HAProxy gives it new sessions all the same. rolling-lb2: web/rolling-web1 (UP" in said
+    assert re.search(r"new sessions to rolling-web1\b.* rolling-lb2: web/rolling-web1 \(UP", said)
 
 
 def test_drain_counts_connections_where_no_load_balancer_is_named() -> None:
@@ -330,7 +330,7 @@ def test_drain_counts_connections_where_no_load_balancer_is_named() -> None:
         assert done.returncode == 0, done.stdout
         listening = run("rolling-web1", "ss --no-header --tcp state established sport = 8080").stdout
     assert listening == ""
-    assert " s are over" not in done.stdout
+    assert " s is over" not in done.stdout
 
 
 def test_check_mode_changes_nothing() -> None:
@@ -349,5 +349,5 @@ def test_undrain_tells_why_a_server_is_not_taken_back() -> None:
     assert eventually(lambda: balanced("rolling-web1"), down) == down
     said = message(playbook("hapgent.agent.undrain", "--limit=rolling-web1", "--extra-vars=hapgent_wait_timeout=2"))
     run("rolling-web1", "systemctl start web")
-    assert "HAProxy does not take rolling-web1 back, although its agent says UP" in said
+    assert "rolling-web1 is not back in rotation" in said
     assert "rolling-lb1: web/rolling-web1 (DOWN" in said

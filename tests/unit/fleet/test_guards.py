@@ -210,7 +210,7 @@ def test_words_outside_of_quotes(fleet: Fleet, arguments: list[str]) -> None:
 def test_words_in_quotes(fleet: Fleet, argument: str) -> None:
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
     played = fleet.play("hapgent.agent.drain", "--limit=web1", "--check", "-e", argument)
-    (told,) = played.results("Change the state of the agent, and wait until every load balancer was told")
+    (told,) = played.results("Change the agent's state and wait until every load balancer has received it")
     assert told["after"] == {"status": "DRAIN", "reason": "kernel upgrade"}
 
 
