@@ -164,3 +164,13 @@ def test_play_of_ones_own_brings_back_only_what_it_has_taken_out(fleet_of: Any, 
         said = fleet.play("play.yml", hapgent_reason=reason)
     assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
     assert "maint: it was out before this run drained it" in said
+
+
+def test_second_undrain_of_a_run_ends_what_was_out_before(fleet_of: Any, tmp_path: Path) -> None:
+    role = {"name": "hapgent.agent.fleet"}
+    steps = [{"ansible.builtin.import_role": {**role, "tasks_from": step}} for step in ("drain", "undrain", "undrain")]
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "fleet", "gather_facts": False, "tasks": steps}]))
+    fleet = fleet_of(maint=OUT["maint"])
+    with fleet.polled():
+        fleet.play("play.yml")
+    assert fleet.states() == {"maint": {"status": "UP"}}

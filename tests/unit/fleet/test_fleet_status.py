@@ -32,3 +32,13 @@ def test_status_as_a_gate_for_what_does_not_fit_together(fleet: Fleet) -> None:
     (table,) = played.results("Show the fleet")
     assert any(line.startswith("web1  ") and "!" in line for line in table["msg"])
     assert set(played.failures()) == {"web1"}
+
+
+def test_load_balancer_that_has_not_received_the_state_is_named(fleet: Fleet) -> None:
+    for name, balancer in fleet.load_balancers.items():
+        fleet.host_vars(name)["hapgent_source_addresses"] = [balancer.source]
+    fleet.load_balancers["lb2"].stop()
+    fleet.set_state("web1", status="UP", weight=50)
+    played = fleet.play(STATUS, variables={"hapgent_hosts": "web1"})
+    (table,) = played.results("Show the fleet")
+    assert any(f"{fleet.load_balancers['lb2'].source} (lb2)" in line for line in table["msg"])
