@@ -9,7 +9,7 @@ import sys
 
 from hapgent import SIGNALS
 
-# Before the slower imports: a signal that comes while the agent starts must wait for it, not end it.
+# Block signals before the slower imports, so that a signal during the start waits instead of ending the agent.
 signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 from hapgent.main import main  # noqa: E402

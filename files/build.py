@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Build the agent's zipapp from this folder, byte for byte the same wherever it is built."""
+"""Build the agent's zipapp from this folder. The build is reproducible: the bytes are the same on every machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHEBANG = b"#!/usr/bin/env python3\n"
 
 
 def zipapp() -> bytes:
-    """The bytes of the zipapp: nothing in them depends on dates, modes, file order or the zlib at hand."""
+    """The bytes of the zipapp. They do not depend on dates, modes, the order of files or the version of zlib."""
     buffer = io.BytesIO()
     buffer.write(SHEBANG)
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -35,7 +35,7 @@ def zipapp() -> bytes:
 
 
 def main() -> None:
-    """Write the zipapp into the role, and its checksum wherever the role tells it."""
+    """Write the zipapp into the role, and its checksum into all files of CHECKSUM_FILES."""
     before = hashlib.sha256(ZIPAPP.read_bytes()).hexdigest()
     content = zipapp()
     ZIPAPP.write_bytes(content)

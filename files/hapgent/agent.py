@@ -4,9 +4,10 @@
 
 """The agent: its threads, and what each of them does.
 
-The main thread takes signals, another one answers HAProxy's checks, and a third one keeps what has to be kept on disk.
-They share what is replaced as a whole, the change that is being told, and the peers, which the one that answers keeps
-and the others only read. So a disk that hangs delays neither check nor signal, and no check ever sees half an answer.
+The main thread handles signals, the second answers HAProxy's checks, and the third (the keeper) writes to the disk.
+They share two objects: the current change, which is only ever replaced as a whole, and the peers, which only the
+answering thread modifies while it runs. So a disk that hangs delays neither checks nor signals, and no check ever
+receives half an answer.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from hapgent.systemd import Manager
 
 RETRY_SECONDS = 0.1
 TICK_SECONDS = 1.0
-# For so long SIGTERM waits for the lock of the state file, and for the disk. What is not saved then is undone later.
+# How long SIGTERM waits for the lock of the state file, and for the disk. If the memory is not saved in this time, the
+# next agent treats what this one sent as uncertain, and resets it.
 LOCK_SECONDS, END_SECONDS = 0.4, 0.8
 
 
 class Agent:
-    """Answers on a listening socket with the state that a file keeps."""
+    """Answers checks on a listening socket with the state that is stored in a file."""
 
     def __init__(self, listener: socket.socket, settings: Settings, status_socket: StatusSocket | None = None) -> None:
         self._listener = listener
@@ -49,18 +51,18 @@ class Agent:
         self._failed_accepts = 0
 
     def run(self) -> None:
-        """Answer and obey until SIGTERM or SIGINT. The answers under way are finished."""
-        # Daemon threads, so that they do not outlive an error in this one: then systemd starts all of them again.
+        """Answer checks and handle signals until SIGTERM or SIGINT. Answers in progress are finished."""
+        # Daemon threads do not outlive an error in this thread, so that systemd restarts the whole agent.
         keeping = threading.Thread(target=self._keep, daemon=True)
         keeping.start()
-        # Not sigtimedwait: when the process was paused for longer than that waits, Python makes up a signal.
+        # Not sigtimedwait, because Python returns a wrong signal if the process was paused for longer than the timeout.
         signal.setitimer(signal.ITIMER_REAL, TICK_SECONDS, TICK_SECONDS)
         while (number := signal.sigwait(SIGNALS)) not in (signal.SIGTERM, signal.SIGINT):
             if number == signal.SIGALRM:
                 self._keeper.tick()
             else:
                 self._keeper.obey(number)
-        # SIGINT is taken before those that came before it and have higher numbers.
+        # SIGINT is delivered before pending signals with higher numbers, even if they were sent earlier.
         for number in signal.sigpending() & {signal.SIGUSR1, signal.SIGUSR2}:
             self._keeper.obey(number)
         self._stopping = True
@@ -68,11 +70,11 @@ class Agent:
         self._keeper.stop(time.monotonic() + LOCK_SECONDS)
         keeping.join(END_SECONDS)
         if keeping.is_alive():
-            # The disk hangs, and nothing that waits for it can be ended in another way.
+            # The disk hangs, and a thread that waits for it cannot be ended in any other way.
             os._exit(0)
 
     def status(self) -> bytes:
-        """All that is known here, as JSON. Times are in seconds since 1970; may be called by another thread."""
+        """The complete status as JSON, with times in seconds since 1970. May be called from another thread."""
         change, now = self._keeper.change, time.monotonic()
         offset = time.time() - now
         ip, port = self._listener.getsockname()[:2]
@@ -100,7 +102,7 @@ class Agent:
             },
             "peers": [self._describe(peer, change, now, offset) for peer in self._peers.all()],
         }
-        # A path may be no UTF-8.
+        # A path may not be valid UTF-8.
         return json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     def _describe(self, peer: Peer, change: Change, now: float, offset: float) -> dict[str, t.Any]:
@@ -157,11 +159,11 @@ class Agent:
             self._wait_for_room(error)
         else:
             self._accept_problem = ""
-            # An IPv4 address, however this listens.
+            # A socket that listens on IPv6 reports IPv4 addresses with this prefix.
             self._answer_peer(connection, address[0].removeprefix("::ffff:"))
 
     def _answer_peer(self, connection: socket.socket, address: str) -> None:
-        """Answer and close. Nothing here waits for the peer."""
+        """Answer the peer and close the connection, without ever waiting for the peer."""
         change, now = self._keeper.change, time.monotonic()
         peer = self._peers.see(address, now)
         line, undo = peer.answer(change, now, self._peers.settle)
@@ -170,13 +172,13 @@ class Agent:
                 connection.send(line, socket.MSG_DONTWAIT)
                 self._peers.given(peer, line, undo, change)
                 connection.shutdown(socket.SHUT_WR)
-                # Closing with bytes unread would send a reset, and that ends the retransmission of the answer.
+                # Closing with unread bytes would send a reset, which stops the retransmission of the answer.
                 connection.recv(65536, socket.MSG_DONTWAIT)
             except OSError:
                 pass
 
     def _wait_for_room(self, error: OSError) -> None:
-        """Out of descriptors or memory: peers wait in the backlog until there are some."""
+        """Wait because descriptors or memory have run out. Peers wait in the backlog until more are available."""
         self._failed_accepts += 1
         if self._accept_problem != str(error):
             self._accept_problem = str(error)

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the agent answers, and how it is kept on disk.
+"""What the agent answers, and how it is stored on disk.
 
-A signal changes the answer at once, in memory. All that can be slow, the disk, the log and the service manager, is the
-work of one thread of its own, the keeper, and nothing else waits for that.
+A signal changes the answer immediately, in memory. All operations that can be slow, on the disk, the log and the
+service manager, run in a thread of their own, the keeper, and nothing else waits for them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from hapgent.peers import ANYTHING, Change, Peers
 from hapgent.state import FAIL, LOCK_POLL_SECONDS, LockedError, State, StateError, StateFile
 from hapgent.systemd import Manager
 
-# For so long a save waits for a module that has locked the state file.
+# How long a save waits for a module that has locked the state file.
 LOCK_SECONDS = 10.0
-# A disk that has not answered for so long is reported.
+# A disk that has not responded for this long is reported.
 PATIENCE_SECONDS = 10.0
 
 
 class Unsaved(t.NamedTuple):
-    """A status that a signal has set and that is not in the file yet. C(deadline) is on the monotonic clock."""
+    """A status that was set by a signal and is not in the file yet. C(deadline) is on the monotonic clock."""
 
     status: str
     cause: str
@@ -40,9 +40,10 @@ class Unsaved(t.NamedTuple):
 
 
 class Keeper:
-    """The state that is answered, and its copies on disk.
+    """The state with which the agent answers, and its copies on disk.
 
-    The main thread calls obey(), tick() and stop(), which wait for nothing. The keeper's thread calls the others.
+    The main thread calls obey(), tick() and stop(), which never wait for the disk. Any thread may call note(). The
+    keeper's thread calls all other methods.
     """
 
     def __init__(self, state_file: str, peers: Peers, manager: Manager) -> None:
@@ -56,7 +57,7 @@ class Keeper:
         self._manager = manager
         self._identity: Identity = None
         self._memory_problem = ""
-        # Protects change and unsaved, for moments in which nothing else happens.
+        # Protects change and unsaved. It is never held during a slow operation.
         self._changing = threading.Lock()
         self._unsaved: Unsaved | None = None
         self._reload = False
@@ -68,7 +69,7 @@ class Keeper:
     # The main thread
 
     def obey(self, number: int) -> None:
-        """Do what this signal means: for USR1 and USR2 the answer is another one when this returns."""
+        """Handle a signal. For USR1 and USR2, the answer has changed when this returns."""
         if number == signal.SIGHUP:
             self._reload = True
         elif number in (signal.SIGUSR1, signal.SIGUSR2):
@@ -80,7 +81,7 @@ class Keeper:
         self._due.set()
 
     def tick(self) -> None:
-        """Look once a second whether there is something to remember, and whether the disk hangs."""
+        """Called once a second: wake the keeper to save the memory if needed, and report a disk that hangs."""
         since, now = self._working_since, time.monotonic()
         if since is not None and now - since > PATIENCE_SECONDS:
             self._working_since = None
@@ -90,26 +91,26 @@ class Keeper:
         self._due.set()
 
     def note(self, text: str) -> None:
-        """Have an error logged, by the thread that may wait for the log. Any thread may call this."""
+        """Queue an error for the log. The keeper's thread writes it, because only that thread may wait for the log."""
         self._notes.append((log.error, text))
         self._due.set()
 
     def stop(self, last_moment: float) -> None:
-        """Wait for no lock after this moment, on the monotonic clock."""
+        """Stop waiting for locks after C(last_moment), on the monotonic clock."""
         self._last_moment = last_moment
         self._due.set()
 
     # The keeper's thread
 
     def begin(self) -> None:
-        """Load the state, and what was remembered. Afterwards the first peer may be answered."""
+        """Load the state and the memory. Afterwards the agent may answer the first peer."""
         was_complete = self._recall()
         if not self._remember() and was_complete:
-            # From the first answer on, that is not complete any more.
+            # The old memory claims to be complete, which is wrong as soon as the first peer is answered.
             self.memory.spoil()
 
     def work(self) -> None:
-        """Do what is due, as soon as something is."""
+        """Wait until work is due, and do it."""
         self._due.wait()
         self._due.clear()
         self._working_since = time.monotonic()
@@ -129,12 +130,12 @@ class Keeper:
         self._manager.retry()
         self._working_since = None
         if self._unsaved:
-            # For a module that holds the lock. Meanwhile the rest is done.
+            # A module holds the lock. Try again soon, but let other work be done in between.
             time.sleep(LOCK_POLL_SECONDS)
             self._due.set()
 
     def end(self) -> None:
-        """Do what is still due, and remember all that was told. Nobody may be answered any more."""
+        """Do all work that is still due, and save the memory as complete. No peer may be answered after this."""
         self._manager.notify("STOPPING=1")
         while self._reload or self._unsaved or self._notes:
             self._due.set()
@@ -142,7 +143,7 @@ class Keeper:
         self._remember(complete=True)
 
     def summary(self) -> str:
-        """The state, as the service manager shows it."""
+        """The state in the form that the service manager shows."""
         change = self.change
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(change.since))
         return f"STATUS={change.state.answer()} since {since}"
@@ -163,7 +164,7 @@ class Keeper:
                 self.change = recalled.change
         self._load("start")
         with self._changing:
-            if not recalled:  # Then this was no change.
+            if not recalled:  # Without a memory, the first load is not a change.
                 self.change = Change(self.change.state, self.change.since)
                 self.counters["changes"] = 0
             told = self._told_since(recalled, unusable)
@@ -174,7 +175,7 @@ class Keeper:
         return recalled is not None and recalled.complete
 
     def _told_since(self, recalled: Recalled | None, unusable: bool) -> tuple[State, ...]:
-        """What may have been told after this was remembered."""
+        """The states that peers may have received after the memory was saved."""
         if not recalled:
             return ANYTHING if unusable else ()
         if recalled.complete:
@@ -182,7 +183,7 @@ class Keeper:
         if self._identity is None or self._identity != recalled.identity:
             log.info("the last agent was killed, and the state file is another one since: anything it told is undone")
             return ANYTHING
-        # Of the file nothing else, and signals do not wait for the disk.
+        # The file is unchanged. Only signals change the answer before it is saved, so only their states are possible.
         state = recalled.change.state
         return state, state.with_status("UP"), state.with_status("DOWN")
 
@@ -198,7 +199,7 @@ class Keeper:
         line = f"{old.answer()} -> {new.answer()} ({cause})"
         if problem:
             log.error(f"{line}: {problem}")
-            # First: a reader that learns that the file is not right also learns why.
+            # Set before state_file_ok, so that a reader that sees a problem also sees its cause.
             self.last_error = (problem, time.time())
         elif new != old:
             log.info(line)
@@ -207,7 +208,7 @@ class Keeper:
             self._answer(self._with_unsaved(state))
 
     def _save(self, unsaved: Unsaved) -> None:
-        """Save the status. The rest of the state is what the file says: a module may have written it just now."""
+        """Save the status. The other fields are kept from the file, because a module may have just changed them."""
         fallback = self.change.state
         file = StateFile(os.path.realpath(self.state_file))
         problem = ""
@@ -239,7 +240,7 @@ class Keeper:
         self._manager.notify(self.summary())
 
     def _remember(self, complete: bool = False) -> bool:
-        """Save the memory. Returns whether that succeeded; if not, it is tried again."""
+        """Save the memory. Returns whether that succeeded. If it did not, it is tried again later."""
         self._peers.unsaved = False
         try:
             self.memory.save(self.change, self._peers, self._identity, complete)
@@ -254,7 +255,7 @@ class Keeper:
         return True
 
     def _adopt(self, file: StateFile) -> None:
-        """This is the file that the state goes with."""
+        """Record the identity of the file from which the state comes, including that of a symbolic link to it."""
         identity = file.identity
         if identity:
             with contextlib.suppress(OSError):
@@ -270,7 +271,7 @@ class Keeper:
         return state.with_status(unsaved.status) if unsaved else state
 
     def _answer(self, state: State, cause: str = "") -> None:
-        """Answer with this state from now on. A cause is logged."""
+        """Answer with this state from now on. If a cause is given, the change is logged."""
         if state != self.change.state:
             if cause:
                 self._notes.append((log.info, f"{self.change.state.answer()} -> {state.answer()} ({cause})"))

@@ -2,9 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Log lines to standard error, with the priority that the journal understands where it listens.
+"""Log lines to standard error, with a priority prefix if it is connected to the journal.
 
-A line that a pipe or the journal does not take at once is dropped and counted: nothing waits for a reader of the log.
+A line that a pipe or the journal does not accept immediately is dropped and counted, so that nothing waits for a reader
+of the log.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ import threading
 from hapgent import systemd
 
 _IN_JOURNAL = systemd.logs_to_journal()
-# What a pipe takes as a whole, once it takes anything: PIPE_BUF.
+# PIPE_BUF: a pipe that is ready for writing accepts this many bytes in one piece.
 _MAX_BYTES = 4096
 
 
 class _Lines:
-    """Standard error, for whole lines from any thread."""
+    """Writes whole lines to standard error. May be used by any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._dropped = 0
 
     def write(self, prefix: str, text: str) -> None:
-        """Write a line, and before it how many were dropped."""
+        """Write a line. If lines were dropped before, write their number first."""
         with self._lock:
             if not self._takes_one():
                 self._dropped += 1
@@ -40,7 +41,7 @@ class _Lines:
             try:
                 os.write(2, line + b"\n")
             except OSError:
-                pass  # Nowhere to log it; the checks are more important.
+                pass  # There is nowhere to log this, and answering checks is more important.
 
     @staticmethod
     def _takes_one() -> bool:
@@ -53,10 +54,10 @@ _write = _Lines().write
 
 
 def info(text: str) -> None:
-    """Something happened as it should."""
+    """Log a normal event."""
     _write("<6>" if _IN_JOURNAL else "hapgent: ", text)
 
 
 def error(text: str) -> None:
-    """Somebody has to look at this."""
+    """Log a problem that needs attention."""
     _write("<3>" if _IN_JOURNAL else "hapgent: ", text)

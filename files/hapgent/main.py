@@ -41,7 +41,7 @@ Signals:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the agent or answer a question about it. Returns the exit status."""
+    """Run the agent, or print its help, version or status. Returns the exit status."""
     if arguments == ["--help"]:
         print(USAGE, end="")
         return EXIT_OK
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         print(f"hapgent {VERSION} (answers as hapgent {ANSWERS_AS})")
         return EXIT_OK
     if arguments[:1] == ["status"]:
-        # Not in the memory of the agent itself.
+        # Imported here to keep the running agent small.
         from hapgent import status_command  # noqa: PLC0415
 
         return status_command.main(arguments[1:])
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run() -> int:
-    """Run the agent until it is told to end. Returns the exit status."""
+    """Run the agent until it receives a signal to end. Returns the exit status."""
     _open_standard_streams()
     _take_the_name()
     try:
@@ -79,7 +79,7 @@ def run() -> int:
 
 
 def _open_status_socket(path: str) -> StatusSocket | None:
-    """The checks are more important: where there is none, the agent goes on."""
+    """Open the status socket, if one is set. If that fails, the agent still runs, because checks are more important."""
     if not path:
         return None
     try:
@@ -90,14 +90,14 @@ def _open_status_socket(path: str) -> StatusSocket | None:
 
 
 def _open_standard_streams() -> None:
-    """Where one is closed, a socket would get its number, and the log lines."""
+    """Open closed standard streams. Otherwise, a socket could get the number of one, and receive log lines."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
 
 
 def _take_the_name() -> None:
-    """Be hapgent for pkill, however Python was started. Source: proc_pid_comm(5)."""
+    """Set the process name to hapgent, so that pkill finds it however Python was started. Source: proc_pid_comm(5)."""
     try:
         with open("/proc/self/comm", "w", encoding="ascii") as comm:
             comm.write("hapgent")

@@ -2,10 +2,11 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the agent remembers across restarts: its last change of state, and what each load balancer was told.
+"""What the agent remembers across restarts: its last change of state, and what it sent to each load balancer.
 
-Without it, a change would be forgotten by a restart in the middle of it, and one made while the agent was stopped
-would not be noticed. It is kept beside the state file, and belongs to one agent as long as that runs.
+Without this memory, a restart soon after a change would end the reset of the previous state too early, and the agent
+would not notice a change that was made while it was stopped. The memory is a file beside the state file, and belongs to
+one agent as long as that agent runs.
 """
 
 from __future__ import annotations
@@ -29,22 +30,25 @@ from hapgent.state import (
     replace,
 )
 
-# More than the longest memory that an agent writes.
+# Larger than the longest memory that an agent writes.
 MAX_BYTES = 2 * 1024 * 1024
-# Of addresses with a scope and of answers there are no longer ones.
+# Longer than any address with a scope, and longer than any answer.
 MAX_ADDRESS, MAX_LINE = 64, 256
 MAX_CHECKS = 2**53
 
-# What the state file was when the memory was saved; None if that is not known.
+# The identity of the state file when the memory was saved. None if it is not known.
 Identity = t.Optional[list[int]]
 
 
 class MemoryUnusableError(Exception):
-    """The memory cannot be used. The text says why."""
+    """The memory cannot be used. The text describes the problem."""
 
 
 class Recalled(t.NamedTuple):
-    """What was remembered. C(complete) is whether nothing was told after it was saved: the agent ended cleanly."""
+    """The content of the memory.
+
+    C(complete) is whether the agent sent nothing after it saved the memory, because it ended cleanly.
+    """
 
     change: Change
     peers: list[Peer]
@@ -53,22 +57,22 @@ class Recalled(t.NamedTuple):
 
 
 class Memory:
-    """The file in which an agent remembers."""
+    """The file that stores the memory of an agent."""
 
     def __init__(self, state_file: str) -> None:
-        """Beside the state file, or if that is a link, beside the link."""
+        """The file is beside the state file or, if that is a symbolic link, beside the link."""
         self.path = f"{state_file}.memory"
         self._owned = contextlib.ExitStack()
         self._is_owned = False
 
     def recall(self, settle: float) -> Recalled | None:
-        """What was remembered; what is still to be undone is for C(settle) seconds at most. None if there is no file.
+        """Read the memory. None if the file does not exist. Raises MemoryUnusableError.
 
-        Raises MemoryUnusableError.
+        Reset keywords that are still due are limited to C(settle) seconds from now.
         """
         try:
             with contextlib.suppress(OSError), self._open_folder() as folder:
-                # Where it cannot be written, it can still be read.
+                # A memory that cannot be written can still be read.
                 self._own(folder)
             return _parse(read(self.path, MAX_BYTES)[0], settle)
         except MissingError:
@@ -79,14 +83,14 @@ class Memory:
             raise MemoryUnusableError(f"not what an agent has written there ({error!r})") from error
 
     def save(self, change: Change, peers: Peers, identity: Identity, complete: bool) -> None:
-        """Remember. Raises OSError, and LockedError if another agent remembers there."""
+        """Write the memory. Raises OSError, and LockedError if another agent uses the same file."""
         with self._open_folder() as folder:
             self._own(folder)
             name = os.path.basename(self.path)
             replace(name, _dump(change, peers, identity, complete), f"{name}.tmp", folder)
 
     def spoil(self) -> None:
-        """Make what is remembered unusable, even on a full disk, as it is not true any more. May fail."""
+        """Make the memory unusable because it is outdated. This works even on a full disk, but may fail silently."""
         flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with contextlib.suppress(OSError):
             descriptor = os.open(self.path, flags)
@@ -129,7 +133,7 @@ def _dump(change: Change, peers: Peers, identity: Identity, complete: bool) -> b
                 "first_seen": offset + peer.first_seen,
                 "last_seen": offset + peer.last_seen,
                 "checks": peer.checks,
-                # One that has stopped asking does not begin again with the agent.
+                # Without an interval, a peer that has stopped polling does not count as polling after a restart.
                 "interval": peer.interval if peer.polls(now, peers.started) else None,
                 "line": peer.line.decode(),
             }
@@ -179,7 +183,7 @@ def _states(values: list[dict[str, t.Any]]) -> tuple[State, ...]:
 
 
 def _text(value: t.Any, most: int) -> str:
-    """What can be written again, in so many bytes. Raises ValueError."""
+    """A string of at most C(most) bytes without control characters. Raises ValueError."""
     text = str(value)
     if len(text.encode()) > most or any(character < " " or "\x7f" <= character <= "\x9f" for character in text):
         raise ValueError(f"a text that no agent writes: {text[:most]!a}")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The status of an agent as metrics for Prometheus."""
+"""Convert the status of an agent to metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hapgent.state import STATUSES
 
 # Long enough for a path.
 MAX_LABEL = 4200
-# A newer agent may count more than is known here, and what it counts becomes a part of a metric's name.
+# A newer agent may have counters that are unknown here. The name of a counter becomes part of the name of a metric.
 COUNTER = re.compile(r"[a-z]+(_[a-z]+){0,3}")
 
 Samples = t.Iterable[tuple[dict[str, str], t.Optional[float]]]
@@ -23,8 +23,8 @@ Samples = t.Iterable[tuple[dict[str, str], t.Optional[float]]]
 def metrics(path: str, status: dict[str, t.Any] | None) -> str:
     """Return the metrics of the agent with this status socket, in Prometheus' text format, without the last line end.
 
-    C(status) has all fields that hapgent.status_command.known() returns; it is None if there is no agent. A field that
-    is None makes no metric. Source: exposition formats in Prometheus' documentation.
+    C(status) has all fields that hapgent.status_command.known() returns. It is None if no agent responds. Fields that
+    are None produce no metric. Source: exposition formats in Prometheus' documentation.
     """
     return "\n".join(_lines(path, status))
 
@@ -62,7 +62,7 @@ def _lines(path: str, status: dict[str, t.Any] | None) -> t.Iterator[str]:
 
 
 def _by_label(peers: list[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
-    """Return each load balancer once: Prometheus refuses all metrics if one of them is there twice."""
+    """Return the load balancers by label. Each label must be unique, or Prometheus rejects all metrics."""
     found: dict[str, dict[str, t.Any]] = {}
     for peer in peers:
         found.setdefault(_label(peer["address"]), peer)
@@ -83,7 +83,7 @@ def _metric(name: str, kind: str, text: str, path: str, samples: Samples) -> t.I
 
 
 def _label(text: str) -> str:
-    """Return the text as a label that a terminal can show too: metrics are also read there."""
+    """Return the text as a label that is safe for a terminal, where people also read metrics."""
     return printable(text, MAX_LABEL)
 
 

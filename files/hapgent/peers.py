@@ -2,9 +2,9 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The load balancers: what each was told, and what it still has to be told to undo what it was told before.
+"""The load balancers: the state that each has received, and the reset keywords that it must still receive.
 
-A peer is an address that asks. Peers are discovered by their first check and never deregister.
+A peer is a source address that polls the agent. Peers are discovered by their first check and never deregister.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from hapgent.state import STATUSES, State
 
 MOST_PEERS = 1024
 WEEK_SECONDS = 7 * 86400.0
-# A check may be late by so much, whatever the interval.
+# How late a check may be: three intervals, but at least and at most this long.
 LEAST_PATIENCE_SECONDS = 10.0
 MOST_PATIENCE_SECONDS = 300.0
-# Longer gaps may say that a peer was away, rather than how often it asks.
+# Longer gaps probably mean the peer was offline, not that it polls this rarely.
 LONG_GAP_SECONDS = 60.0
 
 
-# What a peer was told if nothing is known of that, as far as it has to be undone.
+# The states that a peer may have received if nothing is known about it. Resets do not depend on more detail.
 ANYTHING = tuple(State(status, 100, None, "any") for status in STATUSES)
 
 
 def perhaps(states: tuple[State, ...]) -> tuple[State, ...]:
-    """What undoing these states depends on, for a peer that may have been told any of them: a bounded number."""
+    """Reduce states that a peer may have received to the details on which a reset depends.
+
+    The result has at most as many states as ANYTHING, and needs the same reset keywords or more.
+    """
     kinds = dict.fromkeys(
         State(state.status, None if state.weight is None else 100, None, "any" if state.reason else None)
         for state in states
@@ -42,10 +45,12 @@ def _undoing(state: State, told: tuple[State, ...]) -> frozenset[str]:
 
 
 class Change:
-    """The agent's state, since when it is that, and what a peer that is not known may have been told before.
+    """A change of the agent's state.
 
-    C(since) is in seconds since 1970, and so is C(unsure_until): until then, such a peer may have been told more than
-    the state before, as an agent was killed. An object stands for one change: the same state later is another one.
+    C(state) is the new state, and C(since) the time of the change. C(before) has the states that an unknown peer may
+    have received before. Until C(unsure_until), these may be more than the previous state, because an agent was killed.
+    Both times are in seconds since 1970. Changes are compared by identity: a later change to the same state is a
+    different one.
     """
 
     __slots__ = ("before", "line", "since", "state", "undo", "unsure_until")
@@ -59,22 +64,22 @@ class Change:
         self.line = state.answer().encode() + b"\n"
 
     def next(self, state: State) -> Change:
-        """The change from this one to C(state), now."""
+        """The change that follows this one, to C(state), now."""
         now = time.time()
         before = perhaps((*self.before, self.state)) if now < self.unsure_until else (self.state,)
         return Change(state, now, before, self.unsure_until)
 
     def unsure(self, told: tuple[State, ...]) -> Change:
-        """The same change, if peers may have been told any of these states before it."""
+        """The same change, for the case that peers may have received any of these states before it."""
         return Change(self.state, self.since, perhaps((*self.before, *told)), time.time() + WEEK_SECONDS)
 
 
 class Peer:
-    """An address that asks. Its times are on the monotonic clock, in seconds.
+    """A source address that polls the agent. All times are in seconds, on the monotonic clock.
 
-    C(told) is the state that it was told last, none if it was told nothing, several if it may have been any of them.
-    C(undo) has the words that undo what it was told before, and until when each goes along. C(interval) is how often
-    it asks, of late; None as long as nobody can say.
+    C(told) has the state that the peer last received: it is empty if there is none, and has several if it is uncertain
+    which one. C(undo) has the keywords that reset earlier states, with the times until which each is sent. C(interval)
+    is the recent average interval between checks, None if it is not known yet.
     """
 
     __slots__ = (
@@ -103,7 +108,7 @@ class Peer:
         self._until = math.inf
 
     def see(self, now: float) -> None:
-        """It asks again."""
+        """Record another check of this peer."""
         gap = now - self.last_seen
         self.last_seen = now
         if gap > MOST_PATIENCE_SECONDS:
@@ -113,46 +118,47 @@ class Peer:
             return
         if gap > LONG_GAP_SECONDS:
             gap = min(gap, 3 * self.interval + 1)
-        # The longer a gap, the more it counts: one that asks for several backends may ask for all of them at once.
+        # Long gaps count more, because a load balancer with several backends may poll for all of them at once.
         self.interval += (gap - self.interval) * gap / (gap + 7 * self.interval + 1e-9)
 
     def answer(self, change: Change, now: float, settle: float) -> tuple[bytes, dict[str, float]]:
-        """What it is to be answered, and what is undone with that."""
+        """The line with which to answer this peer, and the reset keywords that are due, with their times."""
         if self._change is change and now < self._until:
             return self.line, self.undo
         undo = self.undo
         if self._change is not change:
             words = _undoing(change.state, self.told) if self.told else change.undo
-            # What undoes an older state keeps its time. Else it would never end where the weight changes all the time.
+            # Keywords that reset an older state keep their time. Otherwise, frequent changes, for example of the
+            # weight, would extend them forever.
             undo = {**undo, **dict.fromkeys(words, now + settle)}
         undo = {word: until for word, until in undo.items() if now < until}
         return change.state.answer(undo).encode() + b"\n", undo
 
     def given(self, line: bytes, undo: dict[str, float], change: Change) -> bool:
-        """It was answered with that. Returns whether that is to be remembered."""
+        """Record that the peer received this answer. Returns whether the memory must be saved."""
         self.checks += 1
         if self._change is change and line is self.line:
             return False
-        # In this order: the memory may be saved in between, and is to forget nothing that is owed.
+        # The order matters: the memory may be saved in between, and must not lose keywords that are still due.
         self.undo = undo
         self.told, self.line, self._change = (change.state,), line, change
         self._until = min(undo.values(), default=math.inf)
         return True
 
     def may_have_been_told(self, states: tuple[State, ...]) -> None:
-        """An agent that was killed may have told it one of these last."""
+        """Record that the peer may have received one of these states last, from an agent that was killed."""
         self.told = perhaps((*self.told, *states))
 
     def has(self, state: State) -> bool:
-        """Whether that is the state it was told last."""
+        """Whether this is the state that the peer last received."""
         return self.told == (state,)
 
     def settles_for(self, now: float) -> float:
-        """How many seconds more it is told what undoes the state before."""
+        """The number of seconds for which the peer still receives reset keywords."""
         return max([0.0, *(until - now for until in self.undo.values())])
 
     def polls(self, now: float, started: float) -> bool:
-        """Whether it still asks: it did not miss more than three of its checks, or had no time to."""
+        """Whether the peer still polls: it has missed at most three checks, or the agent only just started."""
         if self.interval is None:
             return False
         patience = max(LEAST_PATIENCE_SECONDS, min(MOST_PATIENCE_SECONDS, 3 * self.interval))
@@ -160,7 +166,7 @@ class Peer:
 
 
 class Peers:
-    """The peers seen last, a bounded number of them. One thread meets them, others may look."""
+    """The peers, at most MOST_PEERS. Only one thread may call see(), add() and given(). Others may read."""
 
     def __init__(self, settle: float) -> None:
         self.settle = settle
@@ -171,7 +177,7 @@ class Peers:
         self._peers: dict[str, Peer] = {}
 
     def see(self, address: str, now: float) -> Peer:
-        """The peer with this address, which asks."""
+        """Record a check from this address, and return the peer."""
         peer = self._peers.get(address)
         if peer is None:
             peer = Peer(address, now)
@@ -182,17 +188,17 @@ class Peers:
         return peer
 
     def add(self, peer: Peer) -> None:
-        """Keep this peer; forget another one if there are too many."""
+        """Add this peer. If there are too many, drop another one."""
         if len(self._peers) >= MOST_PEERS:
             del self._peers[self._least_missed(peer.last_seen).address]
             self.forgotten += 1
         self._peers[peer.address] = peer
 
     def _least_missed(self, now: float) -> Peer:
-        """One that no longer asks, or else one of those that asked least.
+        """The peer to drop: one that no longer polls or, if there is none, one of those with the fewest checks.
 
-        So new addresses, however many, never push out one that has been asking for longer. Which of them goes is left
-        to chance: so one that asks again and again has soon been asking for longer too.
+        So new addresses, however many, never displace a peer that has been polling for longer. The choice among those
+        with the fewest checks is random, so that a new peer that keeps polling soon counts as a long-standing one too.
         """
         oldest = min(self._peers.values(), key=lambda kept: kept.last_seen)
         if now - oldest.last_seen > MOST_PATIENCE_SECONDS:
@@ -202,11 +208,11 @@ class Peers:
         return candidates[int.from_bytes(os.urandom(2), "big") % len(candidates)]
 
     def given(self, peer: Peer, line: bytes, undo: dict[str, float], change: Change) -> None:
-        """The peer was answered with that line, and that undid so much."""
+        """Record that the peer received this line, with these reset keywords still due."""
         self.checks += 1
         if peer.given(line, undo, change):
             self.unsaved = True
 
     def all(self) -> list[Peer]:
-        """All peers as of now, ordered by address."""
+        """All current peers, sorted by address."""
         return sorted(self._peers.copy().values(), key=lambda peer: peer.address)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The agent's settings: environment variables."""
+"""The settings of the agent, which are environment variables."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hapgent.printable import printable
 
 
 class SettingsError(Exception):
-    """A value that cannot be used. The text names the variable, the value and what is allowed."""
+    """A setting has an invalid value. The text names the variable, the value and the valid values."""
 
 
 class Settings(t.NamedTuple):
-    """Where the agent listens, where its state is kept, and what more it is to do.
+    """The address on which the agent listens, its state file, and optional features.
 
-    C(settle) is the seconds, 0 to 86400, for which it tells what undoes the state before. C(status_socket) is the
-    path of the socket that tells its status, '' for none.
+    C(settle) is for how many seconds after a change, 0 to 86400, the agent also sends the keywords that reset the
+    previous state. C(status_socket) is the path of the status socket, '' for none.
     """
 
     family: socket.AddressFamily
@@ -31,11 +31,11 @@ class Settings(t.NamedTuple):
     status_socket: str
 
     def open_listener(self) -> socket.socket:
-        """Listen. Raises SettingsError where the host does not allow it."""
+        """Start to listen. Raises SettingsError if the host does not allow it."""
         try:
             listener = socket.socket(self.family, socket.SOCK_STREAM)
-            # Connections that the agent closed keep the port for a minute. This lets a restart take it all the
-            # same, and no second agent: that would be SO_REUSEPORT.
+            # Connections that the agent closed occupy the port for a minute. SO_REUSEADDR lets a restarted agent bind
+            # it anyway. Unlike SO_REUSEPORT, it does not let a second agent bind it.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((self.ip, self.port))
             listener.listen(1024)
@@ -48,7 +48,7 @@ class Settings(t.NamedTuple):
 
 
 def from_environment(environment: t.Mapping[str, str]) -> Settings:
-    """The settings, with their defaults. Raises SettingsError."""
+    """The settings in these environment variables, or their defaults. Raises SettingsError."""
     ip = environment.get("HAPGENT_IP", "0.0.0.0")
     state_file = environment.get("HAPGENT_STATE_FILE", "/etc/hapgent/state.json")
     port = _whole_number(environment, "HAPGENT_PORT", 9777, 1, 65535)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The status socket: whoever may connect to it gets the agent's status and can change nothing."""
+"""The status socket. Programs that connect to it receive the agent's status, and cannot change anything."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ import time
 import typing as t
 
 RETRY_SECONDS = 0.1
-# A reader that does not take its status in this time goes without.
+# A reader that does not receive the whole status within this time is disconnected.
 PATIENCE_SECONDS = 1.0
-# So many at once, as each needs memory; the one that has had the longest time goes for the next.
+# The number of concurrent readers, because each needs memory. If there is one more, the oldest one is disconnected.
 MOST_READERS = 8
 
 
 class StatusSocket:
-    """A UNIX socket that tells one document to each reader, in a thread of its own. No reader waits for another."""
+    """A UNIX socket that sends one document to each reader, in its own thread. No reader waits for another."""
 
     def __init__(self, path: str) -> None:
-        """Listen. Raises OSError, also if another agent listens there."""
+        """Start to listen. Raises OSError, also if another agent listens on the same path."""
         self._path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._remove_leftover()
-        # Until the mode is set, nobody else can connect: that takes write permission.
+        # No other user can connect before the mode is set, because connecting requires write permission.
         self._listener.bind(path)
         os.chmod(path, 0o660)
         self._listener.listen(64)
 
     def serve(self, document: t.Callable[[], bytes]) -> None:
-        """Tell the document, as it is then, to everybody who comes."""
+        """Send the document to each program that connects. C(document) is called for each connection."""
         threading.Thread(target=self._serve, args=(document,), daemon=True).start()
 
     def close(self) -> None:
-        """Nobody can come any more."""
+        """Remove the socket, so that no program can connect any more."""
         try:
             os.unlink(self._path)
         except OSError:
             pass
 
     def _remove_leftover(self) -> None:
-        """The socket of an agent that was killed is in the way, that of one that runs is its own."""
+        """Remove the socket of an agent that was killed. Raises OSError if a running agent uses it."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
             other.settimeout(PATIENCE_SECONDS)
             try:
                 other.connect(self._path)
             except ConnectionRefusedError:
-                # So does a file of any other kind, and that is not the agent's to remove.
+                # Connecting to any other kind of file is refused too, but the agent must not remove such a file.
                 if stat.S_ISSOCK(os.lstat(self._path).st_mode):
                     os.unlink(self._path)
             except FileNotFoundError:
@@ -64,7 +64,7 @@ class StatusSocket:
         self._listener.setblocking(False)
         waiting = select.poll()
         waiting.register(self._listener, select.POLLIN)
-        # In the order in which they came, and so in that of their deadlines.
+        # In the order of connecting, which is also the order of deadlines.
         readers: dict[int, _Reader] = {}
 
         def leave(descriptor: int) -> None:
@@ -83,14 +83,14 @@ class StatusSocket:
                     connection = self._listener.accept()[0]
                 except OSError as error:
                     if not isinstance(error, (BlockingIOError, ConnectionError)):
-                        # Out of descriptors or memory: the checks need them more.
+                        # Descriptors or memory have run out, and checks need them more.
                         time.sleep(RETRY_SECONDS)
                     break
                 if len(readers) >= MOST_READERS:
                     leave(next(iter(readers)))
                 readers[connection.fileno()] = _Reader(connection, document())
                 waiting.register(connection, select.POLLOUT)
-                # The others are looked at anew: one of them may have had to leave.
+                # Poll again, because the event of a reader that was just disconnected may still be in the list.
                 break
             now = time.monotonic()
             for descriptor in [one for one, reader in readers.items() if now >= reader.deadline]:
@@ -98,7 +98,7 @@ class StatusSocket:
 
 
 class _Reader:
-    """One who reads the status, and what is still to be sent."""
+    """One connected reader, and the part of the document that is still to be sent."""
 
     def __init__(self, connection: socket.socket, document: bytes) -> None:
         self.connection = connection
@@ -107,7 +107,7 @@ class _Reader:
         self._rest = memoryview(document)
 
     def take(self) -> bool:
-        """Send what it takes now. Returns whether it is done, or gone."""
+        """Send as much as the reader accepts now. Returns whether it has everything or has disconnected."""
         try:
             self._rest = self._rest[self.connection.send(self._rest) :]
         except BlockingIOError:

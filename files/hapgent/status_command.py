@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""hapgent status: the status of a running agent, for people, programs and Prometheus."""
+"""The command "hapgent status": the status of a running agent for people, programs and Prometheus."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from hapgent import SIGNALS
 from hapgent.metrics import metrics
 from hapgent.printable import printable
 
-# Where the role puts it for the instance with the default name.
+# The path that the role uses for an agent with the default name.
 DEFAULT_SOCKET = "/run/hapgent/hapgent/status.sock"
-# For the whole conversation, however many pieces it comes in.
+# The time limit for the whole conversation, however many pieces the status arrives in.
 PATIENCE_SECONDS = 5.0
 RETRY_SECONDS = 0.05
-# With 1,024 load balancers a status has less than half a megabyte.
+# The status of an agent with 1,024 load balancers is smaller than half a megabyte.
 MAX_BYTES = 4 * 1024 * 1024
-# Longer texts are cut in the table. A path has 4,096 bytes at most.
+# Longer text is cut in the table. A path has at most 4,096 bytes.
 MAX_SHOWN = 4200
-# In 20 digits there is every number of 64 bits. Python needs minutes to read a number of megabytes.
+# Every 64-bit number fits in 20 digits. Python needs minutes to convert a number of several megabytes.
 MAX_DIGITS = 20
 # The end of the year 9999, the last one that Python can print.
 MAX_TIMESTAMP = 253402300799
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         help=f"of the agent; without it HAPGENT_SOCKET, or else {DEFAULT_SOCKET}",
     )
     options = parser.parse_args(arguments)
-    # A command like others, for Ctrl-C and head.
+    # Handle signals like other commands do, so that Ctrl-C and pipes to head work.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     _set_output_encoding(for_programs=options.json or options.prometheus)
@@ -66,14 +66,14 @@ def main(arguments: list[str]) -> int:
         )
         if not options.prometheus:
             return 1
-        # That there is none is a metric too.
+        # The absence of an agent is also reported as a metric.
         shown = metrics(options.socket, None)
     print(shown)
     return 0
 
 
 def _rendered(document: t.Any, options: argparse.Namespace) -> str:
-    """Return the document in the format that is wanted. Raises ValueError, or RecursionError, if it is no status."""
+    """Return the document in the requested format. Raises ValueError or RecursionError if it is not a status."""
     status = known(document)
     if options.prometheus:
         return metrics(options.socket, status)
@@ -87,7 +87,7 @@ def _set_output_encoding(for_programs: bool) -> None:
 
 
 def _problem(error: Exception) -> str:
-    if isinstance(error, (TimeoutError, socket.timeout)):  # One is not the other before Python 3.10.
+    if isinstance(error, (TimeoutError, socket.timeout)):  # These are different classes before Python 3.10.
         return f"it was not complete within {PATIENCE_SECONDS:g} s"
     if isinstance(error, RecursionError):
         return "what responds there is not an agent: its JSON is nested too deeply"
@@ -95,10 +95,10 @@ def _problem(error: Exception) -> str:
 
 
 def ask(path: str) -> t.Any:
-    """Return the JSON document that is sent on this socket, whatever it is.
+    """Return the JSON document that is sent on this socket. Its content is not checked.
 
-    Raises OSError, TimeoutError after PATIENCE_SECONDS in all, RecursionError, or ValueError if it is not JSON, is
-    larger than MAX_BYTES or has a number that is too long.
+    Raises OSError, TimeoutError after PATIENCE_SECONDS in total, RecursionError, and ValueError if the document is not
+    JSON, is larger than MAX_BYTES or contains a number that is too long.
     """
     raw = _receive(path, time.monotonic() + PATIENCE_SECONDS)
     try:
@@ -129,7 +129,7 @@ def _connect(agent: socket.socket, path: str, deadline: float) -> None:
         try:
             return agent.connect(path)
         except BlockingIOError:
-            # Its queue is full, and the kernel does not wait for a UNIX socket that has a timeout.
+            # The queue of the socket is full, and the kernel does not wait for UNIX sockets with a timeout.
             time.sleep(RETRY_SECONDS)
 
 
@@ -171,7 +171,7 @@ def _is_list(value: t.Any) -> bool:
     return isinstance(value, list)
 
 
-# What every agent reports, of whatever release; and what may be missing or null. Other fields are ignored.
+# Agents of all releases report the required fields. Optional fields may be missing or null, and others are ignored.
 REQUIRED: Kinds = {
     "version": _is_text,
     "state": _is_object,
@@ -200,9 +200,9 @@ OPTIONAL_OF_PEER: Kinds = {
 
 
 def known(document: t.Any) -> Status:
-    """Return the fields of the status that are known here; those that are missing are None.
+    """Return the fields of the status that are known here. Missing fields are None.
 
-    Raises ValueError if it is no status: a required field is missing, or a known one has another type than it must.
+    Raises ValueError if the document is not a status: a required field is missing, or a known field has a wrong type.
     """
     if not isinstance(document, dict):
         raise ValueError("what responds there is not an agent: its JSON is not an object")
@@ -232,7 +232,7 @@ def _fields(where: str, fields: t.Any, required: Kinds, optional: Kinds) -> Stat
 def as_json(document: t.Any) -> str:
     """Return the document as JSON in which every character that a terminal would not print is escaped."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
-    # All of them are within strings: outside there are only ASCII characters, spaces and the line ends of the indent.
+    # Such characters occur only inside strings. Outside, there are only ASCII characters, spaces and line ends.
     return "".join(char if char.isprintable() or char == "\n" else _json_escape(char) for char in text)
 
 
@@ -242,7 +242,7 @@ def _json_escape(character: str) -> str:
 
 
 def table(status: Status) -> str:
-    """Return the status as lines for people. Whoever sent it, no control character of it is in them."""
+    """Return the status as text for people. Control characters that it may contain are escaped."""
     now = time.time()
     state = status["state"]
     facts = {

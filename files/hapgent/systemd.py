@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What systemd hands to a service and wants to hear from it. Without systemd, nothing of this happens."""
+"""The interface to systemd: socket activation, notifications and the journal. Without systemd, it does nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIRST_DESCRIPTOR = 3
 
 
 def activated_listener() -> socket.socket | None:
-    """The listening socket of socket activation, or None. Raises ValueError if it is not one TCP listener.
+    """The listening socket from socket activation, or None. Raises ValueError unless it is exactly one TCP listener.
 
     Source: sd_listen_fds(3).
     """
@@ -34,16 +34,16 @@ def activated_listener() -> socket.socket | None:
 
 
 class Manager:
-    """The service manager that started this process, if one did. Source: sd_notify(3), sd_watchdog_enabled(3).
+    """The service manager that started this process, if any. Source: sd_notify(3), sd_watchdog_enabled(3).
 
-    Nothing here waits for it: its queue may be full, and it may be stopped.
+    No method waits for the manager, because its queue may be full, or it may be stopped.
     """
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
         if self._address.startswith("@"):
             self._address = "\0" + self._address[1:]
-        # Kept open: it is needed most when there are no descriptors left.
+        # Kept open, because it is most important when no more descriptors are available.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         usec = os.environ.get("WATCHDOG_USEC", "")
         ours = os.environ.get("WATCHDOG_PID") == str(os.getpid())
@@ -52,22 +52,25 @@ class Manager:
         self._unsent: dict[str, bytes] = {}
 
     def notify(self, *assignments: str) -> None:
-        """Send these, after what could not be sent before. Only one thread may call this and retry()."""
+        """Send these assignments, after those that could not be sent before.
+
+        Only one thread may call this method and retry().
+        """
         kind = assignments[0].partition("=")[0]
-        # Of each kind the newest: the queue may stay full for ever.
+        # Keep only the newest message of each kind, because the queue may stay full forever.
         self._unsent.pop(kind, None)
         self._unsent[kind] = "\n".join(assignments).encode()
         self.retry()
 
     def retry(self) -> None:
-        """Send what could not be sent before."""
+        """Send the messages that could not be sent before."""
         for kind, message in list(self._unsent.items()):
             if not self._send(message):
                 return
             del self._unsent[kind]
 
     def alive(self) -> float | None:
-        """Notify its watchdog, if it is time to. Returns the milliseconds until that has to be called again."""
+        """Notify the watchdog if it is time to. Returns the milliseconds until the next call, or None."""
         if not self._watchdog:
             return None
         now = time.monotonic()
@@ -77,7 +80,7 @@ class Manager:
         return (self._due - now) * 1000
 
     def _send(self, message: bytes) -> bool:
-        """Returns whether that is done: a manager that is gone is no reason to try again."""
+        """Send a message. Returns False if it must be sent again. If the manager is gone, it must not."""
         try:
             if self._socket:
                 self._socket.sendto(message, socket.MSG_DONTWAIT, self._address)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    # Standard documentation fragment
+    # Standard documentation fragment.
     DOCUMENTATION = r"""
 options: {}
 attributes:
@@ -18,7 +18,7 @@ attributes:
     description: Returns what has changed, or would change in C(check_mode), when in diff mode.
   idempotent:
     description:
-      - When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+      - When run twice in a row outside check mode with the same arguments, the second invocation reports no change.
       - This assumes that the system controlled by the module has not changed in a relevant way.
   platform:
     description: Target OS or families that can be operated against.
@@ -29,13 +29,13 @@ options: {}
 attributes:
   check_mode:
     support: full
-    details: This module changes nothing.
+    details: This module does not modify state.
   diff_mode:
     support: N/A
-    details: This module changes nothing.
+    details: This module does not modify state.
   idempotent:
     support: full
-    details: This module changes nothing.
+    details: This module does not modify state.
 """
 
     ACTIONGROUP_HAPGENT = r"""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _addresses
-short_description: Name the addresses of load balancers
+short_description: Map source addresses to names of load balancers
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -14,21 +14,21 @@ description:
   - For the role of this collection only. It may change at any time.
 options:
   _input:
-    description: "Lists of three: the name of a host, its C(ansible_host) and its C(hapgent_source_addresses)."
+    description: "Lists of three items: the name of a host, its C(ansible_host) and its C(hapgent_source_addresses)."
     type: list
     elements: list
     required: true
 """
 
 EXAMPLES = r"""
-- name: Show the addresses of lb1
+- name: Show the source addresses of lb1
   ansible.builtin.debug:
     msg: "{{ [['lb1', '198.51.100.11', []]] | hapgent.agent._addresses }}"
 """
 
 RETURN = r"""
 _value:
-  description: The name of each address.
+  description: The names of the load balancers, by address.
   type: dict
 """
 

@@ -19,11 +19,11 @@ options:
     type: dict
     required: true
   reason:
-    description: The reason of the drain. V('') is none.
+    description: The reason of the drain. V('') means no reason.
     type: str
     required: true
   asked:
-    description: Results of M(hapgent.agent.haproxy_server_info), in a loop over the load balancers.
+    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers.
     type: list
     elements: dict
     required: true
@@ -42,7 +42,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - C(change) is whether the agent is to say C(DRAIN), C(note) what to report, C(refusal) why it cannot be done.
+    - C(change) is whether to set the state of the agent to C(DRAIN), C(note) is what to report, and C(refusal) is why
+      the host cannot be drained.
   type: dict
 """
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _fleet_problems
-short_description: Find what the playbooks refuse
+short_description: Find settings that the playbooks reject
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,7 +15,7 @@ description:
 positional: groups
 options:
   _input:
-    description: What the host was given, with the keys of C(Given).
+    description: The settings of the host, with the keys of C(Given) in C(_fleet_preflight.py).
     type: dict
     required: true
   groups:
@@ -25,14 +25,14 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Show what is wrong
+- name: Show the problems
   ansible.builtin.debug:
     msg: "{{ given | hapgent.agent._fleet_problems(groups) }}"
 """
 
 RETURN = r"""
 _value:
-  description: A sentence about each problem.
+  description: One or two sentences for each problem.
   type: list
   elements: str
 """

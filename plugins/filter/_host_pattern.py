@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _host_pattern
-short_description: Make one pattern of hosts
+short_description: Convert to one host pattern
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _host_variable_problems
-short_description: Find the role's variables that have a wrong value
+short_description: Find variables of the role that have an invalid value
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -14,28 +14,28 @@ description:
   - This filter is B(private) to the collection. It can have breaking changes at any time.
 options:
   _input:
-    description: The variables of the role, by their names.
+    description: The variables of the role, by name.
     type: dict
     required: true
   shipped:
-    description: Keys C(version), C(checksum) and C(original_checksum) of the agent that the role installs.
+    description: The C(version), C(checksum) and C(original_checksum) of the agent that the role installs.
     type: dict
     required: true
   uninstall:
-    description: Whether the role uninstalls. What is about installing is not looked at then.
+    description: Whether the role uninstalls the agent. If so, variables that only affect installation are not checked.
     type: bool
     default: false
 """
 
 EXAMPLES = r"""
-- name: Show what is wrong
+- name: Show the problems
   ansible.builtin.debug:
     msg: "{{ hapgent__variables | hapgent.agent._host_variable_problems(hapgent__shipped) }}"
 """
 
 RETURN = r"""
 _value:
-  description: A sentence for each of them.
+  description: A sentence for each problem.
   type: list
   elements: str
 """

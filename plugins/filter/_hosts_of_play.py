@@ -15,18 +15,18 @@ description:
 positional: groups, limit, changes
 options:
   _input:
-    description: The variable C(hapgent_hosts), or V('').
+    description: The variable C(hapgent_hosts), or V('') if it is not set.
     type: raw
     required: true
   groups:
-    description: The groups of the inventory.
+    description: The hosts of each group of the inventory, as in the variable C(groups).
     type: dict
     required: true
   limit:
-    description: What C(--limit) is.
+    description: The value of C(--limit).
     type: str
   changes:
-    description: What would be done to all hosts if none are named.
+    description: What the play would do to all hosts if no hosts are named, such as V(drain). V('') if it does no harm.
     type: str
 """
 
@@ -36,7 +36,7 @@ hosts: "{{ hapgent_hosts | default('') | hapgent.agent._hosts_of_play(groups, an
 
 RETURN = r"""
 _value:
-  description: The pattern.
+  description: The host pattern of the play.
   type: str
 """
 
@@ -50,7 +50,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _variables
 def hosts_of_play(wanted: t.Any, *arguments: t.Any) -> str:
     """See the documentation above."""
     if context.CLIARGS.get("syntax"):
-        # There need be no inventory, and nothing runs.
+        # With --syntax-check nothing runs, and there may be no inventory.
         return "all"
     try:
         return _variables.hosts_of_play(wanted, *arguments)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _parents
-short_description: List the folders above the one that has a state file
+short_description: List the folders above the folder of a state file
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -27,7 +27,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: Their paths, from C(/) on.
+  description: The paths of the folders, starting with C(/).
   type: list
   elements: path
 """

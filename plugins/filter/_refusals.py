@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _refusals
-short_description: Report why hosts may not leave
+short_description: Report why hosts must stay in rotation
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,14 +15,15 @@ description:
 options:
   _input:
     description:
-      - The hosts that are to leave at the same time, each with C(host), C(server), C(min_up), C(asked) and C(agents).
+      - The hosts to take out of rotation at the same time, each with C(host), C(server), C(min_up), C(asked) and
+        C(agents).
     type: list
     elements: dict
     required: true
 """
 
 EXAMPLES = r"""
-- name: Fail if too few servers would stay in
+- name: Fail if too few servers would stay in rotation
   ansible.builtin.assert:
     that: not views | hapgent.agent._refusals
   vars:
@@ -32,7 +33,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The reasons, each once. Empty if the hosts may leave.
+  description: The reasons, without duplicates. Empty if the hosts may be taken out of rotation.
   type: list
   elements: str
 """
@@ -44,7 +45,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _fleet
 
 
 def refusals(views: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
-    """Why these hosts may not leave. Raises AnsibleFilterError."""
+    """Return why these hosts must stay in rotation. Raises AnsibleFilterError."""
     try:
         return _fleet.refusals(views)
     except _fleet.FleetError as error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _rolling_begin
-short_description: Decide whether a rolling begins
+short_description: Decide whether a rolling update can begin
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,33 +15,33 @@ description:
 positional: reason, when_kept_out, limit
 options:
   _input:
-    description: What P(hapgent.agent._rolling_look#filter) has returned for each host.
+    description: The results of P(hapgent.agent._rolling_look#filter), one for each host.
     type: list
     elements: dict
     required: true
   reason:
-    description: The reason of the rolling.
+    description: The reason of the rolling update.
     type: str
     required: true
   when_kept_out:
-    description: V(fail) or V(skip).
+    description: What to do with hosts that something else keeps out of rotation, V(fail) or V(skip).
     type: str
     required: true
   limit:
-    description: The C(--limit) of this run. V('') is none.
+    description: The C(--limit) of this run. V('') means no limit.
     type: str
     required: true
 """
 
 EXAMPLES = r"""
-- name: Show what it is about to do
+- name: Show what the rolling update is about to do
   ansible.builtin.debug:
     msg: "{{ ([] | hapgent.agent._rolling_begin('release 4.2', 'fail', '')).summary }}"
 """
 
 RETURN = r"""
 _value:
-  description: C(refusal) is why it cannot begin, C(summary) what it is about to do.
+  description: C(refusal) is why the rolling update cannot begin, and C(summary) is what it is about to do.
   type: dict
 """
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _rolling_look
-short_description: See how far one host of a rolling is
+short_description: Determine the progress of one host in a rolling update
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -19,15 +19,15 @@ options:
     type: dict
     required: true
   view:
-    description: The host, with C(host), C(server) and C(backends).
+    description: The host, with the keys C(host), C(server) and C(backends).
     type: dict
     required: true
   reason:
-    description: The reason of the rolling.
+    description: The reason of the rolling update.
     type: str
     required: true
   asked:
-    description: Results of M(hapgent.agent.haproxy_server_info) for its load balancers.
+    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers of the host.
     type: list
     elements: dict
     required: true
@@ -43,7 +43,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: What is known about the host.
+  description:
+    - C(done) is whether an earlier run has updated the host, C(begun) whether it has drained the host, C(kept_out) what
+      else keeps the host out of rotation, and C(problem) why its state is unknown. C(host) is its name.
   type: dict
 """
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _serial
-short_description: Check how many hosts a play works on at once
+short_description: Validate the batch sizes of a play
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -25,7 +25,7 @@ serial: "{{ [1, '25%'] | hapgent.agent._serial }}"
 
 RETURN = r"""
 _value:
-  description: The sizes of the batches.
+  description: The batch sizes.
   type: list
   elements: str
 """

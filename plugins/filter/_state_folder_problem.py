@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _state_folder_problem
-short_description: Find out why root may not work in the folder of a state file
+short_description: Report why the folder of a state file is not safe for root
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -14,7 +14,7 @@ description:
   - This filter is B(private) to the collection. It can have breaking changes at any time.
 options:
   _input:
-    description: What C(stat --format='%u %f %n %U') printed about the parents of the folder, the folder, and the file.
+    description: The output of C(stat --format='%u %f %n %U') for the parents of the folder, the folder, and the file.
     type: str
     required: true
   state_file:
@@ -22,27 +22,27 @@ options:
     type: path
     required: true
   uid:
-    description: The number of the agent's user. None if it does not exist.
+    description: The user ID of the agent's user. Null if the user does not exist.
     type: int
   only_own_files:
-    description: Whether the folder has nothing but the state file and the agent's files beside it.
+    description: Whether the folder contains only the state file and the files that the agent keeps beside it.
     type: bool
     default: false
   uninstall:
-    description: Whether the role uninstalls. The folder may then belong to any user.
+    description: Whether the role uninstalls the agent. If so, the folder may belong to any user.
     type: bool
     default: false
 """
 
 EXAMPLES = r"""
-- name: Show why not
+- name: Show the problem
   ansible.builtin.debug:
     msg: "{{ found.stdout | hapgent.agent._state_folder_problem('/etc/hapgent/state.json', 65534) }}"
 """
 
 RETURN = r"""
 _value:
-  description: Why not. Empty if nothing is wrong.
+  description: The problem. Empty if there is none.
   type: str
 """
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _strangers
-short_description: Report the load balancers that do not tell of a server
+short_description: Report the load balancers that do not list a server
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,7 +15,7 @@ description:
 positional: server, backends
 options:
   _input:
-    description: Results of M(hapgent.agent.haproxy_server_info), in a loop over the load balancers.
+    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers.
     type: list
     elements: dict
     required: true
@@ -24,21 +24,21 @@ options:
     type: str
     required: true
   backends:
-    description: The backends that were asked for. An empty list is all.
+    description: The backends that were queried. An empty list means all backends.
     type: list
     elements: str
     required: true
 """
 
 EXAMPLES = r"""
-- name: Check that each load balancer has it
+- name: Check that each load balancer has the server
   ansible.builtin.assert:
     that: not asked.results | hapgent.agent._strangers('web1', [])
 """
 
 RETURN = r"""
 _value:
-  description: The report, with what to do, or an empty text.
+  description: The report, with advice. Empty if all load balancers list the server.
   type: str
 """
 

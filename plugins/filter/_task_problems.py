@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _task_problems
-short_description: Report what is wrong with a file of tasks
+short_description: Report problems in a task file
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,15 +15,15 @@ description:
 positional: handlers, playbook_dir
 options:
   _input:
-    description: The absolute path of the file.
+    description: The absolute path of the task file.
     type: str
     required: true
   handlers:
-    description: The absolute path of a file of handlers. V('') is none.
+    description: The absolute path of a file with handlers. V('') means no file.
     type: str
     required: true
   playbook_dir:
-    description: The variable C(playbook_dir), from where Ansible looks for roles.
+    description: The variable C(playbook_dir), which Ansible uses to find roles.
     type: str
     required: true
 """
@@ -36,7 +36,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The problems. Empty if none was found.
+  description: The problems. Empty if there are none.
   type: list
   elements: str
 """

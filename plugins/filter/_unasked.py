@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _unasked
-short_description: Report load balancers that have not returned their servers
+short_description: Report load balancers that did not return their servers
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,25 +15,25 @@ description:
 positional: pattern
 options:
   _input:
-    description: Results of M(hapgent.agent.haproxy_server_info), in a loop over the load balancers.
+    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers.
     type: list
     elements: dict
     required: true
   pattern:
-    description: The pattern of hosts that names the load balancers.
+    description: The host pattern that selects the load balancers.
     type: raw
     required: true
 """
 
 EXAMPLES = r"""
-- name: Fail if one of them cannot be asked
+- name: Fail if a load balancer cannot be queried
   ansible.builtin.assert:
     that: not asked.results | hapgent.agent._unasked('lb')
 """
 
 RETURN = r"""
 _value:
-  description: The report, with what to do. Empty if all have returned them.
+  description: The report, with advice. Empty if all load balancers returned their servers.
   type: str
 """
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _undrain_plan
-short_description: Plan to bring one host back
+short_description: Plan how to bring one host back into rotation
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -19,17 +19,17 @@ options:
     type: dict
     required: true
   reason:
-    description: Only a state with this reason is ended. With V(''), any.
+    description: Only a state with this reason is ended. V('') means any state.
     type: str
     required: true
   found_out:
-    description: What a drain in the same run has left as it was. V('') is nothing.
+    description: What a drain in the same run has left unchanged. V('') means nothing.
     type: str
     required: true
 """
 
 EXAMPLES = r"""
-- name: Show what would be ended
+- name: Show the state that would be ended
   ansible.builtin.debug:
     msg: "{{ ({'status': 'DRAIN', 'reason': 'disk'} | hapgent.agent._undrain_plan('', '')).note }}"
 """
@@ -37,8 +37,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - C(change) is whether the agent is to say C(UP), C(note) what to report, C(keeps) the reason that it goes on
-      giving.
+    - C(change) is whether to set the state of the agent to C(UP), C(note) is what to report, and C(keeps) is the reason
+      that the agent continues to report.
   type: dict
 """
 

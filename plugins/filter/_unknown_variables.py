@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _unknown_variables
-short_description: Find variables that the collection does not know
+short_description: Find variables that the collection does not have
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,12 +15,12 @@ description:
 positional: own
 options:
   _input:
-    description: Names of variables.
+    description: Names of the variables to check.
     type: list
     elements: str
     required: true
   own:
-    description: Names that are not for the collection.
+    description: Names that begin with C(hapgent_) but do not belong to the collection.
     type: list
     elements: str
 """
@@ -31,7 +31,7 @@ problems: "{{ query('ansible.builtin.varnames', '^hapgent_') | hapgent.agent._un
 
 RETURN = r"""
 _value:
-  description: A sentence about each of them.
+  description: A sentence for each variable that the collection does not have.
   type: list
   elements: str
 """

@@ -15,33 +15,33 @@ description:
 positional: known, left_out, pattern
 options:
   _input:
-    description: The result of M(hapgent.agent.hapgent_state), which has failed.
+    description: The result of M(hapgent.agent.hapgent_state), which failed or kept the state.
     type: dict
     required: true
   known:
-    description: The names of load balancers, by address.
+    description: The names of the load balancers, by address.
     type: dict
     required: true
   left_out:
-    description: The names of those that are not waited for.
+    description: The names of the load balancers that are not waited for.
     type: list
     elements: str
     required: true
   pattern:
-    description: The pattern of hosts that names the load balancers.
+    description: The host pattern that selects the load balancers.
     type: raw
     required: true
 """
 
 EXAMPLES = r"""
-- name: Show what to do
+- name: Show the problem and what to do
   ansible.builtin.debug:
     msg: "{{ told | hapgent.agent._unseen({'198.51.100.11': 'lb1'}, [], 'lb') }}"
 """
 
 RETURN = r"""
 _value:
-  description: The report, with what to do.
+  description: The report, with advice.
   type: str
 """
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _warned
-short_description: Show a text as a warning of Ansible
+short_description: Show text as a warning of Ansible
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -14,20 +14,20 @@ description:
   - For the role of this collection only. It may change at any time.
 options:
   _input:
-    description: The text.
+    description: The text of the warning.
     type: str
     required: true
 """
 
 EXAMPLES = r"""
-- name: Show it twice, as the result of a task and as a warning
+- name: Show a text both as the result of a task and as a warning
   ansible.builtin.debug:
     msg: "{{ 'Sessions are left.' | hapgent.agent._warned }}"
 """
 
 RETURN = r"""
 _value:
-  description: The text.
+  description: The text as it was shown, printable and of at most 1000 characters.
   type: str
 """
 
@@ -40,7 +40,7 @@ MOST_SHOWN = 1000
 
 
 def warned(text: str) -> str:
-    """Show the text as a warning, and return it."""
+    """Show the text as a warning, and return it as shown."""
     shown = printable(text, MOST_SHOWN)
     Display().warning(shown)
     return shown

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _words
-short_description: Make a list of text
+short_description: Convert to a list of strings
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -14,7 +14,7 @@ description:
   - For the role and the playbooks of this collection only. It may change at any time.
 options:
   _input:
-    description: A list, or text with commas.
+    description: A list, or a comma-separated string.
     type: raw
     required: true
 """
@@ -25,7 +25,7 @@ backends: "{{ 'web, api' | hapgent.agent._words }}"
 
 RETURN = r"""
 _value:
-  description: The items, as text.
+  description: The items, as strings.
   type: list
   elements: str
 """

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the playbooks decide of a fleet, as filters. Each is documented in a file of its name beside this one."""
+"""The public filters about fleets. Each one is documented in a file of the same name in this folder."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""Talk to a running agent: ask it for its status or its answer, and have it read its state file again."""
+"""Communicate with a running agent: query its status or its answer, and make it read its state file again."""
 
 from __future__ import annotations
 
@@ -27,29 +27,30 @@ from ansible_collections.hapgent.agent.plugins.module_utils._deadline import sec
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State, StateError, from_fields
 
-# What HAProxy reads of an answer at most, by default: tune.chksize in its configuration manual.
+# HAProxy reads no more of an answer by default. Source: tune.chksize in its configuration manual.
 MAX_ANSWER_BYTES = 16384
-# An agent with as many peers as it keeps, each with the longest line, sends less than a megabyte.
+# An agent with the maximum number of peers, each with the longest line, sends less than a megabyte.
 MAX_STATUS_BYTES = 4 * 1024 * 1024
 MAX_PEERS = 4096
 MAX_COUNTERS = 256
 MAX_TEXT_CHARACTERS = 1000
-# A path, with each byte escaped.
+# The longest path with each of its bytes escaped.
 MAX_PATH_CHARACTERS = 6 * 4096
-# More than any count or time has.
+# Larger than any counter or time.
 MAX_NUMBER = 10**15
 
 Status = dict[str, t.Any]
 
 
 class NoStatusError(ValueError):
-    """Not the status of an agent. The text says what is wrong with it."""
+    """A document is not the status of an agent. The text describes the problem."""
 
 
 class Instance(t.NamedTuple):
-    """One agent: its process, its state file, its status socket or '', the address on which it answers.
+    """One agent: its process, its state file, its status socket or '', and the address on which it answers.
 
-    Both paths are as the agent sees them. C(settles) is whether it may send what undoes a state before.
+    Both paths are as seen by the agent. C(settles) is whether the agent may send keywords that reset the previous
+    state.
     """
 
     process: Process
@@ -60,32 +61,32 @@ class Instance(t.NamedTuple):
     settles: bool = True
 
     def reload(self) -> None:
-        """Have the agent read its state file again. Raises InstanceError."""
+        """Make the agent read its state file again. Raises InstanceError."""
         self.process.signal(signal.SIGHUP)
 
     def answer(self, deadline: float) -> str:
-        """What the agent answers, printable. C(deadline) is on the monotonic clock.
+        """What the agent answers, as printable text. C(deadline) is on the monotonic clock.
 
-        If it has a status socket, without what undoes the state before, and it does not take this host for a load
-        balancer. Raises InstanceError if there is none until then.
+        If the agent has a status socket, the answer comes from there. It then contains no reset keywords, and the agent
+        does not record this host as a load balancer. Raises InstanceError if there is no answer before the deadline.
         """
         if self.status_socket:
             return str(self.status(deadline)["answer"])
         return ask(self.address, self.port, deadline)
 
     def tells(self, state: State, answer: str) -> bool:
-        """Whether this answer of the agent is the one that the state makes."""
+        """Whether this answer of the agent reports the state. Reset keywords are ignored if it may contain them."""
         is_bare = self.status_socket or not self.settles
         answers = {state.answer()} if is_bare else state.answers()
         return answer in {printable(line, MAX_TEXT_CHARACTERS) for line in answers}
 
     def status(self, deadline: float) -> Status:
-        """What the agent reports on its status socket, as clean_status() returns it. Raises InstanceError."""
+        """The status that the agent reports on its status socket, see clean_status(). Raises InstanceError."""
         while True:
             try:
                 return self._status(deadline)
             except (OSError, NoStatusError) as error:
-                # The agent may be starting again, or too busy.
+                # These errors may be temporary: the agent may be restarting or too busy.
                 passing = isinstance(error, (FileNotFoundError, ConnectionError, BlockingIOError, NoStatusError))
                 if not passing or time.monotonic() + POLL_SECONDS >= deadline:
                     raise InstanceError(
@@ -106,7 +107,7 @@ class Instance(t.NamedTuple):
         return status
 
     def _connect(self, connection: socket.socket, deadline: float) -> None:
-        """Connect to the agent's status socket, and to nothing else that its path leads to."""
+        """Connect to the agent's status socket, and to nothing else that may be at its path."""
         found = self.process.open(self.status_socket)
         try:
             status = os.fstat(found)
@@ -115,32 +116,33 @@ class Instance(t.NamedTuple):
             if status.st_uid != self.process.user:
                 raise OSError(f"user {status.st_uid} owns it, who does not run the agent")
             connection.settimeout(seconds_until(deadline))
-            # The very socket that was looked at. Its path may be longer than that of a socket can be.
+            # This is exactly the socket that was checked. Its own path may be too long for connect().
             connection.connect(f"/proc/self/fd/{found}")
         finally:
             os.close(found)
         size = struct.calcsize("3i")
         pid, user, _group = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-        # Not the process: an agent that was started again is another one, of the same user.
+        # The process ID is not compared, because it changes when the agent restarts. The user does not.
         if user != self.process.user:
             raise OSError(f"process {pid} of user {user} answers there, who does not run the agent")
 
 
 def instance_of(process: Process, address: str = "127.0.0.1", port: int = 9777) -> Instance:
     """Return the agent with this process. Raises InstanceError."""
-    # Without the variable it is an agent that does by default, or hapgent 0.3.2: that is not known.
+    # Without the variable, this is either an agent with the default of 60 s or hapgent 0.3.2, which never settles.
+    # They cannot be distinguished here, so assume that the agent settles.
     settles = process.variable("HAPGENT_SETTLE", "60").strip("0") != ""
     return Instance(process, process.state_file(), process.path("HAPGENT_SOCKET", ""), address, port, settles)
 
 
 def why_fail(status: Status) -> str:
-    """Return why the agent answers FAIL on its own account, '' if it does not, or was told to."""
+    """Return why the agent answers FAIL although its state is not set to FAIL, '' if it does not."""
     is_told = status["state"] != {"status": "FAIL"} or status["state_file_ok"]
     return "" if is_told else status["last_error"] or ""
 
 
 def ask(address: str, port: int, deadline: float) -> str:
-    """Return what an agent answers to HAProxy, printable and without a LF. Raises InstanceError."""
+    """Return what an agent answers to HAProxy, as printable text without the LF. Raises InstanceError."""
     try:
         with connect(address, port, deadline) as connection:
             received = _receive(connection, deadline, MAX_ANSWER_BYTES, b"\n")
@@ -156,7 +158,7 @@ def ask(address: str, port: int, deadline: float) -> str:
 
 
 def _receive(connection: socket.socket, deadline: float, most: int, end: bytes = b"") -> bytes:
-    """What is sent, to its end, or to C(end). Raises OSError, also if it is longer than C(most)."""
+    """Receive until the connection ends or C(end) was received. Raises OSError, also for more than C(most) bytes."""
     received = bytearray()
     while not (end and end in received):
         connection.settimeout(seconds_until(deadline))
@@ -180,7 +182,7 @@ def _parse(content: bytes) -> object:
 
 
 def _integer(digits: str) -> int:
-    # Python needs minutes for millions of digits.
+    # Python needs minutes to convert millions of digits.
     if len(digits) > 20:
         raise ValueError(f"a number with {len(digits)} digits")
     return int(digits)
@@ -191,13 +193,11 @@ def _refuse_constant(name: str) -> t.NoReturn:
 
 
 def clean_status(document: object) -> Status:
-    """Return the status that this document is, with all fields that are known here and no others.
+    """Return the status in this document, with exactly the fields that are known here. Raises NoStatusError.
 
-    Raises NoStatusError.
-
-    Agents of other releases may report more, or less: what is unknown is ignored, and what is optional and missing, or
-    of another type, is None. Texts are printable, of MAX_TEXT_CHARACTERS at most; numbers are finite. C(state) has the
-    fields of a valid State, as they were sent.
+    Agents of other releases may report more or fewer fields. Unknown fields are ignored. Optional fields that are
+    missing or have another type are None. Strings are printable and have at most MAX_TEXT_CHARACTERS characters, paths
+    MAX_PATH_CHARACTERS. Numbers are finite. C(state) has the fields that are set in a valid State.
     """
     if not isinstance(document, dict):
         raise NoStatusError("not an object")
@@ -282,7 +282,7 @@ FIELDS: dict[str, Clean] = {
     "counters": _counters,
     "peers": _peers,
 }
-# Without these it is no agent.
+# A document without these fields is not the status of an agent.
 REQUIRED = frozenset({"state", "answer", "state_file", "peers"})
 PEER_FIELDS: dict[str, Clean] = {
     "address": _text,
@@ -295,5 +295,5 @@ PEER_FIELDS: dict[str, Clean] = {
     "settles_for": _number,
     "polls": _boolean,
 }
-# Without these it is not known whether a load balancer has the state.
+# Without these fields it is unknown whether a load balancer has received the state.
 REQUIRED_OF_PEER = frozenset({"address", "last_seen", "has_it", "polls"})

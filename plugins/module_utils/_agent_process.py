@@ -4,12 +4,12 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""The processes of agents: find them, and find out whether they can be believed.
+"""Find the processes of agents, and determine whether they can be trusted.
 
-Any user can start a process that calls itself an agent. Its name, environment and working folder are what it says of
-itself; its user comes from the kernel, and which service it is from systemd. What it says counts only if it is the main
-process of a service, root's, that of the user who asks, or that of the owner of its state file's folder. A path that it
-names is looked at before it is opened.
+Any user can start a process that claims to be an agent. The process itself controls its name, environment and working
+folder. Its user comes from the kernel, and its service from systemd. A process is trusted only if it is the main
+process of a service, or if it is run by root, by the user who runs this code, or by the owner of the folder of its
+state file. The paths that it names are checked before they are opened.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from ansible_collections.hapgent.agent.plugins.module_utils._systemd import RunC
 PROCESS_NAME = "hapgent"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 POLL_SECONDS = 0.05
-# Of looks at a file that a save may replace meanwhile.
+# How often to look at a file that a save may replace at the same time.
 ATTEMPTS = 3
-# Linux gives a process no longer environment by default.
+# The environment of a process is not larger by default on Linux.
 MAX_PROC_BYTES = 8 * 1024 * 1024
 MAX_PATH_BYTES = 4096
-# Each folder on a path takes a descriptor.
+# Each folder on a path needs a file descriptor.
 MAX_FOLDERS = 24
 MAX_LINKS = 40
 MAX_ERROR_CHARACTERS = 2000
 MOST_SHOWN = 20
-# Processes that are no services, and each takes two descriptors.
+# The number of processes outside of services. Each needs two file descriptors.
 MAX_OTHERS = 128
 
 
 class InstanceError(Exception):
-    """The agent cannot be found, cannot be believed, or does not answer. The text is printable and says what to do."""
+    """The agent cannot be found, cannot be trusted, or does not respond. The text is printable and gives advice."""
 
     def __init__(self, text: str) -> None:
         super().__init__(printable(text, MAX_ERROR_CHARACTERS))
@@ -57,58 +57,59 @@ class EndedError(InstanceError):
 
 
 class Process:
-    """One process, and never another one that gets its number later.
+    """One process, never another one that gets the same process ID later.
 
-    C(user) and C(group) are those whose rights it has, None if it has those of several, as a set-user-ID program does.
+    C(user) and C(group) are the IDs whose rights it has, None if it has the rights of several, as a set-user-ID program
+    does.
     """
 
     def __init__(self, pid: int) -> None:
         """Raises EndedError."""
         self.pid = pid
         try:
-            # What is opened below it belongs to this process, or is not there.
+            # Files opened relative to this folder belong to this process. They do not exist once it has ended.
             self._folder = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise self._ended() from error
         weakref.finalize(self, os.close, self._folder)
         try:
-            # Now, since a process that has ended has none, and another one may serve its files then.
+            # Opened now, because a process that has ended has no root folder, and another process may serve its files.
             self._root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
             weakref.finalize(self, os.close, self._root)
         except OSError:
-            self._root = -1  # Another user's, who is not root.
+            self._root = -1  # The process belongs to another user, and this one is not root.
         status = self._read("status")
         self.user, self.group = parse_id("Uid", status), parse_id("Gid", status)
 
     @property
     def name(self) -> str:
-        """The name by which pkill knows it, '' if it has ended."""
+        """The name that pkill uses for the process, '' if it has ended."""
         try:
             return os.fsdecode(self._read("comm")).rstrip("\n")
         except InstanceError:
             return ""
 
     def path(self, variable: str, default: str) -> str:
-        """The absolute path that a variable of its environment names, '' if it is empty. Raises InstanceError."""
+        """The absolute path in a variable of its environment, '' if the variable is empty. Raises InstanceError."""
         path = parse_environment(self._read("environ")).get(variable, default)
         if not path or path.startswith("/"):
             return os.path.normpath(path) if path else ""
         return os.path.normpath(os.path.join(self._read_link("cwd"), path))
 
     def variable(self, name: str, default: str) -> str:
-        """A variable of the environment that it was started with. Raises InstanceError."""
+        """A variable of the environment with which the process was started. Raises InstanceError."""
         return parse_environment(self._read("environ")).get(name, default)
 
     def state_file(self) -> str:
-        """The state file that it serves, as the process itself sees it. Raises InstanceError."""
+        """The path of the state file that the process serves, as seen by the process. Raises InstanceError."""
         return self.path("HAPGENT_STATE_FILE", DEFAULT_STATE_FILE)
 
     def is_in_container(self) -> bool:
-        """Whether its processes are others than those of this host. Raises InstanceError."""
+        """Whether the process is in another PID namespace than this one. Raises InstanceError."""
         return self._is_apart("pid")
 
     def sees_other_files(self) -> bool:
-        """Whether a path may lead it to another file than this process. Raises InstanceError."""
+        """Whether a path may refer to another file for the process than it does here. Raises InstanceError."""
         try:
             return self._is_apart("mnt") or not os.path.samestat(os.stat("root", dir_fd=self._folder), os.stat("/"))
         except OSError as error:
@@ -118,24 +119,24 @@ class Process:
         return self._read_link(f"ns/{namespace}") != os.readlink(f"/proc/self/ns/{namespace}")
 
     def has_set_user_id(self) -> bool:
-        """Whether its program runs with the rights of its file's owner: another user may have started it."""
+        """Whether its program file is set-user-ID or set-group-ID, so that another user may have started it."""
         try:
             return bool(os.stat("exe", dir_fd=self._folder).st_mode & (stat.S_ISUID | stat.S_ISGID))
         except OSError as error:
             raise self._hidden(error) from error
 
     def has_ended(self) -> bool:
-        """Also if its parent has not asked for its exit status yet."""
+        """Whether the process has ended, which includes zombies, whose parent has not read the exit status yet."""
         try:
             return parse_state(self._read("stat")) in ("Z", "X")
         except InstanceError:
             return True
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal. Raises InstanceError."""
+        """Send a signal to the process. Raises InstanceError."""
         try:
             try:
-                # A folder of /proc is a pidfd too. Source: pidfd_send_signal(2).
+                # A descriptor of /proc/PID also works as a pidfd. Source: pidfd_send_signal(2).
                 signal.pidfd_send_signal(self._folder, number)
             except (AttributeError, OSError) as error:
                 if isinstance(error, OSError) and error.errno != errno.ENOSYS:
@@ -149,16 +150,17 @@ class Process:
             ) from error
 
     def open(self, path: str) -> int:
-        """Open what a path leads to, as the process sees it, for a look alone (O_PATH). Raises OSError.
+        """Open a path, as seen by the process, only to inspect it (O_PATH). Raises OSError.
 
-        No folder on the way can be written by others than root, the process's user and the owner of its root folder.
+        It is refused if users other than root, the user of the process and the owner of its root folder can write to a
+        folder on the path.
         """
         if self._root < 0:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return open_within(self._root, path, {0, os.fstat(self._root).st_uid, self.user})
 
     def status_of(self, path: str) -> os.stat_result:
-        """What a path leads to, as the process sees it. Raises OSError."""
+        """The status of the file at a path, as seen by the process. Raises OSError."""
         descriptor = self.open(path)
         try:
             return os.fstat(descriptor)
@@ -166,12 +168,12 @@ class Process:
             os.close(descriptor)
 
     def real_path(self, path: str) -> str:
-        """The path without links of what this path leads to, as the process sees it. Raises OSError."""
+        """The path of the same file without symbolic links. C(path) is as seen by the process. Raises OSError."""
         for _attempt in range(ATTEMPTS):
             descriptor = self.open(path)
             try:
                 found = os.readlink(f"/proc/self/fd/{descriptor}")
-                # Linux calls what a save has just replaced "... (deleted)".
+                # If a save has just replaced the file, Linux returns a path that ends with " (deleted)".
                 if os.fstat(descriptor).st_nlink:
                     return found
             finally:
@@ -179,13 +181,13 @@ class Process:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def serves(self, state_file: str) -> bool:
-        """Whether this file of this process's root is the state file of that one, or would be if there was one."""
+        """Whether this path, as seen here, is the state file of the process, even if the file does not exist yet."""
         try:
             if self.has_set_user_id():
                 return False
             theirs = self.state_file()
             try:
-                # Between two looks, a save may put another file there.
+                # A save may replace the file between the two stat calls, so try several times.
                 return any(self._is_same(theirs, state_file) for _attempt in range(ATTEMPTS))
             except FileNotFoundError:
                 (folder, name), (their_folder, their_name) = os.path.split(state_file), os.path.split(theirs)
@@ -211,8 +213,8 @@ class Process:
             raise self._hidden(error) from error
 
     def _hidden(self, error: OSError) -> InstanceError:
-        """What it is, when the process cannot be looked into."""
-        # Whether it has ended is readable for all users.
+        """The error to raise if the process cannot be inspected."""
+        # All users can read whether a process has ended.
         if error.errno in (errno.ESRCH, errno.ENOENT) or self.has_ended():
             return self._ended()
         return InstanceError(f"cannot look into the agent's process {self.pid} ({error.strerror}): be root or its user")
@@ -221,32 +223,32 @@ class Process:
         return EndedError(f"the agent's process {self.pid} has ended: see that its service runs")
 
 
-# What is in /proc
+# Contents of /proc
 
 
 def parse_id(name: str, status: bytes) -> int | None:
-    """The number after C(name) in the content of /proc/PID/status, None if its four are not one.
+    """The ID after C(name), such as V(Uid), in the content of /proc/PID/status, None if its four IDs differ.
 
     Source: proc_pid_status(5).
     """
-    # The name of the process comes first, and is the process's own choice.
+    # The process chooses its own name, which comes first and may look like this line. So the last match counts.
     found = re.findall(rb"^%s:\t([0-9]{1,10})\t\1\t\1\t\1$" % name.encode(), status, re.MULTILINE)
     return int(found[-1]) if found else None
 
 
 def parse_state(fields: bytes) -> str:
-    """The state, such as V(S), of the content of /proc/PID/stat, '' if there is none. Source: proc_pid_stat(5)."""
-    # The name, in brackets, is the process's own choice.
+    """The state in the content of /proc/PID/stat, such as V(S), '' if there is none. Source: proc_pid_stat(5)."""
+    # The process chooses its own name, which is in parentheses and may contain parentheses.
     return os.fsdecode(fields.rpartition(b")")[2].strip()[:1])
 
 
 def parse_environment(content: bytes) -> dict[str, str]:
-    """The variables of the content of /proc/PID/environ."""
+    """The variables in the content of /proc/PID/environ."""
     found: dict[str, str] = {}
     for entry in os.fsdecode(content).split("\0"):
         name, is_there, value = entry.partition("=")
         if is_there:
-            # As getenv() of the process: the first counts.
+            # If a variable is there twice, the first one counts, as for getenv() in the process.
             found.setdefault(name, value)
     return found
 
@@ -255,10 +257,10 @@ def parse_environment(content: bytes) -> dict[str, str]:
 
 
 def open_within(root: int, path: str, owners: t.Collection[int | None]) -> int:
-    """Open what a path leads to below C(root), for a look alone (O_PATH): nothing is read, written or waited for.
+    """Open a path below C(root) only to inspect it (O_PATH). This does not read, write or wait. Raises OSError.
 
-    Links are followed, and never lead out of C(root). A folder that other users than C(owners) own or can write is
-    refused. Raises OSError.
+    Links are followed but never lead out of C(root). The path is refused if users other than C(owners) own a folder on
+    it or can write to one.
     """
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -293,7 +295,7 @@ def _close(descriptors: list[int], keep: int) -> None:
 
 def _check_folder(folder: int, owners: t.Collection[int | None]) -> None:
     status = os.fstat(folder)
-    # In a sticky folder, only the owner of what is there can put something else in its place.
+    # In a sticky folder, only the owner of an entry can replace it.
     others = stat.S_IWOTH | (stat.S_IWGRP if status.st_uid == 0 else 0)
     if status.st_uid not in owners or (status.st_mode & others and not status.st_mode & stat.S_ISVTX):
         raise PermissionError(errno.EACCES, "another user can write a folder on the way")
@@ -309,7 +311,7 @@ def services(run_command: RunCommand) -> dict[str, Process]:
     try:
         named = {service.name: service.main_pid for service in _systemd.services(run_command) if service.main_pid}
         opened = {name: _agent(pid) for name, pid in named.items()}
-        # Those that systemd still names are open, and none of them is one that got the number meanwhile.
+        # If systemd still reports the same process ID for a process that is open, it cannot have been reused.
         found = {name: process for name, process in opened.items() if process is not None}
         return {
             name: process
@@ -321,10 +323,10 @@ def services(run_command: RunCommand) -> dict[str, Process]:
 
 
 def others(known: t.Collection[int]) -> tuple[list[Process], int]:
-    """Return the other processes that call themselves agents, and how many more there are.
+    """Return the other processes that claim to be agents, up to MAX_OTHERS, and how many more there are.
 
-    Any user can start many of them. Those of root come first, then those of the user who asks, and the others one
-    user after the other.
+    Any user can start many of them. So processes of root come first, then those of the user who runs this code, and
+    then the processes of all other users in turn.
     """
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in known]
     users: dict[int, int | None] = {}
@@ -343,7 +345,7 @@ def others(known: t.Collection[int]) -> tuple[list[Process], int]:
 
 
 def _agent(pid: int) -> Process | None:
-    """The process, if it calls itself an agent and has not ended."""
+    """The process if it claims to be an agent and has not ended, otherwise None."""
     try:
         process = Process(pid)
     except EndedError:
@@ -352,7 +354,7 @@ def _agent(pid: int) -> Process | None:
 
 
 def distrust(process: Process) -> str:
-    """Return why nothing counts that this process, which is no service's, says of itself, '' if it does.
+    """Return why this process, which does not belong to a service, cannot be trusted, '' if it can.
 
     Raises InstanceError.
     """
@@ -373,10 +375,10 @@ def distrust(process: Process) -> str:
 
 
 def find_process(service: str | None, state_file: str | None, run_command: RunCommand, deadline: float) -> Process:
-    """Return the process of the one right agent. Raises InstanceError.
+    """Return the process of the agent that is selected by service or state file. Raises InstanceError.
 
-    Where systemd runs it is the main process of the service, which must serve the state file if both are named;
-    elsewhere it is the process that serves the state file.
+    If systemd runs and C(service) is given, this is the main process of the service. If C(state_file) is also given,
+    the process must serve it. Otherwise, it is the process that serves the state file.
     """
     if service is None or not _systemd.is_running():
         if state_file is None:
@@ -399,7 +401,7 @@ def _by_service(service: str, run_command: RunCommand, deadline: float) -> Proce
     while True:
         pid = _main_pid(service, run_command, deadline)
         process = Process(pid)
-        # If systemd still names it, it is this one, and none that got its number meanwhile.
+        # If systemd still reports the same process ID, it cannot have been reused before the process was opened.
         if _main_pid(service, run_command, deadline) == pid:
             break
     if process.name != PROCESS_NAME:
@@ -416,7 +418,7 @@ def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
             found = _systemd.service(service, run_command)
         except SystemdError as error:
             raise InstanceError(str(error)) from error
-        # It may be starting, again.
+        # The service may be starting or restarting.
         if found.state != "activating" or time.monotonic() + POLL_SECONDS >= deadline:
             break
         time.sleep(POLL_SECONDS)
@@ -446,7 +448,7 @@ def _by_state_file(state_file: str, service: str | None) -> Process:
     serving = []
     for name in os.listdir("/proc"):
         process = _agent(int(name)) if name.isdigit() else None
-        # What others say that they serve does not count.
+        # Processes of other users are not trusted.
         if process is not None and process.user in (0, owner) and process.serves(state_file):
             serving.append(process)
     if not serving:
@@ -461,7 +463,7 @@ def _by_state_file(state_file: str, service: str | None) -> Process:
 
 
 def _owner(state_file: str) -> int:
-    """The user who owns the state file, or the folder in which it would be. Raises OSError."""
+    """The user who owns the state file or, if it does not exist, its folder. Raises OSError."""
     try:
         return os.stat(state_file).st_uid
     except FileNotFoundError:

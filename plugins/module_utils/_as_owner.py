@@ -6,7 +6,7 @@
 
 """Work on a file in a folder that may belong to another user, with no more rights than that user has.
 
-Root never follows a path through a folder that another user can write: that user could make it lead anywhere.
+Root must never follow a path through a folder to which another user can write, because that user could redirect it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import time
 import traceback
 import typing as t
 
-# Gets a descriptor of the file's folder and the file's name in it; returns what JSON can keep.
+# Receives a descriptor of the file's folder and the file's name in it, and returns a value that JSON can represent.
 Work = t.Callable[[int, str], t.Any]
 Outcome = dict[str, t.Any]
 Errors = tuple[type[Exception], ...]
 
 MAX_OUTCOME_BYTES = 1024 * 1024
-# A killed process is gone at once, unless it hangs in a system call that cannot be interrupted.
+# A killed process ends immediately, unless it hangs in a system call that cannot be interrupted.
 REAP_SECONDS = 1.0
-# The group of nobody, who owns nothing.
+# The group of the user nobody, which owns no files.
 NO_GROUP = 65534
 
 _forking = threading.Lock()
 
 
 class PathError(Exception):
-    """The path is not safe to follow. The text names the component, and says what to do."""
+    """The path is not safe to follow. The text names the component and gives advice."""
 
 
 class MissingFolderError(PathError):
@@ -45,22 +45,22 @@ class MissingFolderError(PathError):
 
 
 class NoOutcomeError(Exception):
-    """The work did not end in time, or its process was killed. It is not known what it did."""
+    """The work did not end in time, or its process was killed. It is unknown what it did."""
 
 
 def run(path: str, work: Work, deadline: float, errors: Errors = ()) -> t.Any:
-    """Return what C(work) returns for the file C(path), done with the rights of the owner of its folder.
+    """Run C(work) on the file C(path) with the rights of the owner of its folder, and return its result.
 
-    No component of the path may be a symbolic link. If root runs this, the first folder on the way that is not root's
-    decides: from there on, its owner's rights are all there is. A folder of root's that others can write is refused,
-    unless it is sticky and not the last one.
+    No component of the path may be a symbolic link. If root runs this, it takes the rights of the owner of the first
+    folder on the path that does not belong to root, and keeps them from there on. A folder of root to which others can
+    write is refused, unless it is sticky and not the last one.
 
-    The work is done in a process of its own, which is killed at C(deadline), on the monotonic clock: a file system of
-    another user may never answer. Raises PathError, NoOutcomeError, OSError, and those of C(errors) that the work
-    raises; these must be made from one text.
+    The work runs in a child process that is killed at C(deadline), on the monotonic clock, because a file system of
+    another user may never respond. Raises PathError, NoOutcomeError, OSError, and those of C(errors) that the work
+    raises. The constructors of C(errors) must accept one string.
     """
     *folders, name = _components(path)
-    # One fork at a time: a process that inherits another one's pipe keeps it open.
+    # One fork at a time, because a child that inherits the pipe of another one would keep it open.
     with _forking:
         reading, writing = os.pipe()
         pid = os.fork()
@@ -91,13 +91,13 @@ def _known(errors: Errors) -> Errors:
     return (PathError, MissingFolderError, *errors)
 
 
-# In the process that does the work
+# In the child process, which does the work
 
 
 def _work_and_exit(folders: list[str], name: str, work: Work, errors: Errors, writing: int) -> t.NoReturn:
-    """Do the work, send its outcome, and leave nothing of the parent's to be run twice."""
+    """Do the work, send its outcome, and exit without running exit handlers of the parent a second time."""
     try:
-        # Ansible waits for the end of the module's output, and a file system that hangs may keep this process for ever.
+        # Ansible waits until the module's output is closed, and this process may hang forever on a file system.
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nothing, descriptor)
@@ -119,9 +119,9 @@ def _outcome(folders: list[str], name: str, work: Work, errors: Errors) -> Outco
 
 
 def _enter(folders: list[str]) -> int:
-    """A descriptor of the folder, which is entered with the rights that the way to it calls for."""
+    """Return a descriptor of the folder, opened with the rights that the folders on the path require."""
     shown = "/"
-    # O_PATH needs no permission to read the folder, and does nothing to it.
+    # O_PATH needs no read permission for the folder and does not access it.
     folder = os.open(shown, os.O_PATH | os.O_DIRECTORY)
     _take_rights(folder, shown, is_last=not folders)
     for number, component in enumerate(folders, 1):
@@ -148,7 +148,7 @@ def _step(folder: int, component: str, shown: str) -> int:
 
 
 def _take_rights(folder: int, shown: str, *, is_last: bool) -> None:
-    """Give root's rights up in a folder that is another user's, and refuse one where others can bend the path."""
+    """Give up the rights of root in a folder of another user, and refuse one in which others can redirect the path."""
     if os.geteuid() != 0:
         return
     status = os.fstat(folder)
@@ -156,7 +156,7 @@ def _take_rights(folder: int, shown: str, *, is_last: bool) -> None:
         _become(status.st_uid, status.st_gid, shown)
         return
     is_writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    # In a sticky folder, only its owner can replace what is there, but anyone can add what is not there yet.
+    # In a sticky folder, only the owner of an entry can replace it, but any user can create one that does not exist.
     is_sticky = status.st_mode & stat.S_ISVTX
     if is_writable and (is_last or not is_sticky):
         raise PathError(f"other users than root can write {shown}: use another folder, or chmod go-w {shown}")
@@ -166,7 +166,7 @@ def _become(user: int, group_of_folder: int, shown: str) -> None:
     try:
         group = pwd.getpwuid(user).pw_gid
     except KeyError:
-        # Of the folder's group, the user need not be a member: never that of root.
+        # The user need not be a member of the folder's group, so never take the group of root.
         group = group_of_folder or NO_GROUP
     try:
         os.setgroups([])
@@ -180,11 +180,11 @@ def _cannot_open(shown: str, error: OSError) -> PathError:
     return PathError(f"user {os.geteuid()} cannot open the folder {shown} ({error.strerror})")
 
 
-# In the process that waits for it
+# In the parent process, which waits for the child
 
 
 def _receive(reading: int, deadline: float) -> bytes:
-    """All that the other process sends until it ends."""
+    """Return all bytes that the child sends until it ends. Raises NoOutcomeError."""
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     received = b""
@@ -207,9 +207,9 @@ def _end(pid: int) -> None:
 
 
 def _result(received: bytes, errors: Errors) -> t.Any:
-    """What the work returned, or the error that it raised.
+    """Return the result of the work, or raise the error that it raised.
 
-    Its process may be another user's: what it sent is only taken for what it is by type.
+    The child may run as another user, so what it sent is not trusted beyond its type.
     """
     try:
         outcome = json.loads(received)

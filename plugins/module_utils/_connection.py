@@ -4,7 +4,7 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""Connect to a host until a deadline, its name server included."""
+"""Connect to a host within a deadline that includes the name lookup."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from ansible_collections.hapgent.agent.plugins.module_utils._deadline import sec
 
 
 def connect(host: str, port: int, deadline: float) -> socket.socket:
-    """Connect to the first address of this host that accepts, each having its share of the time."""
+    """Connect to the first address of the host that accepts. Raises OSError.
+
+    Each address gets an equal share of the time left until C(deadline), which is on the monotonic clock.
+    """
     addresses = _resolve(host, port, deadline)
     problem: OSError = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     for tried, (family, address) in enumerate(addresses):
@@ -42,7 +45,7 @@ def connect_to(family: socket.AddressFamily, address: t.Any, seconds: float) -> 
 
 
 def _resolve(host: str, port: int, deadline: float) -> list[tuple[socket.AddressFamily, t.Any]]:
-    """The addresses of a host. The system's resolver has no deadline, so that it runs beside."""
+    """The addresses of a host. The system's resolver has no deadline, so it runs in a thread."""
     found: queue.SimpleQueue[list[t.Any] | Exception] = queue.SimpleQueue()
 
     def resolve() -> None:
@@ -51,7 +54,7 @@ def _resolve(host: str, port: int, deadline: float) -> list[tuple[socket.Address
         except (OSError, UnicodeError) as error:
             found.put(error)
 
-    # As a daemon, it does not keep the module from ending.
+    # A daemon thread does not keep the module from exiting.
     threading.Thread(target=resolve, daemon=True).start()
     try:
         result = found.get(timeout=seconds_until(deadline))

@@ -4,7 +4,7 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""Time that is left: a deadline holds for all of a conversation, a socket's timeout for each of its steps."""
+"""Deadlines. A deadline applies to a whole conversation, while the timeout of a socket applies to each step of it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MAX_SECONDS = 86400
 
 
 def check_seconds(name: str, seconds: float) -> None:
-    """See that the option C(name) is a time that can be waited for: 0 to MAX_SECONDS. Raises ValueError."""
-    # Written so that NaN, which is neither less nor more than any number, is refused too.
+    """Check that the option C(name) is 0 to MAX_SECONDS seconds. Raises ValueError."""
+    # The negated form also rejects NaN, because all comparisons with NaN are false.
     if not 0 <= seconds <= MAX_SECONDS:
         raise ValueError(f"{name} must be 0 to {MAX_SECONDS} seconds, not {seconds:g}")
 
 
 def seconds_until(deadline: float) -> float:
-    """What is left until C(deadline), on the monotonic clock. Raises TimeoutError if that is nothing."""
+    """The seconds until C(deadline), on the monotonic clock. Raises TimeoutError if it has passed."""
     remaining = deadline - time.monotonic()
     if remaining <= 0:
         raise TimeoutError("timed out")

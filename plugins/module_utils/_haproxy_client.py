@@ -4,10 +4,10 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""Ask HAProxy about its servers, over a stats socket or the CSV page.
+"""Query HAProxy for its servers, over a stats socket or the CSV page.
 
-Each conversation has one deadline and one limit of size, for all of it: name, connection, TLS, headers, body. What
-answers may be anything, and may never come to an end.
+One deadline and one size limit apply to a whole conversation: name lookup, connection, TLS, headers and body. Any
+program may respond, and its response may never end.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats impor
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 
 DEFAULT_SOCKET = "/run/haproxy/admin.sock"
-# Some 500 bytes for each server: enough for a hundred thousand.
+# Enough for a hundred thousand servers with about 500 bytes each.
 MAX_BYTES = 64 * 1024 * 1024
 PIECE_BYTES = 65536
-# The kernel takes no longer path for a socket.
+# The kernel does not accept a longer path for a socket.
 MAX_PATH_BYTES = 107
 PORTS = {"http": 80, "https": 443}
 
-# What is in the way, so that advice fits: only a HAProxy that is silent may be down.
+# The kind of problem, which determines the advice: HAProxy may be down only if it is silent.
 Cause = t.Literal["permission", "silent", "answer", "settings"]
 
 
 class SourceError(Exception):
-    """HAProxy does not report its servers. The text says what to do, C(cause) is the kind of problem."""
+    """HAProxy does not report its servers. The text gives advice, C(cause) is the kind of problem."""
 
     def __init__(self, text: str, cause: Cause) -> None:
         super().__init__(text)
@@ -57,34 +57,34 @@ class SourceError(Exception):
 
 
 class TransientError(SourceError):
-    """As it is for a moment while HAProxy reloads, or for longer."""
+    """A problem that may be temporary, for example because HAProxy is reloading."""
 
     def __init__(self, text: str, cause: Cause = "silent") -> None:
         super().__init__(text, cause)
 
 
 class Source(t.Protocol):
-    """One HAProxy that can be asked."""
+    """One HAProxy that can be queried."""
 
     def read(self, deadline: float) -> Statistics:
-        """What it reports now. C(deadline) is on the monotonic clock. Raises SourceError."""
+        """What HAProxy reports now. C(deadline) is on the monotonic clock. Raises SourceError."""
 
 
 class OversizeError(Exception):
-    """An answer of more than MAX_BYTES."""
+    """A response is larger than MAX_BYTES."""
 
 
 class Conversation(io.RawIOBase):
-    """A connection that is written to and read until one deadline, and up to one size.
+    """A connection with one deadline and one size limit for the whole conversation.
 
-    A socket's own timeout holds for each step only, and an answer can have a step for each of its bytes.
+    The timeout of a socket applies only to each step, and a response can have one step for each of its bytes.
     """
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection = connection
         self._deadline = deadline
         self._received = 0
-        # As much as is shown when it does not come to an end.
+        # The beginning of the response, which is shown if the response does not end.
         self._start = b""
 
     def readable(self) -> bool:
@@ -94,7 +94,7 @@ class Conversation(io.RawIOBase):
         try:
             self._connection.settimeout(seconds_until(self._deadline))
             count = self._connection.recv_into(buffer)
-        # From Python 3.10 on, it is the same.
+        # Since Python 3.10, both are the same class.
         except (TimeoutError, socket.timeout) as error:
             sent = f"only '{printable(self._start, 64)}'" if self._start else "nothing"
             raise TimeoutError(f"it sends {sent} and does not come to an end") from error
@@ -110,7 +110,7 @@ class Conversation(io.RawIOBase):
         self._connection.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """As of a socket, for http.client."""
+        """The same method as that of a socket, for http.client."""
         return io.BufferedReader(self, PIECE_BYTES)
 
     def close(self) -> None:
@@ -119,10 +119,10 @@ class Conversation(io.RawIOBase):
 
 
 class StatsSocket:
-    """A stats socket: the path of a UNIX socket, or host:port."""
+    """A stats socket, given as the path of a UNIX socket or as host:port."""
 
     def __init__(self, address: str) -> None:
-        """Raises SourceError if this is neither."""
+        """Raises SourceError if C(address) is neither of them."""
         self.address = address
         self.shown = printable(address)
         self._host_and_port: tuple[str, int] | None = None
@@ -170,7 +170,7 @@ class StatsSocket:
         return connect_to(socket.AF_UNIX, self.address, seconds_until(deadline))
 
     def _failed(self, error: OSError) -> SourceError:
-        # Of a host, this is the firewall of the one that asks.
+        # For host:port, this error comes from the local firewall.
         if isinstance(error, PermissionError) and not self._host_and_port:
             return SourceError(
                 f"no permission for the stats socket {self.shown}: be root (become) or in the socket's group",
@@ -188,12 +188,12 @@ class StatsSocket:
 
 
 class CsvPage:
-    """The CSV form of a stats page, over HTTP or HTTPS. No proxy is used, and no redirect is followed."""
+    """The CSV form of a stats page, over HTTP or HTTPS, without a proxy. Redirects are not followed."""
 
     def __init__(
         self, url: str, user: str | None, password: str | None, ca_path: str | None, validate_certs: bool
     ) -> None:
-        """Raises SourceError if this is no URL."""
+        """Raises SourceError if C(url) is not valid."""
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -231,14 +231,14 @@ class CsvPage:
                     return self._get(Conversation(encrypted, deadline))
         except OversizeError as error:
             raise _oversize(self.shown) from error
-        # ValueError: http.client raises it for some of what is no HTTP.
+        # http.client raises ValueError for some responses that are not HTTP.
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failed(error) from error
 
     def _tls(self) -> ssl.SSLContext:
         try:
             if self._ca_path is not None and not stat.S_ISREG(os.stat(self._ca_path).st_mode):
-                # Reading a FIFO would not end.
+                # Reading a FIFO would block forever.
                 raise ValueError("not a regular file")
             context = ssl.create_default_context(cafile=self._ca_path)
         except (OSError, ValueError) as error:
@@ -254,11 +254,11 @@ class CsvPage:
 
     def _get(self, conversation: Conversation) -> Statistics:
         client = http.client.HTTPConnection(self._host, self._port)
-        # It leaves the port out of the header Host if it is this one.
+        # The client omits this port from the Host header.
         client.default_port = PORTS[self._scheme]
         client.sock = t.cast("socket.socket", conversation)
         client.request("GET", self._target, headers=self._headers)
-        # Not by its own getresponse(), which closes the connection, and leaves the rest to a reference of the socket.
+        # Not with client.getresponse(), which closes the connection and relies on the socket counting its references.
         response = http.client.HTTPResponse(client.sock, method="GET")
         response.begin()
         if response.status != http.client.OK:
@@ -273,7 +273,7 @@ class CsvPage:
                 "Name the path that is behind stats uri in haproxy.cfg",
                 "answer",
             ) from error
-        # The body was read to its end, and is shorter than Content-Length.
+        # If the length left is not 0, the body ended before Content-Length bytes.
         if response.length:
             raise TransientError(f"half an answer from {self.shown}. See HAProxy's log")
         return statistics
@@ -287,7 +287,7 @@ class CsvPage:
             )
         problem = f"{self.shown} answers HTTP {response.status} {printable(response.reason, 64)}"
         if response.status >= 500:
-            # HAProxy itself says 503 where no server is left.
+            # HAProxy itself returns 503 if no server is available.
             return TransientError(f"{problem}: see that the stats page is there, and that HAProxy is well", "answer")
         if 300 <= response.status < 400:
             location = printable(response.headers.get("Location", "nowhere"))
@@ -314,12 +314,12 @@ class CsvPage:
 
 
 def _lines(answer: io.BufferedReader) -> t.Iterable[str]:
-    # Only \n ends a line: a text of HAProxy can have other line ends in it.
+    # Only \n ends a line, because text of HAProxy can contain other line ends.
     return io.TextIOWrapper(answer, "utf-8", "backslashreplace", newline="\n")
 
 
 def _unknown_host(error: Exception, shown: str) -> SourceError | None:
-    """What to do if it is the name of the host that is wrong, and not that no name server answers."""
+    """The error if the host name does not exist. None for other errors, such as a name server that does not respond."""
     if not isinstance(error, socket.gaierror) or error.errno == socket.EAI_AGAIN:
         return None
     return SourceError(f"the host of {shown} is not known ({error.strerror}): name the right one", "settings")

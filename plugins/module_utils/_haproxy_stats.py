@@ -4,9 +4,9 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""What HAProxy reports about its servers: read its tables, find what they mean, and what makes agent checks useless.
+"""Parse and interpret what HAProxy reports about its servers, and find what makes agent checks ineffective.
 
-Sources: sections 9.1 and 9.3 of HAProxy's management guide, and what HAProxy 2.2, 2.6 and 3.0 answered.
+Sources: sections 9.1 and 9.3 of HAProxy's management guide, and the output of HAProxy 2.2, 2.6 and 3.0.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from ansible_collections.hapgent.agent.plugins.module_utils._printable import pr
 
 CSV_START = "# pxname,svname,"
 STATES_START = "# be_id "
-# For one connection to the stats socket, so that one process gives all answers. Each of them ends with an empty line.
+# Sent over one connection to the stats socket, so that one process gives all answers. Each ends with an empty line.
 COMMANDS = "show info;show stat;show servers state"
 
-# Bits of srv_admin_state. The agent and a command on the stats socket set the same ones.
+# Bits of srv_admin_state. The agent and commands on the stats socket set the same bits.
 FORCED_MAINT, INHERITED_MAINT, CONFIGURED_MAINT = 0x01, 0x02, 0x04
 FORCED_DRAIN, INHERITED_DRAIN = 0x08, 0x10
 UNRESOLVED_MAINT = 0x20
 # Bits of srv_agent_state.
 CHECK_CONFIGURED, CHECK_ENABLED = 0x02, 0x04
 
-# What HAProxy calls a check that got no answer, or none that it can read.
+# The results of a check that got no answer, or none that HAProxy can parse.
 NO_ANSWER = re.compile(r"L4(?!OK)|L6|L7TOUT|L7RSP|SOCKERR|PROCERR")
-# What HAProxy says of an agent's weight, in a backend that cannot have it.
+# Part of HAProxy's message about a weight from an agent that the backend's algorithm does not support.
 WEIGHT_REFUSED = "static LB algorithm"
 ANSWER_REFUSED = "agent reports an error"
-# Below this, already a tenth of the configured weight rounds to 0.
+# Below this configured weight, a tenth of it rounds to 0.
 LOW_WEIGHT = 10
 
 WAITS = ("drained", "up", "down", "maint")
 
 INTEGER = re.compile("-?[0-9]{1,19}")
-# Of a text from a health check: it may be the body of a page.
+# Text of a health check is cut to this length, because it may be the body of a page.
 MAX_CHARACTERS = 1000
 MAX_NAMES = 20
-# What is said of more rows is not kept.
+# With more unreadable rows than this, the whole report is rejected.
 MAX_UNREADABLE = 1000
-# Without these there is no server. The other columns may be missing, as on HAProxy releases that do not have them.
+# The required columns. Other columns may be missing, because some HAProxy releases do not have them.
 COLUMNS = {
     *("pxname", "svname", "type", "status", "weight", "bck", "scur", "qcur", "lastchg", "tracked", "chkdown"),
     *("check_status", "check_code", "last_chk", "agent_status", "agent_code", "last_agt"),
@@ -55,11 +55,11 @@ STATE_COLUMNS = ("be_name", "srv_name", "srv_admin_state", "srv_uweight", "srv_i
 
 
 class FormatError(Exception):
-    """This is not what HAProxy reports about its servers."""
+    """The text is not HAProxy's report about its servers."""
 
 
 class TruncatedError(FormatError):
-    """It begins like HAProxy's answer, and ends too early."""
+    """The text begins like HAProxy's answer but ends too early."""
 
 
 class DeniedError(FormatError):
@@ -67,15 +67,15 @@ class DeniedError(FormatError):
 
 
 class UnreadableError(FormatError):
-    """HAProxy's answer can be read, but not the rows of the servers that are asked for."""
+    """HAProxy's answer can be read, but not the rows of the requested servers."""
 
 
 class SelectionError(Exception):
-    """No such backend or server. The text names those that exist."""
+    """There is no such backend or server. The text lists those that exist."""
 
 
 class Process(t.NamedTuple):
-    """The process that has answered."""
+    """The HAProxy process that responded. C(uptime) is in seconds."""
 
     version: str
     pid: int
@@ -83,11 +83,11 @@ class Process(t.NamedTuple):
 
 
 class Server(t.NamedTuple):
-    """One server of one backend. None is what HAProxy does not report.
+    """One server of one backend. Fields that HAProxy does not report are None.
 
-    C(admin) and C(agent_state) are bits. C(user_weight) is the configured weight as the agent or an operator changed
-    it; C(weight) is what HAProxy balances with, which is less while the server starts slowly. C(times_down) counts how
-    often the server went out of rotation since HAProxy was started.
+    C(admin) and C(agent_state) are bits. C(user_weight) is the configured weight as changed by the agent or an
+    operator. C(weight) is the weight that HAProxy uses for balancing, which is lower during a slow start.
+    C(last_change) is in seconds. C(times_down) counts how often the server went out of rotation since HAProxy started.
     """
 
     backend: str
@@ -115,17 +115,17 @@ class Server(t.NamedTuple):
 
     @property
     def word(self) -> str:
-        """The status without what is behind it: UP, DOWN, NOLB, DRAIN, MAINT, or no check."""
+        """The status without its details: UP, DOWN, NOLB, DRAIN, MAINT, or no check."""
         return self.status if self.status == "no check" else self.status.split(" ", 1)[0]
 
     @property
     def takes_new_sessions(self) -> bool:
-        """Whether HAProxy balances new sessions to it. With a weight of 0 it does not, although it says UP."""
+        """Whether HAProxy balances new sessions to the server. With weight 0 it does not, although it reports UP."""
         return self.word in ("UP", "no check") and self.weight > 0
 
     @property
     def admin_state(self) -> str | None:
-        """ready, drain or maint; None where HAProxy does not say it: on the CSV page, for a server that is DOWN."""
+        """ready, drain or maint. None for a server that is DOWN on the CSV page, where HAProxy does not report it."""
         if self.admin is None:
             told = {"DRAIN": "drain", "MAINT": "maint", "DOWN": None}
             return told.get(self.word, "ready")
@@ -135,7 +135,7 @@ class Server(t.NamedTuple):
 
     @property
     def admin_by(self) -> list[str]:
-        """What has set the administrative state."""
+        """What set the administrative state."""
         state = self.admin_state
         if state == "maint":
             return self._maint_by()
@@ -146,7 +146,7 @@ class Server(t.NamedTuple):
             if self.status == "MAINT":
                 return []
             return ["resolution" if self.status == "MAINT (resolution)" else "tracking"]
-        # The bit of the configuration stays when the server is enabled, and one that went down was enabled before.
+        # The configuration bit stays set after the server was enabled. A server that went down must have been enabled.
         configured = self.admin & CONFIGURED_MAINT and not self.times_down
         forced = "configuration" if configured else self._hand_or_agent()
         causes = {FORCED_MAINT: forced, INHERITED_MAINT: "tracking", UNRESOLVED_MAINT: "resolution"}
@@ -159,26 +159,26 @@ class Server(t.NamedTuple):
         return [cause for bit, cause in causes.items() if self.admin & bit]
 
     def _hand_or_agent(self) -> str:
-        """HAProxy keeps one bit for both. Without an agent check, it can only be one of them."""
+        """What set a bit that HAProxy uses for both. Without an agent check, it was set manually."""
         return "agent_or_hand" if self.agent_check or (self.agent_state or 0) & CHECK_CONFIGURED else "hand"
 
     @property
     def is_being_asked(self) -> bool:
-        """Whether HAProxy asks the agent at this moment, and does not say what it answered before."""
+        """Whether an agent check is in progress, so that HAProxy does not report the text of the previous one."""
         return bool(self.agent_check and self.agent_check["running"] and not self.agent_check["text"])
 
     def meets(self, wanted: str, max_sessions: int) -> bool:
-        """Whether it is what is waited for."""
+        """Whether the server has the status C(wanted), one of WAITS."""
         if wanted == "drained":
             return not self.takes_new_sessions and self.sessions + self.queue <= max_sessions
         if wanted == "up":
-            # After a start of HAProxy, a server is up until its agent was asked.
+            # After HAProxy starts, it considers a server up until it polls the agent for the first time.
             asked = self.agent_check is None or self.agent_check["result"] != "INI"
             return self.takes_new_sessions and asked
         return self.word == wanted.upper()
 
     def left(self) -> str:
-        """Its status and what it has, for a message."""
+        """The status and the remaining sessions of the server, for a message."""
         words = [self.status, _count(self.sessions, "session")]
         if self.queue:
             words.append(f"{self.queue} in its queue")
@@ -189,7 +189,7 @@ class Server(t.NamedTuple):
         return f"{self.title} ({', '.join(words)})"
 
     def describe(self) -> dict[str, t.Any]:
-        """All that is returned of it."""
+        """The fields of the server that the module returns."""
         return {
             "backend": self.backend,
             "server": self.name,
@@ -212,10 +212,10 @@ class Server(t.NamedTuple):
 
 
 class Statistics(t.NamedTuple):
-    """What HAProxy reported at one moment.
+    """HAProxy's report at one moment.
 
-    C(process) is None if that is not reported. C(unreadable) has the servers, as backend/server, whose row cannot be
-    read, and why.
+    C(process) is None if HAProxy did not report it. C(unreadable) has the servers, as backend/server, whose rows cannot
+    be read, with the reasons.
     """
 
     process: Process | None
@@ -224,10 +224,10 @@ class Statistics(t.NamedTuple):
     unreadable: t.Mapping[str, str] = {}
 
     def select(self, backends: t.Sequence[str], servers: t.Sequence[str], all_readable: bool = False) -> list[Server]:
-        """The servers of these backends that have one of these names, in HAProxy's order; no names are all.
+        """The servers of these backends that have one of these names, in HAProxy's order. No names means all.
 
-        Raises SelectionError if one of the names does not exist, and UnreadableError if the row of a server that is
-        named may be one that cannot be read, or with C(all_readable) if that is so for any that is selected.
+        Raises SelectionError if one of the names does not exist. Raises UnreadableError if the row of a named server,
+        or with C(all_readable) of any selected server, may be one that cannot be read.
         """
         for backend in backends:
             if backend not in self.backends:
@@ -240,7 +240,7 @@ class Statistics(t.NamedTuple):
         for name in servers:
             if name not in names:
                 if self.unreadable:
-                    # It may be in one of these rows.
+                    # The server may be in one of the unreadable rows.
                     raise UnreadableError(self._describe_unreadable(list(self.unreadable)))
                 where = f"backend {', '.join(backends)}" if backends else "HAProxy"
                 titles = [server.title for server in within]
@@ -248,7 +248,7 @@ class Statistics(t.NamedTuple):
         return [server for server in within if not servers or server.name in servers]
 
     def warnings(self, selected: t.Iterable[Server]) -> list[str]:
-        """What makes the agent checks of these servers useless, or less than they could be."""
+        """A sentence for each problem that makes the agent checks of these servers ineffective or less effective."""
         by_title = {server.title: server for server in self.servers}
         found: dict[str, list[str]] = {}
         for server in selected:
@@ -257,7 +257,7 @@ class Statistics(t.NamedTuple):
         return [f"{', '.join(titles)}: {problem}." for problem, titles in found.items()]
 
     def unreadable_warning(self) -> str:
-        """That some rows cannot be read, '' if all can."""
+        """A warning that some rows cannot be read, '' if all can."""
         return f"{self._describe_unreadable(list(self.unreadable))}." if self.unreadable else ""
 
     def _select_unreadable(self, backends: t.Sequence[str], servers: t.Sequence[str]) -> list[str]:
@@ -273,7 +273,7 @@ class Statistics(t.NamedTuple):
 
 
 def parse_socket(lines: t.Iterable[str]) -> Statistics:
-    """Read the answer of the stats socket to COMMANDS, line by line. Raises FormatError."""
+    """Parse the answer of the stats socket to COMMANDS, line by line. Raises FormatError."""
     rest = iter(lines)
     table = _Table(_read_process(rest))
     table.read_rows(_find_header(rest), rest, ends_with_empty_line=True)
@@ -282,7 +282,7 @@ def parse_socket(lines: t.Iterable[str]) -> Statistics:
 
 
 def parse_page(lines: t.Iterable[str]) -> Statistics:
-    """Read the CSV page, line by line. Raises FormatError."""
+    """Parse the CSV page, line by line. Raises FormatError."""
     rest = iter(lines)
     header = next(rest, "")
     if not header.startswith(CSV_START):
@@ -293,11 +293,11 @@ def parse_page(lines: t.Iterable[str]) -> Statistics:
 
 
 def _read_process(lines: t.Iterator[str]) -> Process:
-    """Read C(show info), with the empty line at its end."""
+    """Read the answer to C(show info), including the empty line at its end."""
     line = next(lines, "")
     if not line.startswith("Name: "):
         raise _unexpected(line, "Name: ", "a stats socket's answer")
-    # HAProxy has many names: HAProxy Enterprise is hapee-lb.
+    # The name itself is not checked, because it varies: that of HAProxy Enterprise is hapee-lb.
     found: dict[str, str] = {}
     for line in lines:
         if line == "\n":
@@ -314,7 +314,7 @@ def _read_process(lines: t.Iterator[str]) -> Process:
 
 
 def _find_header(lines: t.Iterator[str]) -> str:
-    """Read up to the first line of C(show stat). A description in C(show info) can have empty lines in it."""
+    """Read up to the first line of C(show stat). A description in C(show info) can contain empty lines."""
     before = ""
     for line in lines:
         if line.startswith(CSV_START):
@@ -326,7 +326,7 @@ def _find_header(lines: t.Iterator[str]) -> str:
 
 
 def _unexpected(line: str, start: str, what: str) -> FormatError:
-    """The error about a line that should begin with C(start)."""
+    """The error for a line that does not begin with C(start)."""
     if line.startswith("Permission denied"):
         return DeniedError("HAProxy refuses the command")
     if line and start.startswith(line):
@@ -335,7 +335,7 @@ def _unexpected(line: str, start: str, what: str) -> FormatError:
 
 
 class _Table:
-    """The rows of all servers, as they are read."""
+    """Collects the rows of all servers while they are read."""
 
     def __init__(self, process: Process | None) -> None:
         self._process = process
@@ -344,7 +344,10 @@ class _Table:
         self._unreadable: dict[str, str] = {}
 
     def statistics(self) -> Statistics:
-        """All that was read. Raises TruncatedError if a backend's own row is missing, which comes after its servers."""
+        """What was read.
+
+        Raises TruncatedError if the row of a backend is missing, because it follows the rows of its servers.
+        """
         if any(backend not in self._algorithms for backend, _name in self._servers):
             raise TruncatedError("the statistics end too early")
         servers = [
@@ -355,7 +358,7 @@ class _Table:
         return Statistics(self._process, list(self._algorithms), servers, self._unreadable)
 
     def read_rows(self, header: str, lines: t.Iterator[str], ends_with_empty_line: bool) -> None:
-        """Read the rows of C(show stat). A row that cannot be read is noted, and the others are read."""
+        """Read the rows of C(show stat). Rows that cannot be read are recorded, and the others are still read."""
         if not header.endswith("\n"):
             raise TruncatedError("the statistics end too early")
         names = header[2:].rstrip("\r\n").split(",")
@@ -380,13 +383,13 @@ class _Table:
         row = dict(zip(names, cells))
         if row["svname"] == "BACKEND":
             self._algorithms[_clean(row["pxname"])] = _clean(row.get("algo", "")) or None
-        # Of listeners and servers, all have a name of their own.
+        # Type 2 is a server. Listeners and frontends are skipped.
         elif row["type"] == "2":
             server = _server(row)
             self._servers[server.backend, server.name] = server
 
     def read_states(self, lines: t.Iterator[str]) -> None:
-        """Read C(show servers state): the version of its format, the names of its columns, a line for each server."""
+        """Read C(show servers state): the format version, the column names, and one line for each server."""
         version = next(lines, "")
         if version and not version.strip().isdecimal():
             raise _unexpected(version, "1\n", "the states of servers")
@@ -422,7 +425,7 @@ class _Table:
     def _note_unreadable(self, cells: t.Sequence[str], why: str) -> None:
         backend, name = (*map(_clean, cells[:2]), "?", "?")[:2]
         if name == "BACKEND":
-            # Nothing but its algorithm is missed.
+            # Only the algorithm of the backend is lost.
             self._algorithms.setdefault(backend, None)
         elif name != "FRONTEND":
             self._unreadable[f"{backend}/{name}"] = printable(why)
@@ -431,7 +434,7 @@ class _Table:
 
 
 def _records(lines: t.Iterable[str]) -> t.Iterator[str]:
-    """One row after the other: texts of checks have line ends and empty lines in them, but then they are quoted."""
+    """The rows one by one. Text of checks can contain line ends and empty lines, but is quoted then."""
     parts: list[str] = []
     quotes = 0
     for line in lines:
@@ -445,13 +448,13 @@ def _records(lines: t.Iterable[str]) -> t.Iterator[str]:
 
 
 def _cells(record: str) -> list[str]:
-    # What reads the answer limits its size.
+    # No limit is needed here, because the size of the answer is limited when it is received.
     csv.field_size_limit(sys.maxsize)
     return next(csv.reader([record], strict=True))
 
 
 def _server(row: t.Mapping[str, str]) -> Server:
-    """The server as in its row of C(show stat). What this does not have is None. Raises ValueError."""
+    """The server in a row of C(show stat). Fields that the row does not have are None. Raises ValueError."""
     return Server(
         backend=_clean(row["pxname"]),
         name=_clean(row["svname"]),
@@ -475,14 +478,14 @@ def _server(row: t.Mapping[str, str]) -> Server:
 
 
 def _check(row: t.Mapping[str, str], status: str, code: str, text: str) -> dict[str, t.Any] | None:
-    """One of a server's two checks; None if it has none, or if it is disabled or paused."""
+    """One of the two checks of a server. None if the server has none, or if it is disabled or paused."""
     if not row[status]:
         return None
     running = row[status].startswith("* ")
     return {
         "result": _clean(row[status][2:] if running else row[status]),
         "code": _optional(row[code]),
-        # While it runs, HAProxy does not report the text of the one before.
+        # While a check is in progress, HAProxy does not report the text of the previous one.
         "text": _clean(" ".join(row[text].split())) or None,
         "running": running,
     }
@@ -508,7 +511,7 @@ def _problems(server: Server, by_title: t.Mapping[str, Server]) -> t.Iterator[st
         return
     text = check["text"] or ""
     shown = printable(text)
-    # A server without an address has no agent that could answer.
+    # A server without an address cannot have an agent that responds.
     if NO_ANSWER.match(check["result"]) and "resolution" not in server.admin_by:
         why = f"{check['result']}, {shown}" if text else check["result"]
         yield (
@@ -532,7 +535,7 @@ def _weight_problems(server: Server) -> t.Iterator[str]:
     if configured == 0:
         yield "the configured weight is 0, and so is each percentage of it: no agent can bring it in"
         return
-    # HAProxy rounds down.
+    # The lowest percentage that is not rounded to 0, because HAProxy rounds down.
     least = -(-100 // configured)
     if configured < LOW_WEIGHT or (server.user_weight == 0 and least > 1):
         yield (
@@ -548,7 +551,7 @@ def _has_agent_check(server: Server) -> bool:
 
 
 def _tracked(server: Server, by_title: t.Mapping[str, Server]) -> Server | None:
-    """The one at the end of the chain, which is the one that is checked."""
+    """The server at the end of the chain of tracked servers, which is the one that HAProxy checks."""
     seen: set[str] = set()
     current: Server | None = server
     while current and current.tracks and current.title not in seen:
@@ -558,7 +561,7 @@ def _tracked(server: Server, by_title: t.Mapping[str, Server]) -> Server | None:
 
 
 def _clean(text: str) -> str:
-    """A text of HAProxy, printable and not endless; the same object for the same text, since many servers have it."""
+    """Text of HAProxy, made printable and cut to MAX_CHARACTERS. Interned, because many servers have the same text."""
     is_clean = len(text) <= MAX_CHARACTERS and text.isprintable()
     return sys.intern(text if is_clean else printable(text, MAX_CHARACTERS))
 
@@ -568,7 +571,7 @@ def _optional(text: str | None) -> int | None:
 
 
 def _integer(text: str) -> int:
-    """Raises ValueError, also for what int() takes and HAProxy never sends."""
+    """Convert a whole number. Raises ValueError, also for forms that int() accepts but HAProxy never sends."""
     if not INTEGER.fullmatch(text):
         raise ValueError(f"{printable(text, 40)} is no number")
     return int(text)

@@ -4,7 +4,7 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""Which load balancers have to see a state, and which of them did, by what the agent tells of its peers."""
+"""Determine which load balancers must receive a state and which have received it, from the peers of the agent."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import typing as t
 
 Peer = dict[str, t.Any]
 
-# An agent keeps no more.
+# An agent records no more peers.
 MOST_PEERS = 1024
 MOST_SHOWN = 120
 
 
 class WaitForError(Exception):
-    """Not a number of load balancers nor their addresses. The text says what is allowed."""
+    """The value is neither a number of load balancers nor a list of addresses. The text describes the valid values."""
 
 
 class WaitFor:
-    """The load balancers that have to see a state: all that poll, so many of them, or those with these addresses."""
+    """The load balancers that must receive a state: all that poll, a number of them, or those with given addresses."""
 
     def __init__(self, wanted: t.Any, left_out: t.Any = ()) -> None:
-        """C(wanted) is V(auto), a number from 1 to MOST_PEERS, or addresses. Those in C(left_out) are not waited for.
+        """C(wanted) is V(auto), a number from 1 to MOST_PEERS, or addresses. C(left_out) has addresses to exclude.
 
-        Raises WaitForError.
+        Addresses are a list or a comma-separated string. Raises WaitForError.
         """
         self.count = 0
         self.left_out: list[str] = _addresses("wait_except", left_out) if left_out else []
@@ -37,23 +37,23 @@ class WaitFor:
         if wanted == "auto":
             return
         text = str(wanted)
-        # Python converts no text of some thousand digits.
+        # The length is checked first, because Python refuses to convert thousands of digits.
         if text.isdecimal() and len(text) <= len(str(MOST_PEERS)) and 1 <= int(text) <= MOST_PEERS:
             self.count = int(text)
         else:
             self.addresses = _addresses("wait_for", wanted)
 
     def account(self, peers: list[Peer], polled_before: t.Collection[str]) -> Account:
-        """Who has the state, and who does not yet. C(polled_before) are those that polled before the change.
+        """Which load balancers have the state, and which do not.
 
-        A load balancer that polled and is silent since is not left out, nor one that the agent has forgotten: it may go
-        on sending sessions to the server.
+        C(polled_before) are those that polled before the change. With V(auto), one of them that has stopped polling, or
+        that the agent no longer lists, still counts, because it may continue to send sessions to the server.
         """
         has_it = sorted(peer["address"] for peer in peers if peer["has_it"])
         if self.addresses:
             wanted = self.addresses
         elif self.count:
-            # One that has gone, with the state, is none of them.
+            # A load balancer that has received the state but no longer polls does not count.
             wanted = [address for address in polling(peers) if address in has_it]
         else:
             wanted = sorted({*polling(peers), *polled_before})
@@ -64,14 +64,17 @@ class WaitFor:
 
 
 class Account(t.NamedTuple):
-    """Addresses of load balancers, and whether that is all of them."""
+    """The addresses of load balancers with and without the state. C(complete) is whether the wait is over."""
 
     seen_by: list[str]
     not_seen_by: list[str]
     complete: bool
 
     def missing(self, peers: list[Peer]) -> str:
-        """Those who do not have it, and when each was seen last: C(peers) may have one twice, as it was told last."""
+        """The load balancers without the state, and when each was last seen.
+
+        C(peers) may contain a load balancer twice. The last entry counts.
+        """
         last_seen = {peer["address"]: peer["last_seen"] for peer in peers}
         return ", ".join(
             f"{address} (last seen {time.time() - last_seen[address]:.0f} s ago)"
@@ -82,7 +85,7 @@ class Account(t.NamedTuple):
 
 
 def polling(peers: list[Peer]) -> list[str]:
-    """The addresses of those that poll, ordered."""
+    """The sorted addresses of the peers that poll."""
     return sorted(peer["address"] for peer in peers if peer["polls"])
 
 
@@ -94,7 +97,7 @@ def _addresses(option: str, wanted: t.Any) -> list[str]:
         addresses = [_as_the_agent_sees_it(ipaddress.ip_address(str(address).strip())) for address in listed]
     except ValueError as error:
         raise WaitForError(f"{_allowed(option, wanted)} ({_shortened(str(error))})") from error
-    # Somebody may name one twice, also in two ways.
+    # An address may be listed twice, also in two notations.
     return list(dict.fromkeys(addresses))
 
 

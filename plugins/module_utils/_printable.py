@@ -4,7 +4,7 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""Text from outside, made safe for a terminal: its escapes could hide or forge what an operator reads."""
+"""Make untrusted text safe for a terminal. Its escape sequences could hide or forge what an operator reads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ DOTS = "..."
 
 
 def printable(text: object, most: int = 200) -> str:
-    r"""Return C(text) on one line, with each character that is not printable as its escape, such as C(\x1b).
+    r"""Return C(text) on one line, with each non-printable character replaced by its escape, such as C(\x1b).
 
-    Not printable are control characters (C0, DEL, C1), line ends, characters that change the direction of text or have
-    no width, lone surrogates, and all spaces but U+0020. Source: str.isprintable() of Python. A backslash stays as it
-    is, so that what was escaped already does not change.
+    Non-printable characters are control characters (C0, DEL, C1), line ends, characters that change the direction of
+    text or have no width, lone surrogates, and all spaces except U+0020. Source: str.isprintable() of Python.
+    Backslashes are not escaped, so that text that is already escaped does not change.
 
-    The result has at most C(most) characters, from 4 up; if there are more, it ends with C(...). Bytes are read as
-    UTF-8, anything else by str(). Raises nothing.
+    The result has at most C(most) characters, which must be 4 or more. If it is cut, it ends with C(...). Bytes are
+    decoded as UTF-8, and other objects are converted with str(). Never raises an exception.
     """
     shown = ""
     for character in _text(text, most):
@@ -30,12 +30,12 @@ def printable(text: object, most: int = 200) -> str:
 
 
 def _text(text: object, most: int) -> str:
-    """Return at least as much of the text as can be shown, and one character more."""
+    """Return at least the part of the text that can be shown, plus one character to detect that it is cut."""
     if isinstance(text, (bytes, bytearray)):
-        # No character has more than four bytes.
+        # A character has at most four bytes in UTF-8.
         return text[: 4 * (most + 1)].decode("utf-8", "backslashreplace")[: most + 1]
     try:
         return str(text)[: most + 1]
     except (ValueError, RecursionError):
-        # An integer of more digits than Python converts, or lists nested too deeply.
+        # An integer with more digits than Python converts, or lists that are nested too deeply.
         return f"<{type(text).__name__}>"

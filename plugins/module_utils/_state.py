@@ -5,7 +5,7 @@
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 # The agent ships the same file as hapgent/state.py: standard library only, Python 3.9 and later.
 
-"""What a state is: its rules, its JSON, its answer to HAProxy, and the file that keeps it."""
+"""The state of a server: its rules, its JSON form, the answer to HAProxy, and the file that stores it."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ import time
 import typing as t
 
 STATUSES = ("UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED")
-# HAProxy keeps two switches for a server, administration and health. These move the first, the others the second.
+# HAProxy tracks the administrative state and the health of a server separately. These statuses change only the first,
+# all others only the second.
 ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
 LIMITS = {"weight": 255, "maxconn": 65535}
-# HAProxy keeps 127: HCHK_DESC_LEN in its source.
+# HAProxy stores at most 127 bytes. Source: HCHK_DESC_LEN in its source code.
 MAX_REASON_BYTES = 120
 MAX_BYTES = 64 * 1024
 LOCK_POLL_SECONDS = 0.05
-# What may go along with a state for a while, to undo the one before.
+# The keywords that the agent may add to an answer for a while, to reset the previous state.
 UNDOING = frozenset({"UP", "READY", "100%"})
 
 
 class StateError(Exception):
-    """Not a state. The text names the field, its value and what is allowed."""
+    """The data is not a valid state. The text names the field, its value and the valid values."""
 
 
 class MissingError(StateError):
-    """There is no file."""
+    """The file does not exist."""
 
 
 class LockedError(Exception):
-    """The lock cannot be had. The text names it, and the processes that hold it if they are visible here."""
+    """The lock cannot be acquired. The text names it, and the processes that hold it if they are visible here."""
 
 
 class State(t.NamedTuple):
-    """What the agent tells HAProxy about its server.
+    """What the agent reports to HAProxy about its server.
 
-    C(weight) is a percentage of the weight configured in HAProxy, 0 to 255; C(maxconn) is 0 to 65535;
-    C(reason) is text of 120 bytes at most. What is None is not told, and HAProxy keeps what it had.
+    C(weight) is a percentage of the weight configured in HAProxy, 0 to 255. C(maxconn) is 0 to 65535. C(reason) is text
+    of at most 120 bytes. A field that is None is not reported, and HAProxy keeps its value.
     """
 
     status: str
@@ -56,39 +57,40 @@ class State(t.NamedTuple):
     reason: str | None = None
 
     def fields(self) -> dict[str, str | int]:
-        """The fields that are set, in the order in which they are written."""
+        """The fields that are set, in the order in which they are written to the file."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
     def with_status(self, status: str) -> State:
-        """The same with this status. The reason was one for the status before, and goes with it."""
+        """This state with another status. A new status removes the reason, which was given for the previous one."""
         return self if status == self.status else self._replace(status=status, reason=None)
 
     def undoing(self, before: State) -> frozenset[str]:
-        """The words, of UNDOING, that undo in HAProxy what C(before) did and this state does not undo itself.
+        """The keywords, out of UNDOING, that reset what C(before) did in HAProxy and this state does not reset itself.
 
-        READY alone ends DRAIN and MAINT, a health word alone ends DOWN, and N% alone changes the weight. Nothing
-        gives a configured maxconn back. Source: section 5.2 of HAProxy's configuration manual, and
-        src/tcpcheck.c in its source.
+        Only READY ends DRAIN and MAINT, only a health keyword ends DOWN, and only N% changes the weight. No keyword
+        resets maxconn to the configured value. Source: section 5.2 of HAProxy's configuration manual, and
+        src/tcpcheck.c in its source code.
         """
         words = set()
         if self.status not in ADMINISTRATIVE:
             if before.status in ADMINISTRATIVE:
                 words.add("READY")
         elif self.status != before.status or (before.reason and not self.reason):
-            # HAProxy shows the reason of the last health word, until the next one.
+            # HAProxy shows the reason of the last health keyword until the next one.
             words.add("UP")
         if before.weight is not None and self.weight is None:
             words.add("100%")
         return frozenset(words)
 
     def answer(self, undoing: t.Collection[str] = ()) -> str:
-        """The line that HAProxy reads, without its LF, and with those of these words that have a place in it.
+        """The line that HAProxy reads, without its LF.
 
-        Source: agent-check in section 5.2 of HAProxy's configuration manual.
+        It includes those of the keywords C(undoing) that do not conflict with the state. Source: agent-check in
+        section 5.2 of HAProxy's configuration manual.
         """
         words = [self.status]
         if self.status in ADMINISTRATIVE:
-            # HAProxy shows a reason only where there is a health word.
+            # HAProxy shows a reason only if the answer contains a health keyword.
             if self.reason or "UP" in undoing:
                 words.append("UP")
         elif "READY" in undoing:
@@ -104,7 +106,7 @@ class State(t.NamedTuple):
         return " ".join(words)
 
     def answers(self) -> set[str]:
-        """All lines in which this state may be told, with and without what undoes the state before."""
+        """All lines that may report this state, with and without reset keywords."""
         return {
             self.answer(words) for count in range(len(UNDOING) + 1) for words in itertools.combinations(UNDOING, count)
         }
@@ -114,7 +116,7 @@ FAIL = State("FAIL")
 
 
 def from_fields(fields: dict[str, t.Any]) -> State:
-    """The state that these fields make; a field that is None is absent. Raises StateError."""
+    """The state with these fields. A field that is None counts as absent. Raises StateError."""
     for name in fields:
         if name not in State._fields:
             raise StateError(f"unknown field {_shown(name)}: allowed are {', '.join(State._fields)}")
@@ -128,7 +130,7 @@ def from_fields(fields: dict[str, t.Any]) -> State:
 
 
 def parse(raw: bytes) -> State:
-    """The state that the bytes of a state file say. Raises StateError."""
+    """The state in the content of a state file. Raises StateError."""
     try:
         fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
@@ -141,37 +143,38 @@ def parse(raw: bytes) -> State:
 
 
 def dump(state: State) -> bytes:
-    """The bytes of the state's file."""
+    """The content of a state file for this state."""
     return json.dumps(state.fields(), indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 class StateFile:
-    """The file that keeps a state, and the lock that makes its changes one after the other."""
+    """The file that stores a state, and the lock that serializes changes to it."""
 
     def __init__(self, path: str, folder: int | None = None) -> None:
         """C(folder) is the descriptor of an open folder in which C(path) is a plain name.
 
-        With None, C(path) is a path of its own, and its folder must be trusted: links to it are followed. The file
+        If it is None, C(path) is a full path, whose folder must be trusted because links to it are followed. The file
         itself must not be a link.
         """
         self._path = path
         self._folder = folder
-        # Of the file that was read or written last: another file, or another content, has another one.
+        # Identifies the file and the content that was last read or written: if either changes, this changes too.
         self.identity: list[int] | None = None
 
     def load(self) -> State:
-        """The state in the file. Raises StateError, also if there is no file; waits for nothing but the disk."""
+        """The state in the file. Waits only for the disk. Raises StateError, also if the file does not exist."""
         return self._read(self._path, self._folder)
 
     def edit(
         self, change: t.Callable[[State | None], State], deadline: float, *, overwrite: bool = False
     ) -> tuple[State | None, State]:
-        """Change the state under the lock, and return it as it was before and as it is after.
+        """Change the state under the lock, and return the states before and after the change.
 
-        C(change) gets the state in the file, None if there is no file, and returns the new state or raises
-        StateError; the file is written only if the two differ. With C(overwrite), a file that is not a state counts as
-        none. C(deadline), on the monotonic clock, bounds the wait for the lock, not for the disk. Raises StateError and
-        LockedError, and nothing was changed; raises OSError if the disk did not keep the new state.
+        C(change) receives the state in the file, or None if the file does not exist, and returns the new state or
+        raises StateError. The file is written only if the two states differ. With C(overwrite), an invalid file is
+        treated as missing. C(deadline), on the monotonic clock, limits the wait for the lock but not for the disk.
+        Raises StateError or LockedError if nothing was changed, and OSError if the new state was not stored on the
+        disk.
         """
         with self._open_folder() as (name, folder):
             return self._edit(name, folder, change, deadline, overwrite)
@@ -192,7 +195,7 @@ class StateFile:
             if after != before:
                 replace(name, dump(after), f"{name}.tmp", folder)
                 self.identity = None
-                # It is saved, even if another program has removed it since.
+                # The state was saved, even if another program has removed the file since.
                 with contextlib.suppress(OSError):
                     self.identity = _identity(os.stat(name, dir_fd=folder, follow_symlinks=False))
             return before, after
@@ -216,11 +219,10 @@ class StateFile:
 
 
 def read(path: str, most: int, folder: int | None = None) -> tuple[bytes, os.stat_result]:
-    """The content of a regular file of so many bytes at most, and its status before it was read.
+    """The content of a regular file of at most C(most) bytes, and its status before it was read.
 
-    Raises StateError, for nothing there MissingError.
-
-    The last component of the path must not be a link. Waits for nothing but the disk.
+    The last component of the path must not be a link. Waits only for the disk. Raises MissingError if the file does not
+    exist, and StateError for all other problems.
     """
     try:
         with _opened(path, os.O_RDONLY | os.O_NOCTTY, folder) as descriptor:
@@ -241,13 +243,13 @@ def read(path: str, most: int, folder: int | None = None) -> tuple[bytes, os.sta
 
 
 def replace(name: str, content: bytes, temporary: str, folder: int) -> None:
-    """Replace a file at once: a reader sees the old content or the new one, even after a crash or a power cut.
+    """Replace a file atomically: a reader sees the old or the new content, even after a crash or a power cut.
 
-    C(temporary) is a name in the same folder that only the holder of one lock uses, so that a save that was killed
-    leaves one file at most. Mode and, where permitted, owner are kept. Raises OSError.
+    C(temporary) is a name in the same folder that only the holder of one lock uses, so that killed saves leave at most
+    one such file. The mode and, if permitted, the owner are kept. Raises OSError.
     """
     _remove(temporary, folder)
-    # O_EXCL follows no symbolic link.
+    # O_EXCL does not follow symbolic links.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)
     try:
         with open(descriptor, "wb") as file:
@@ -259,18 +261,18 @@ def replace(name: str, content: bytes, temporary: str, folder: int) -> None:
     except OSError:
         _remove(temporary, folder)
         raise
-    # The new name too must survive a power cut.
+    # The rename must survive a power cut too.
     os.fsync(folder)
 
 
 def _identity(status: os.stat_result) -> list[int]:
-    # Nobody can set back the time of the last change of an inode, as opposed to that of its content.
+    # Programs can set the modification time of a file (mtime), but not the change time of its inode (ctime).
     return [status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size]
 
 
 @contextlib.contextmanager
 def _opened(path: str, flags: int, folder: int | None, mode: int = 0) -> t.Iterator[int]:
-    # O_NONBLOCK: nothing is waited for, whatever the path is of.
+    # O_NONBLOCK: opening must not wait, for example if the path is a FIFO.
     more = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags | more, mode, dir_fd=folder)
     try:
@@ -281,8 +283,11 @@ def _opened(path: str, flags: int, folder: int | None, mode: int = 0) -> t.Itera
 
 @contextlib.contextmanager
 def locked(name: str, folder: int, deadline: float) -> t.Iterator[None]:
-    """Hold this lock file. Only its owner and root can open it, so that no other user can hold it."""
-    # Not for writing: that would keep the file system from being remounted read-only.
+    """Hold this lock file. Raises LockedError if another process holds it at C(deadline), and OSError.
+
+    Only the owner of the file and root can open it, so that no other user can hold the lock.
+    """
+    # Not opened for writing, because that would prevent remounting the file system read-only.
     with _opened(name, os.O_RDONLY | os.O_CREAT, folder, 0o600) as descriptor:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
@@ -299,14 +304,14 @@ def locked(name: str, folder: int, deadline: float) -> t.Iterator[None]:
 
 
 def _holders(lock: os.stat_result) -> str:
-    """Which processes hold a lock on this file, as far as they can be seen from here. Source: proc_locks(5)."""
+    """The processes that hold a lock on this file, as far as they are visible here. Source: proc_locks(5)."""
     file = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}:{lock.st_ino}"
     try:
         with open("/proc/locks", encoding="ascii", errors="replace") as locks:
             lines = [line.split() for line in locks.read(MAX_BYTES).splitlines()]
     except OSError:
         lines = []
-    # A line with an arrow is of one that waits.
+    # A line with an arrow is a process that waits for the lock.
     pids = [words[4] for words in lines if file in words and "->" not in words]
     return " and ".join(f"process {pid} ({_command(pid)})" for pid in pids) or "a process that is not visible here"
 
@@ -337,7 +342,7 @@ def _keep_owner_and_mode(name: str, folder: int, descriptor: int) -> None:
     try:
         os.fchown(descriptor, old.st_uid, old.st_gid)
     except OSError:
-        pass  # Not this user's to give away, or unknown in the user namespace of the service.
+        pass  # This user may not change the owner, or the owner is unknown in the service's user namespace.
     os.fchmod(descriptor, old.st_mode & 0o777)
 
 
@@ -372,7 +377,7 @@ def _reason(value: t.Any) -> str | None:
 def _is_plain(text: str) -> bool:
     try:
         length = len(text.encode("utf-8"))
-    except UnicodeEncodeError:  # Half of a surrogate pair, which JSON can write.
+    except UnicodeEncodeError:  # Half of a surrogate pair, which JSON can represent.
         return False
     return length <= MAX_REASON_BYTES and not any(
         character == "#" or character < " " or "\x7f" <= character <= "\x9f" for character in text

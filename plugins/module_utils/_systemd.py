@@ -4,7 +4,7 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""What systemd knows of services. A service is named with or without its suffix."""
+"""Query systemd for services. The name of a service may be given with or without its suffix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import re
 import typing as t
 
 SUFFIX = ".service"
-# What systemctl takes as the name of one unit, rather than as a pattern. Source: systemd.unit(5).
+# Names that systemctl treats as the name of one unit rather than as a pattern. Source: systemd.unit(5).
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.service")
 PID = re.compile(r"[0-9]{1,10}")
 
@@ -21,11 +21,15 @@ RunCommand = t.Callable[[list[str]], tuple[int, str, str]]
 
 
 class SystemdError(Exception):
-    """systemctl failed. The text is what it printed."""
+    """systemctl failed, or the name is not that of a service. The text describes the problem."""
 
 
 class Service(t.NamedTuple):
-    """A service: its name, whether systemd has it, its state, such as V(active), its main process, 0 if it has none."""
+    """A service.
+
+    C(exists) is whether systemd has the service, C(state) its state, such as V(active), and C(main_pid) the ID of its
+    main process, 0 if it has none.
+    """
 
     name: str
     exists: bool
@@ -39,9 +43,9 @@ def is_running() -> bool:
 
 
 def service(name: str, run_command: RunCommand) -> Service:
-    """Return what systemd knows of this service. Raises SystemdError."""
+    """Return what systemd reports about this service. Raises SystemdError."""
     unit = name if name.endswith(SUFFIX) else name + SUFFIX
-    # A pattern would match others.
+    # A pattern would match other services.
     if not UNIT_NAME.fullmatch(unit):
         raise SystemdError(f"{name} is not the name of a systemd service")
     found = _show(unit, run_command)
@@ -51,7 +55,7 @@ def service(name: str, run_command: RunCommand) -> Service:
 
 
 def services(run_command: RunCommand) -> list[Service]:
-    """Return all services that systemd has loaded, without those of users' own managers. Raises SystemdError."""
+    """Return all services that systemd has loaded, without those of user managers. Raises SystemdError."""
     return _show("*.service", run_command)
 
 
@@ -63,7 +67,7 @@ def _show(pattern: str, run_command: RunCommand) -> list[Service]:
 
 
 def parse_services(printed: str) -> list[Service]:
-    """Return the services of C(systemctl show), which prints a blank line between two."""
+    """Return the services in the output of C(systemctl show), which separates them with blank lines."""
     found = []
     for block in printed.split("\n\n"):
         properties = dict(line.partition("=")[::2] for line in block.split("\n"))

@@ -6,24 +6,26 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hapgent_info
-short_description: Report the state of the agents on a host, and which load balancers have it
+short_description: Gather the state of the agents on a host, and which load balancers have received it
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
 description:
-  - Asks one agent on the managed host, or all that run there, for what it answers to HAProxy, since when and why, and
-    for the load balancers that ask it.
-  - For an agent without a status socket (C(HAPGENT_SOCKET)), such as hapgent 0.3.2, it returns what its state file
-    says. The file is read with the rights of the user who runs the agent.
-  - If all agents are asked and one does not answer, that is a warning, RV(instances[].problem) says why, and what it
-    would report is null.
-  - Any user can start a process that is called hapgent. It counts as an agent only if it is the main process of a
-    systemd service, or if root, the user who runs this module or the owner of its state file's folder runs it. Others
-    are not asked, nothing that they name is opened, and a warning lists them.
-  - A status socket counts only if the user who runs the agent owns it and answers there. Characters that are not
-    printable are escaped in all that is returned.
-  - Agents of other releases are understood. What they report more is ignored, and what they do not report is null.
-  - The user must be root, or the one who runs the agent.
+  - Queries one agent on the managed host, or all agents that run there. Returns what each agent answers to HAProxy,
+    since when and why, and which load balancers poll it.
+  - For an agent without a status socket (C(HAPGENT_SOCKET)), such as hapgent 0.3.2, the module returns the contents of
+    its state file. It reads the file with the rights of the user who runs the agent.
+  - If the module queries all agents and one of them does not respond, the module issues a warning. The reason is in
+    RV(instances[].problem), and the values that this agent would have reported are null.
+  - Any user can start a process named C(hapgent). The module treats such a process as an agent only if it is the main
+    process of a systemd service, or if it is run by root, by the user who runs this module, or by the owner of the
+    folder that contains its state file. The module lists all others in a warning. It does not query them, and does not
+    open any file that they name.
+  - The module uses a status socket only if the user who runs the agent owns the socket and also runs the process that
+    answers there. All returned text has non-printable characters escaped.
+  - Agents of other releases are supported. Fields that only they report are ignored, and fields that they do not
+    report are null.
+  - The module must run as root or as the user who runs the agent.
 extends_documentation_fragment:
   - hapgent.agent._attributes
   - hapgent.agent._attributes.info_module
@@ -36,85 +38,93 @@ requirements:
 options:
   service:
     description:
-      - The systemd service of the agent. It must run.
-      - If neither this nor O(state_file) is set, all agents that run on the host are asked. One that runs in a
-        container is none of them.
+      - The systemd service of the agent. The service must be running.
+      - If neither this option nor O(state_file) is set, the module queries all agents that run on the host, except
+        those that run in containers.
     type: str
   state_file:
     description:
-      - The state file of the agent, which is the process that serves it. Root or the owner of the file must run it.
-      - Not used if O(service) is set and systemd runs on the host.
+      - The state file of the agent. The module queries the C(hapgent) process that serves this file. That process must
+        be run by root or by the owner of the file.
+      - Ignored if O(service) is set and systemd runs on the host.
     type: path
   timeout:
     description:
-      - Seconds to wait, for all agents together, 0 to 86400.
+      - Seconds to wait for all agents together, V(0) to V(86400).
     type: float
     default: 10
 """
 
 EXAMPLES = r"""
-- name: Ask all agents of the host
+- name: Query all agents on the host
   hapgent.agent.hapgent_info:
   register: hapgent
 
-- name: Show the load balancers that do not have the state yet
+- name: Show the load balancers that have not received the state yet
   ansible.builtin.debug:
     msg: "{{ item.service }}: {{ item.peers | rejectattr('has_it') | map(attribute='address') }}"
   loop: "{{ hapgent.instances }}"
 
-- name: Ask one
+- name: Query one agent
   hapgent.agent.hapgent_info:
     service: hapgent-api
 
-- name: Ask one on a host without systemd
+- name: Query one agent on a host without systemd
   hapgent.agent.hapgent_info:
     state_file: /etc/hapgent/state.json
 """
 
 RETURN = r"""
 instances:
-  description: The agents, ordered by their process numbers.
+  description: The agents, ordered by process ID.
   returned: success
   type: list
   elements: dict
   contains:
     service:
       description:
-        - The systemd service whose main process the agent is, without its suffix; null if there is none. Services of
-          users' own managers do not count.
+        - The systemd service whose main process is the agent, without the C(.service) suffix. Null if there is none.
+          Services of user managers (C(systemctl --user)) are not considered.
       type: str
       sample: hapgent
     pid:
-      description: The agent's process.
+      description: Process ID of the agent.
       type: int
       sample: 512
     state_file:
-      description: Path of the state file, as the agent sees it. Null if the user may not look into the process.
+      description:
+        - Path of the state file, as seen by the agent. Null if the user who runs the module has no permission to
+          inspect the process.
       type: str
       sample: /etc/hapgent/state.json
     status_socket:
       description:
-        - Path of the status socket. If the agent has none this is null, and all below too, but for
+        - Path of the status socket. If the agent has none, this and all following fields are null, except
           RV(instances[].problem), RV(instances[].state) and RV(instances[].answer).
       type: str
       sample: /run/hapgent/hapgent/status.sock
     problem:
       description:
-        - Why the agent could not be asked, why its state file cannot be used, or why the agent answers FAIL although
-          it was not told to; null if there is no problem.
+        - Why the agent could not be queried, why its state file cannot be used, or why the agent answers C(FAIL)
+          although its state is not set to C(FAIL). Null if there is no problem.
       type: str
       sample: null
     state:
       description:
-        - The fields of the state that are set. Null if the agent has no status socket and its state file is invalid.
+        - The fields of the state that are set. Null if the agent could not be queried, or if it has no status socket
+          and its state file is invalid.
       type: dict
       sample: {"status": "DRAIN", "reason": "kernel upgrade"}
     answer:
-      description: What the agent answers to HAProxy, without what undoes the state before. Null like the state.
+      description:
+        - What the agent answers to HAProxy, without the keywords that reset the previous state. Null if
+          RV(instances[].state) is null.
       type: str
       sample: "DRAIN UP # kernel upgrade"
     since:
-      description: When the state was changed, in seconds since 1970. This and all below is null if it is not reported.
+      description:
+        - When the state last changed, in seconds since 1970. This and all following fields are null if the agent does
+          not report them.
       type: float
       sample: 1795486180.4
     version:
@@ -122,60 +132,62 @@ instances:
       type: str
       sample: 1.0.0
     settle:
-      description: For how many seconds after a change each load balancer is sent what undoes the state before.
+      description:
+        - For how many seconds after a change the agent also sends each load balancer the keywords that reset the
+          previous state.
       type: int
       sample: 60
     state_file_ok:
-      description: Whether the agent could use its state file when it last tried to.
+      description: Whether the last attempt of the agent to read or write its state file succeeded.
       type: bool
       sample: true
     last_error:
-      description: The last problem with the state file; null if there was none since the agent was started.
+      description: The last problem with the state file. Null if there was none since the agent started.
       type: str
       sample: null
     counters:
-      description: What the agent has counted since it was started, by name.
+      description: The counters of the agent since it started, by name.
       type: dict
       sample: {"checks": 1200, "changes": 2, "reloads": 2}
     peers:
-      description: The load balancers, which are all addresses that ask.
+      description: The load balancers. The agent identifies a load balancer by its source address.
       type: list
       elements: dict
       contains:
         address:
-          description: The address.
+          description: The source address.
           type: str
           sample: 198.51.100.11
         first_seen:
-          description: When it asked first, in seconds since 1970.
+          description: When it first polled the agent, in seconds since 1970.
           type: float
           sample: 1795480000.1
         last_seen:
-          description: When it asked last, in seconds since 1970.
+          description: When it last polled the agent, in seconds since 1970.
           type: float
           sample: 1795486190.4
         checks:
-          description: How many of its checks were answered.
+          description: How many of its checks the agent has answered.
           type: int
           sample: 600
         interval:
-          description: How often it asks, in seconds; null if it has asked once.
+          description: The recent average interval between its checks, in seconds. Null if it has polled only once.
           type: float
           sample: 2.0
         line:
-          description: The last line that it was given.
+          description: The last line that the agent sent to it.
           type: str
           sample: "DRAIN UP # kernel upgrade"
         has_it:
-          description: Whether that was the state.
+          description: Whether it has received the current state.
           type: bool
           sample: true
         settles_for:
-          description: For how many seconds more it is told what undoes the state before.
+          description: For how many more seconds the agent sends it the keywords that reset the previous state.
           type: float
           sample: 49.9
         polls:
-          description: Whether it still asks, about as often as it used to.
+          description: Whether it still polls the agent about as often as before.
           type: bool
           sample: true
 """
@@ -210,11 +222,11 @@ from ansible_collections.hapgent.agent.plugins.module_utils._printable import pr
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State, StateError, StateFile, from_fields
 from ansible_collections.hapgent.agent.plugins.module_utils._systemd import is_running
 
-# So many agents are asked at once.
+# The number of agents that are queried at the same time.
 MAX_THREADS = 16
-# Who asks gives up at the deadline itself, unless a system call hangs.
+# Each query gives up at the deadline by itself. This is exceeded only if a system call hangs.
 GRACE_SECONDS = 0.5
-# A path, with each byte escaped.
+# The longest path with each of its bytes escaped.
 MAX_CHARACTERS = 6 * 4096
 MOST_SHOWN = 5
 
@@ -223,14 +235,18 @@ T = t.TypeVar("T")
 
 
 class Look(t.NamedTuple):
-    """What was found out about a process: its row, None if it is no agent of this host, or why it is not believed."""
+    """The result for one process.
+
+    C(row) is None if the process is not an agent of this host. C(distrust) is the reason why the process is not trusted
+    to be an agent, '' if it is trusted.
+    """
 
     row: Row | None
     distrust: str = ""
 
 
 def look(process: Process, service: str | None, deadline: float) -> Look:
-    """Look at a process that calls itself an agent, and ask it if it can be believed."""
+    """Inspect a process that claims to be an agent, and query it if it can be trusted."""
     row = empty_row(process, service)
     try:
         if service is None:
@@ -250,7 +266,7 @@ def look(process: Process, service: str | None, deadline: float) -> Look:
 
 
 def empty_row(process: Process, service: str | None) -> Row:
-    """Return the row of an agent that was not asked."""
+    """Return the row of an agent that was not queried."""
     return {
         **dict.fromkeys(FIELDS),
         "service": service,
@@ -261,12 +277,12 @@ def empty_row(process: Process, service: str | None) -> Row:
 
 
 def paths(instance: Instance) -> Row:
-    """Return where the agent has what it works with."""
+    """Return the paths of the agent's state file and status socket."""
     return {"state_file": instance.state_file, "status_socket": instance.status_socket or None}
 
 
 def ask(instance: Instance, deadline: float) -> Row:
-    """Return what the agent reports, or else its state file. Raises InstanceError."""
+    """Return what the agent reports, or the contents of its state file if it has no socket. Raises InstanceError."""
     if instance.status_socket:
         status = instance.status(deadline)
         return {**status, **paths(instance), "problem": why_fail(status) or None}
@@ -278,9 +294,9 @@ def ask(instance: Instance, deadline: float) -> Row:
 
 
 def saved_state(instance: Instance, deadline: float) -> State:
-    """Return the state in the agent's file, read with the rights that its process has at most.
+    """Return the state in the agent's file, which is read with no more rights than the agent's process has.
 
-    Raises StateError, PathError, NoOutcomeError, OSError.
+    Raises StateError, PathError, NoOutcomeError and OSError.
     """
     process = instance.process
 
@@ -293,7 +309,7 @@ def saved_state(instance: Instance, deadline: float) -> State:
             os.setuid(process.user)
         return StateFile(name, folder).load().fields()
 
-    # No link may be followed, but the agent may have been given one.
+    # The file is read without following links, but the path in the agent's environment may contain one.
     path = process.real_path(instance.state_file)
     if not process.serves(path):
         raise StateError("cannot be seen from outside of the agent's container")
@@ -304,7 +320,10 @@ def saved_state(instance: Instance, deadline: float) -> State:
 
 
 def at_once(jobs: list[t.Callable[[], T]], deadline: float) -> list[T | None]:
-    """Return what each job returns, None for those that do not end before the deadline. The first begin first."""
+    """Run the jobs concurrently, in the given order, and return their results.
+
+    The result is None for each job that does not end before the deadline.
+    """
     results: list[T | None] = [None] * len(jobs)
     waiting = collections.deque(enumerate(jobs))
 
@@ -316,7 +335,7 @@ def at_once(jobs: list[t.Callable[[], T]], deadline: float) -> list[T | None]:
                 return
             results[number] = job()
 
-    # One that hangs must not keep the module from ending.
+    # Daemon threads, because a job that hangs must not keep the module from exiting.
     threads = [threading.Thread(target=work, daemon=True) for _number in range(min(MAX_THREADS, len(jobs)))]
     for thread in threads:
         thread.start()
@@ -329,7 +348,7 @@ def ask_all(module: AnsibleModule, deadline: float) -> list[Row]:
     """Return the rows of all agents. Raises InstanceError."""
     named = services(module.run_command)
     rest, left_out = others({process.pid for process in named.values()})
-    # Any user can start many that do not answer, so those of systemd come first.
+    # Any user can start many processes that do not answer, so the services of systemd come first.
     agents: list[tuple[Process, str | None]] = [(process, name) for name, process in named.items()]
     agents += [(process, None) for process in rest]
     looks = at_once([functools.partial(look, process, name, deadline) for process, name in agents], deadline)
@@ -353,7 +372,7 @@ def ask_all(module: AnsibleModule, deadline: float) -> list[Row]:
 
 
 def ask_one(module: AnsibleModule, deadline: float) -> Row:
-    """Return the row of the agent that is named. Raises InstanceError."""
+    """Return the row of the agent that the options select. Raises InstanceError."""
     service, state_file = module.params["service"], module.params["state_file"]
     if service is not None and is_running():
         state_file = None
@@ -364,7 +383,7 @@ def ask_one(module: AnsibleModule, deadline: float) -> Row:
 
 
 def escaped(value: t.Any) -> t.Any:
-    """Return the value with all texts in it made printable."""
+    """Return the value with all strings in it made printable."""
     if isinstance(value, dict):
         return {name: escaped(item) for name, item in value.items()}
     if isinstance(value, list):

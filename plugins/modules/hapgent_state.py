@@ -6,21 +6,23 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hapgent_state
-short_description: Change the state that an agent tells HAProxy
+short_description: Manage the state that an agent reports to HAProxy
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
 description:
-  - Changes the state file of an agent on the managed host, tells the agent to read it again, and asks the agent
-    until it answers with the new state. With O(wait=true) it also waits until the load balancers were told.
-  - What is not named stays as it is.
-  - The state file is locked while it is changed, so that no change of another run or of the agent is lost. If another
-    change comes while the module waits, it goes on waiting if what was named still holds, and fails if it does not.
-  - When nothing is to be changed in the file, but the agent answers something else than the file says, the agent
-    is told to read it again, and the module reports a change.
-  - Without a status socket, an agent with C(HAPGENT_SETTLE) other than 0 may answer C(UP 100%) for C(UP), to undo the
-    state before. So there, words that may undo something are no difference.
-  - Works with the agent of this collection and with hapgent 0.3.2.
+  - Changes the state file of an agent on the managed host, signals the agent to read the file again, and waits until
+    the agent answers with the new state. With O(wait=true), the module also waits until the load balancers have
+    received the new state.
+  - Fields that are not specified keep their values.
+  - The module locks the state file while it changes the file, so that no change made by another run or by the agent is
+    lost. If the state is changed again while the module waits, the module continues to wait if the requested values
+    are still in effect, and fails otherwise.
+  - If the file needs no change but the answer of the agent differs from the file, the module signals the agent to read
+    the file again, and reports a change.
+  - An agent whose C(HAPGENT_SETTLE) is not 0 may answer C(UP 100%) instead of C(UP), to reset the previous state. If
+    such an agent has no status socket, the module ignores these reset keywords when it compares answers.
+  - Supports the agent of this collection and hapgent 0.3.2.
 extends_documentation_fragment:
   - hapgent.agent._attributes
   - hapgent.agent._attributes.actiongroup_hapgent
@@ -39,181 +41,193 @@ requirements:
 options:
   status:
     description:
-      - The status that HAProxy is told.
-      - V(UP) brings the server back, whatever it was before. V(DRAIN) lets it finish what it has and gives it no new
-        sessions; V(MAINT) takes it out; V(DOWN), V(FAIL) and V(STOPPED) make it down at once.
-      - V(READY) brings it back too, but while the agent tells it, it also ends every drain that somebody sets in
-        HAProxy by hand.
-      - For a while after a change, the agent also tells each load balancer what undoes the status before. An agent
-        that does not, hapgent 0.3.2 or one with C(HAPGENT_SETTLE) 0, needs V(READY) after V(DRAIN) or V(MAINT), and
-        V(UP) after the others.
+      - The status that the agent reports to HAProxy.
+      - V(UP) brings the server back into rotation, whatever its previous status was. V(DRAIN) sends the server no new
+        sessions and lets existing sessions finish. V(MAINT) puts the server into maintenance. V(DOWN), V(FAIL) and
+        V(STOPPED) mark the server as down immediately.
+      - V(READY) also brings the server back into rotation. As long as the agent reports it, it also cancels any drain
+        set manually in HAProxy.
+      - For a while after a change, the agent also sends each load balancer the keywords that reset the previous status.
+        An agent that does not do this, which is hapgent 0.3.2 or an agent with C(HAPGENT_SETTLE) 0, needs V(READY)
+        after V(DRAIN) or V(MAINT), and V(UP) after any other status.
     type: str
     choices: [UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED]
   weight:
     description:
-      - Percentage of the weight that is configured in HAProxy, V(0) to V(255).
+      - Weight as a percentage of the weight configured in HAProxy, V(0) to V(255).
     type: int
   maxconn:
     description:
-      - Maximum of connections to the server, V(0) to V(65535); V(0) is unlimited. It holds for each HAProxy process
-        and each backend.
+      - Maximum number of connections to the server, V(0) to V(65535). V(0) means unlimited.
+      - The limit applies to each HAProxy process and each backend separately.
     type: int
   reason:
     description:
-      - Why the server is in this state, for HAProxy's statistics (C(last_agt)); its stats page shows it for a server
-        that is down. At most 120 bytes of UTF-8, without control characters and C(#).
-      - It is kept until O(status) changes, or another one is given. hapgent 0.3.2 refuses a state with a reason, and
-        answers FAIL.
-      - A number is taken as text. Quote a number such as V("4.10"), which YAML reads as 4.1.
+      - Why the server is in this state. HAProxy reports it in its statistics (C(last_agt)), and its stats page shows it
+        for a server that is down.
+      - It must be at most 120 bytes of UTF-8, without control characters and without C(#).
+      - The reason is kept until O(status) changes or another reason is set. hapgent 0.3.2 does not accept a state with
+        a reason, and answers C(FAIL).
+      - A number is converted to text. Quote a number such as V("4.10"), because YAML reads it as 4.1.
     type: str
   unset:
     description:
-      - Fields that the agent shall not tell any more.
-      - Without V(weight), the server gets its configured weight back.
-      - Without V(maxconn), HAProxy keeps the last one it was told. No word of an agent gives the configured one
-        back; the module warns of it.
+      - Fields to remove from the state, so that the agent no longer reports them.
+      - If you remove V(weight), HAProxy returns to the configured weight.
+      - If you remove V(maxconn), HAProxy keeps the last value that it received, because no agent response can reset it
+        to the configured value. The module issues a warning.
     type: list
     elements: str
     choices: [weight, maxconn, reason]
     default: []
   only_if:
     description:
-      - Change the state only if it is one of these, and otherwise keep it as it is and return RV(kept=true). This is
-        checked while the state file is locked, so no other change can come in between.
-      - With O(wait=true), the module waits until the load balancers received the state, also if it was kept.
+      - Change the state only if the current state meets these conditions. Otherwise, the module keeps the current state
+        and returns RV(kept=true).
+      - The module checks the conditions while it holds the lock of the state file, so that no other change can happen
+        in between.
+      - With O(wait=true), the module waits until the load balancers have received the state, even if it was kept.
+      - Mutually exclusive with O(create).
     type: dict
     suboptions:
       status:
-        description: Statuses in which the state may be changed.
+        description: The state may be changed only if its status is one of these.
         type: list
         elements: str
         choices: [UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED]
       reason:
-        description: The reason with which the state may be changed; V("") means no reason.
+        description: The state may be changed only if it has this reason. V("") means no reason.
         type: str
   create:
     description:
-      - Create the state file with these fields if it does not exist. A file that exists is left as it is, whatever
-        else is set, but it must be valid. O(status) is required.
-      - Its folder must exist, except in check mode.
+      - Create the state file with the specified fields if it does not exist. O(status) is required.
+      - An existing file is not changed, whatever other options are set, but it must be valid.
+      - The folder of the file must exist, except in check mode.
+      - Mutually exclusive with O(only_if).
     type: bool
     default: false
   state_file:
     description:
-      - Absolute path of the state file. It must be valid, and must exist unless O(create=true).
-      - No part of the path may be a symbolic link.
-      - If the module runs as root, it works with the rights of the owner of the first folder on the path that does not
-        belong to root. A folder of root that other users can write is refused, unless it is sticky and not the last.
+      - Absolute path of the state file. The file must be valid, and must exist unless O(create=true).
+      - No component of the path may be a symbolic link.
+      - If the module runs as root, it accesses the file with the rights of the owner of the first folder on the path
+        that does not belong to root. The module fails if other users can write to a folder that belongs to root, unless
+        that folder is sticky and is not the last one on the path.
     type: path
     default: /etc/hapgent/state.json
   service:
     description:
-      - The systemd service of the agent, which must serve O(state_file). Its main process is told to read the file
-        again. If there is no such service, the module fails, names the services that run agents, and changes nothing.
-      - If systemd does not run on the host, the C(hapgent) process that serves O(state_file) is told. Root or the owner
-        of that file must run it.
+      - The systemd service of the agent, which must serve O(state_file). The module signals the main process of the
+        service to read the file again.
+      - If the service does not exist, the module fails, lists the services that run agents, and changes nothing.
+      - If systemd does not run on the host, the module signals the C(hapgent) process that serves O(state_file). That
+        process must be run by root or by the owner of the file.
     type: str
     default: hapgent
   address:
     description:
-      - Address on which the agent answers, as seen from the managed host. Not used where the agent has a status
-        socket (C(HAPGENT_SOCKET)), as the role sets it up.
+      - Address on which the agent answers, as seen from the managed host.
+      - Ignored if the agent has a status socket (C(HAPGENT_SOCKET)), which the role configures.
     type: str
     default: 127.0.0.1
   port:
     description:
-      - Port on which the agent answers. Used as O(address) is.
+      - Port on which the agent answers, V(1) to V(65535).
+      - Ignored if the agent has a status socket.
     type: int
     default: 9777
   timeout:
     description:
-      - Seconds to wait for the lock of the state file and for the agent's new answer, V(0) to V(86400).
+      - Seconds to wait for the lock of the state file and for the new answer of the agent, V(0) to V(86400).
     type: float
     default: 10
   notify:
     description:
-      - Whether to ask the agent and to tell it. With V(false), only the file is written.
+      - Whether to contact the agent. With V(false), the module only writes the file.
     type: bool
     default: true
   wait:
     description:
-      - Whether to wait until the load balancers were told the state. The agent knows who asks it, so this needs no
-        access to the load balancers. It needs the agent's status socket (C(HAPGENT_SOCKET)).
-      - A load balancer is an address that asks. With several backends on one load balancer, the first of them that
-        asks counts; the others follow within C(agent-inter).
+      - Whether to wait until the load balancers have received the state.
+      - The agent records which state each load balancer last received, so no access to the load balancers is needed.
+        The agent must have a status socket (C(HAPGENT_SOCKET)).
+      - The agent identifies a load balancer by its source address. If several backends of one load balancer poll the
+        agent, the load balancer counts as soon as the first of them has received the state. The others follow within
+        C(agent-inter).
     type: bool
     default: false
   wait_for:
     description:
-      - Whom to wait for.
-      - V(auto) is every load balancer that polls the agent. One that did so before the change is waited for too,
-        if it is silent since or the agent, which keeps 1024 of them, has forgotten it. If nobody polls at all, that is
-        an error, because then nobody takes the server out.
-      - A number, V(1) to V(1024), is that many load balancers that poll, whichever they are.
-      - A list of addresses is those load balancers, as the agent sees them.
+      - Which load balancers to wait for.
+      - V(auto) waits for every load balancer that polls the agent. This includes those that polled before the change
+        and have not polled since, and those that the agent has dropped because it records at most 1024 load balancers.
+        If no load balancer polls the agent at all, the module fails, because no load balancer would act on the change.
+      - A number, V(1) to V(1024), waits for that many of the load balancers that poll the agent.
+      - A list waits for the load balancers with these source addresses, as seen by the agent.
     type: raw
     default: auto
   wait_except:
     description:
-      - Addresses of load balancers, as the agent sees them, that are not waited for, such as one that is down.
+      - Source addresses of load balancers not to wait for, as seen by the agent. For example, list a load balancer that
+        is down.
     type: list
     elements: str
     default: []
   wait_timeout:
     description:
-      - Seconds to wait for the load balancers, V(0) to V(86400).
+      - Seconds to wait for the load balancers with O(wait=true), V(0) to V(86400).
     type: float
     default: 60
 seealso:
   - name: HAProxy's agent-check
-    description: What HAProxy does with each word of the answer.
+    description: How HAProxy handles each keyword of an agent's response.
     link: https://docs.haproxy.org/3.0/configuration.html#5.2-agent-check
 """
 
 EXAMPLES = r"""
-- name: Take the server out, sessions under way may end
+- name: Drain the server and let its sessions finish
   hapgent.agent.hapgent_state:
     status: DRAIN
 
-- name: Take it out, say why, and go on when all load balancers were told
+- name: Drain the server with a reason, and wait until all load balancers have received the state
   hapgent.agent.hapgent_state:
     status: DRAIN
     reason: kernel upgrade, ask Ada
     wait: true
 
-- name: Bring it back
+- name: Bring the server back into rotation
   hapgent.agent.hapgent_state:
     status: UP
 
-- name: Give it half of its weight
+- name: Set the weight to half of the configured weight
   hapgent.agent.hapgent_state:
     weight: 50
 
-- name: Give it its configured weight again
+- name: Return to the configured weight
   hapgent.agent.hapgent_state:
     unset: [weight]
 
-- name: Take it out, but leave it alone if it is out already
+- name: Drain the server unless it is already out of rotation
   hapgent.agent.hapgent_state:
     status: DRAIN
     only_if:
       status: [UP, READY]
   register: drained
 
-- name: Bring it back, unless it is out for another reason
+- name: Bring the server back unless it is out of rotation for another reason
   hapgent.agent.hapgent_state:
     status: UP
     only_if:
       reason: kernel upgrade, ask Ada
 
-- name: Create the state file of a new agent, before it starts
+- name: Create the state file of a new agent before the agent starts
   hapgent.agent.hapgent_state:
     create: true
     status: MAINT
     reason: not installed yet
     notify: false
 
-- name: Drain the second instance of the host
+- name: Drain the server of the second agent on the host
   hapgent.agent.hapgent_state:
     status: DRAIN
     service: hapgent-api
@@ -222,36 +236,36 @@ EXAMPLES = r"""
 
 RETURN = r"""
 before:
-  description: The state in the file before, with the fields that were set; empty if there was no file.
-  returned: success, and failure after the file was read
+  description: The fields that were set in the file before the change. Empty if the file did not exist.
+  returned: on success, and on failure after the file was read
   type: dict
   sample: {"status": "UP", "weight": 77}
 after:
-  description: The state in the file now; in check mode, the state that would be in it.
-  returned: success, and failure after the file was read
+  description: The fields that are set in the file now. In check mode, the fields that would be set.
+  returned: on success, and on failure after the file was read
   type: dict
   sample: {"status": "DRAIN", "weight": 77}
 kept:
   description: Whether the state was kept because of O(only_if), or because O(create=true) and the file existed.
-  returned: success, and failure after the file was read
+  returned: on success, and on failure after the file was read
   type: bool
   sample: false
 answer:
   description:
-    - What the agent answers now; in check mode, what it would answer. For a while after a change, it also tells what
-      undoes the state before; that is not shown here.
-  returned: O(notify=true), when the agent answered
+    - What the agent answers now. In check mode, what it would answer.
+    - The keywords that reset the previous state, which the agent also sends for a while after a change, are omitted.
+  returned: if O(notify=true) and the agent answered
   type: str
   sample: DRAIN 77%
 seen_by:
-  description: The addresses of the load balancers that were told the state, of those that are waited for.
-  returned: O(wait=true), but for check mode
+  description: The addresses of the load balancers that the module waited for and that have received the state.
+  returned: if O(wait=true), except in check mode
   type: list
   elements: str
   sample: [198.51.100.11]
 not_seen_by:
-  description: The addresses of the load balancers that are waited for and were not told the state.
-  returned: O(wait=true), but for check mode
+  description: The addresses of the load balancers that the module waited for and that have not received the state.
+  returned: if O(wait=true), except in check mode
   type: list
   elements: str
   sample: []
@@ -285,17 +299,18 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
 )
 
 LAST_LOOK_SECONDS = 5.0
-# What the disk may take, beyond the time for the lock and the agent.
+# How long the disk may take, in addition to the time for the lock and the agent.
 DISK_SECONDS = 5.0
 
 Fields = dict[str, t.Any]
 
 
 class Change(t.NamedTuple):
-    """What the options ask for.
+    """The change that the options request.
 
-    C(named) are the fields that get a value, C(unset) those that lose theirs. With C(create), they are for a new file
-    only. C(statuses) and C(reason), if they are not None, are those with which a state may be changed.
+    C(named) has the fields to set with their values, C(unset) the names of the fields to remove. With C(create), they
+    apply only to a new file. C(statuses) and C(reason) are the conditions under which a state may be changed; None
+    means no condition.
     """
 
     named: Fields
@@ -305,7 +320,7 @@ class Change(t.NamedTuple):
     reason: str | None = None
 
     def is_for(self, state: State | None) -> bool:
-        """Whether this state, None if there is no file, may be changed."""
+        """Whether this state may be changed. C(state) is None if there is no file."""
         if self.create or state is None:
             return self.create and state is None
         return (self.statuses is None or state.status in self.statuses) and (
@@ -313,13 +328,19 @@ class Change(t.NamedTuple):
         )
 
     def applied_to(self, state: State | None) -> State:
-        """This state, None if there is no file, with what is named and without what is unset. Raises StateError."""
+        """This state with the fields of C(named) set and those of C(unset) removed. Raises StateError.
+
+        C(state) is None if there is no file.
+        """
         status = self.named.get("status")
         kept = state.with_status(status or state.status).fields() if state else {}
         return from_fields({**kept, **self.named, **dict.fromkeys(self.unset)})
 
     def wanted(self, state: State | None) -> State:
-        """The state that is wanted instead of this one, None if there is no file. Raises StateError."""
+        """The state that must replace this one. Raises StateError.
+
+        C(state) is None if there is no file.
+        """
         if self.is_for(state):
             return self.applied_to(state)
         if state is None:
@@ -337,19 +358,19 @@ class HapgentState:
         self.path: str = module.params["state_file"]
         self.deadline = time.monotonic() + module.params["timeout"]
         self.peers_before: list[Peer] = []
-        # What a failure reports first: empty as long as nothing was changed.
+        # What has been changed so far. Failure messages begin with it; it is empty as long as nothing was changed.
         self.done = ""
         self.result: dict[str, t.Any] = {"changed": False}
 
     def run(self) -> None:
-        """Do it, and leave the module with what was changed and what was not."""
+        """Make the change, and exit the module with its result."""
         before = self._load()
         after = self._wanted(before)
         self._note(before, after)
         instance = self._find_instance() if self.module.params["notify"] else None
         answer = self._ask(instance) if instance else None
         if instance and answer is not None:
-            # What undoes the state before is no difference.
+            # Reset keywords are ignored when comparing.
             answer = before.answer() if before and instance.tells(before, answer) else answer
             self.result["answer"] = answer
         if after != before and not self.module.check_mode:
@@ -365,7 +386,7 @@ class HapgentState:
     # The file
 
     def _load(self) -> State | None:
-        """The state in the file, or None if there is none."""
+        """The state in the file, or None if the file does not exist."""
         try:
             return _state(self._as_owner(_fields_in))
         except _as_owner.MissingFolderError as error:
@@ -384,10 +405,13 @@ class HapgentState:
             self._fail_for_file(error)
 
     def _edit(self, seen: State | None) -> tuple[State | None, State]:
-        """Change the file under its lock: the state in it before, which need no longer be the one seen, and after."""
+        """Change the file under its lock. Returns the state before and after the change.
+
+        The state before may differ from C(seen), because another change may have been made since.
+        """
 
         def edit(folder: int, name: str) -> tuple[Fields | None, Fields]:
-            # This process is one of its own: a new file gets its mode whatever the umask is.
+            # A new file must get its mode regardless of the umask. This affects only the child process.
             os.umask(0o022)
             before, after = StateFile(name, folder).edit(self.change.wanted, self.deadline)
             return before and before.fields(), after.fields()
@@ -403,7 +427,7 @@ class HapgentState:
         return _state(before), from_fields(after)
 
     def _fail_after_edit(self, seen: State | None, error: Exception) -> t.NoReturn:
-        """The file may have been replaced all the same: look what is in it."""
+        """Exit the module after an error. The file may have been replaced anyway, so it is read again."""
         self.done = f"The file {self.path} may have been changed"
         self.result["changed"] = True
         found = self._load()
@@ -425,7 +449,7 @@ class HapgentState:
         self.result.update(before=before.fields() if before else {}, after=after.fields(), kept=kept)
 
     def _track(self, before: State | None, after: State, answer: str | None) -> None:
-        """Tell the two sides apart, once for changed, check mode and diff."""
+        """Compare before and after, and use the same comparison for changed, check mode and diff."""
         old, new = dump(before).decode() if before else "", dump(after).decode()
         if answer is not None:
             old += f"agent answers: {answer}\n"
@@ -463,7 +487,10 @@ class HapgentState:
             self._fail(str(error))
 
     def _have_it_told(self, instance: Instance, state: State) -> State:
-        """Have the agent answer this state, and wait for it as asked. Returns the state that it answers then."""
+        """Make the agent answer with this state, and wait as the options request.
+
+        Returns the state with which the agent answers in the end.
+        """
         self.done = f"The file {self.path} says {state.answer()}"
         if self.result["changed"]:
             state = self._notify(instance, state)
@@ -473,7 +500,7 @@ class HapgentState:
         return state
 
     def _notify(self, instance: Instance, state: State) -> State:
-        """Have the agent read the file, and wait until it answers what is in there. Returns that state."""
+        """Make the agent read the file, and wait until it answers with the state in it. Returns that state."""
         try:
             instance.reload()
             while True:
@@ -484,19 +511,22 @@ class HapgentState:
                 if over:
                     self._fail_for_answer(instance, answer, self.module.params["timeout"])
                 time.sleep(POLL_SECONDS)
-                # Another change may have come, and the agent have read that one.
+                # The file may have been changed again, and the agent may have read the newer state.
                 state = self._as_it_is_now(state)
         except InstanceError as error:
             self._fail(str(error))
 
     def _await_peers(self, instance: Instance, state: State) -> State:
-        """Wait until the load balancers were told, and leave the module if they were not. Returns what they were."""
+        """Wait until the load balancers have received the state. Returns the state that they received.
+
+        Exits the module if they have not received it in time.
+        """
         deadline = time.monotonic() + self.module.params["wait_timeout"]
         self.done = f"The file {self.path} says {state.answer()} and the agent tells it"
         while True:
             over = time.monotonic() >= deadline
             try:
-                # Also in the end, it is asked who does not have it.
+                # Query once more after the deadline, so that the failure can name those without the state.
                 status = instance.status(max(deadline, time.monotonic()) + LAST_LOOK_SECONDS)
             except InstanceError as error:
                 self._fail(f"whom is not known: {error}")
@@ -511,7 +541,7 @@ class HapgentState:
             if over and not is_told:
                 self._fail_for_answer(instance, status["answer"], self.module.params["wait_timeout"])
             if over:
-                # The agent may have forgotten some that it knew.
+                # The agent may have dropped some of the load balancers that it listed before.
                 self._fail(self._who_is_missing(account, [*self.peers_before, *status["peers"]]))
             time.sleep(POLL_SECONDS)
 
@@ -529,7 +559,10 @@ class HapgentState:
         )
 
     def _as_it_is_now(self, state: State) -> State:
-        """The state in the file now: another change may have come, but what was asked for must still be so."""
+        """The state in the file now. It may differ from C(state) because of another change.
+
+        Exits the module if the requested values are no longer in effect.
+        """
         now = self._load()
         if now == state:
             return state
@@ -557,7 +590,7 @@ class HapgentState:
 
     @staticmethod
     def _why(instance: Instance) -> str:
-        """What the agent reports of why it answers FAIL, if it does so on its own account."""
+        """The reason that the agent reports for answering FAIL although its state is not set to FAIL, or ''."""
         try:
             why = why_fail(instance.status(time.monotonic() + LAST_LOOK_SECONDS)) if instance.status_socket else ""
         except InstanceError:
@@ -565,7 +598,7 @@ class HapgentState:
         return f", because {why}" if why else ""
 
     def _fail(self, problem: str) -> t.NoReturn:
-        """Leave the module, and say what was changed."""
+        """Exit the module with this problem and with what was changed."""
         if self.done:
             self.module.fail_json(msg=f"{self.done}, but {problem}.", **self.result)
         if "before" in self.result:
@@ -585,7 +618,7 @@ def _state(fields: Fields | None) -> State | None:
 
 
 def _change(params: dict[str, t.Any]) -> Change:
-    """What the options ask for. Raises ValueError, which says what is wrong with which of them."""
+    """The change that the options request. Raises ValueError with the wrong option and its valid values."""
     for name in ("timeout", "wait_timeout"):
         check_seconds(name, params[name])
     for name in params["unset"]:
@@ -598,7 +631,7 @@ def _change(params: dict[str, t.Any]) -> Change:
     if params["create"] and params["status"] is None:
         raise ValueError("create needs a status")
     named = {name: params[name] for name in State._fields if params[name] is not None}
-    # The state before only adds fields that are valid.
+    # Checking the named fields alone is enough: the previous state adds only valid fields.
     from_fields({"status": STATUSES[0], **named})
     only_if = params["only_if"] or {}
     return Change(named, params["unset"], params["create"], only_if.get("status"), only_if.get("reason"))

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: haproxy_server_info
-short_description: Tell what HAProxy does with its servers, and wait until it does something else
+short_description: Gather HAProxy server status, optionally waiting for a status
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
 description:
-  - Asks the HAProxy on the managed host, or one that can be reached from there, for its servers with their status,
-    weight, sessions and checks. Run it on a load balancer, or delegate it to one.
-  - With O(wait_until) it asks until all servers that are named are so. Meanwhile HAProxy may be reloaded.
-  - Warns of what makes agent checks useless, see RV(agent_check_warnings).
+  - Queries the HAProxy on the managed host, or one that is reachable from there. Returns its servers with their status,
+    weight, sessions and checks. Run the module on a load balancer, or delegate it to one.
+  - With O(wait_until), the module queries HAProxy until all selected servers have the requested status. HAProxy may be
+    reloaded in the meantime.
+  - Issues a warning for each problem that makes agent checks ineffective, see RV(agent_check_warnings).
 extends_documentation_fragment:
   - hapgent.agent._attributes
   - hapgent.agent._attributes.info_module
@@ -28,107 +29,117 @@ requirements:
 options:
   socket:
     description:
-      - HAProxy's stats socket, the path of a UNIX socket, or C(host:port).
-      - The level C(user) is enough. The address and the algorithm are told from the level C(operator) on.
-      - Without it and without O(url), it is V(/run/haproxy/admin.sock).
+      - HAProxy's stats socket, as the path of a UNIX socket or as C(host:port).
+      - The level C(user) is sufficient. HAProxy reports addresses and balancing algorithms only on a socket of level
+        C(operator) or higher.
+      - If neither this option nor O(url) is set, the module uses V(/run/haproxy/admin.sock).
+      - Mutually exclusive with O(url).
     type: str
   url:
     description:
-      - HAProxy's stats page, C(http) or C(https), in place of a socket. Where C(;csv) is not in it, it is added.
-      - The page does not tell all; see what is returned.
-      - No proxy is used, also not one of the environment, and no redirect is followed.
-      - Must not contain a user or a password. Use O(url_username) and O(url_password).
+      - URL of HAProxy's stats page, C(http) or C(https), to use instead of a socket. The module appends C(;csv) if the
+        URL does not contain it.
+      - The page does not report all values. See the descriptions of the return values.
+      - The module does not use a proxy, not even one that is set in the environment, and does not follow redirects.
+      - The URL must not contain a user or a password. Use O(url_username) and O(url_password) instead.
+      - Mutually exclusive with O(socket).
     type: str
   url_username:
     description:
-      - User for O(url), as behind C(stats auth) in HAProxy's configuration.
+      - User name for O(url), as set with C(stats auth) in HAProxy's configuration.
     type: str
     aliases: [user]
   url_password:
     description:
-      - Password for O(url).
+      - Password for O(url). Requires O(url_username).
     type: str
     aliases: [password]
   ca_path:
     description:
-      - PEM file with the CA of O(url), on the managed host. Without it, it is one that the managed host trusts.
+      - PEM file on the managed host with the CA certificate for O(url). If not set, the module uses the CA certificates
+        that the managed host trusts.
     type: path
   validate_certs:
     description:
-      - Whether the certificate of O(url) has to be valid.
+      - Whether to validate the TLS certificate of O(url).
     type: bool
     default: true
   backend:
     description:
-      - The backends to tell of. Without it, all. Each has to exist.
+      - The backends whose servers to return. If empty, all backends. Each backend must exist.
     type: list
     elements: str
     default: []
   server:
     description:
-      - The names of the servers to tell of. Without it, all. Each has to exist.
-      - A server that is in several backends is told of in each, and each has to be as O(wait_until) says.
+      - The names of the servers to return. If empty, all servers. Each server must exist.
+      - A server that is in several backends is returned once for each backend, and must reach O(wait_until) in each of
+        them.
     type: list
     elements: str
     default: []
   wait_until:
     description:
-      - What to wait for.
-      - V(drained) is a server that takes no new sessions, and has at most O(max_sessions) left, including those in its
-        queue. It is in drain or in maintenance, or it is down, or its weight is 0. Sessions of a server that is down or
-        in maintenance go on until they end or HAProxy's timeouts are over, so they are waited for too.
-      - V(up) is a server that takes new sessions. It is up or has no health check, its weight is not 0, and if it has
-        an agent check, its agent was asked since HAProxy was started or reloaded.
-      - V(down) is a server with a status C(DOWN), V(maint) one with C(MAINT), whatever the reason.
+      - The status to wait for.
+      - V(drained) waits until the server takes no new sessions and has at most O(max_sessions) sessions left, including
+        those in its queue. Such a server is in drain or in maintenance, is down, or has weight 0. The sessions of a
+        server that is down or in maintenance also count, because they continue until they end or until a timeout of
+        HAProxy expires.
+      - V(up) waits until the server takes new sessions. Such a server is up or has no health check, and its weight is
+        not 0. If it has an agent check, HAProxy must have polled the agent since it was started or reloaded.
+      - V(down) waits for a status that begins with C(DOWN), and V(maint) for one that begins with C(MAINT), whatever
+        the cause.
     type: str
     choices: [drained, up, down, maint]
   max_sessions:
     description:
-      - How many sessions a server may have left to be V(drained), 0 to 2147483647.
+      - The number of sessions that a server may still have with O(wait_until=drained), V(0) to V(2147483647).
     type: int
     default: 0
   timeout:
     description:
-      - Seconds to wait for O(wait_until), 0 to 86400.
-      - For each answer of HAProxy, from the name of its host to the last byte, the module waits so long at most, but at
-        least 2 and never longer than 10 seconds. It reads 64 MiB at most, enough for a hundred thousand servers.
+      - Seconds to wait for O(wait_until), V(0) to V(86400).
+      - For each response of HAProxy, from resolving its host name to the last byte, the module waits as long as is left
+        of this time, but at least 2 and at most 10 seconds. It reads at most 64 MiB, which is enough for a hundred
+        thousand servers.
     type: float
     default: 60
   interval:
     description:
-      - Seconds between two looks at HAProxy while it waits, 0.05 to 86400.
+      - Seconds between two queries while the module waits, V(0.05) to V(86400).
     type: float
     default: 1
 notes:
-  - HAProxy does not tell how often it asks an agent. Whether C(agent-inter) is under 1 s, which loads the servers, is
-    seen on the server, in RV(hapgent.agent.hapgent_info#module:instances[].peers[].interval).
-  - A drain honours persistence. Clients with a cookie or an entry in a stick table still come to the server.
-  - After a reload, the old process of HAProxy serves its sessions to their end, and the new one does not count them.
-    When that happens while the module waits on a socket, it warns.
-  - If HAProxy's report about one server cannot be read, the module warns and returns the others. It fails if that
-    server is named in O(server), or if it is among those that O(wait_until) is about.
-  - In all that is returned, control characters are replaced by escapes such as C(\x1b), and a text ends after 1000
+  - HAProxy does not report how often it polls an agent. To check whether C(agent-inter) is less than 1 s, which puts
+    load on the servers, query the server for
+    RV(hapgent.agent.hapgent_info#module:instances[].peers[].interval).
+  - A drain honours persistence. Clients with a cookie or an entry in a stick table are still sent to the server.
+  - After a reload, the old process of HAProxy serves its sessions until they end, and the new process does not count
+    them. If HAProxy is reloaded while the module waits on a socket, the module issues a warning.
+  - If the module cannot read what HAProxy reports about a server, it issues a warning and returns the other servers. It
+    fails if that server is listed in O(server), or if O(wait_until) applies to it.
+  - In all returned text, control characters are replaced with escapes such as C(\x1b), and strings are cut after 1000
     characters.
 seealso:
   - module: hapgent.agent.hapgent_state
   - module: hapgent.agent.hapgent_info
   - module: community.general.haproxy
   - name: HAProxy's statistics
-    description: What each of its columns means.
+    description: What each column means.
     link: https://docs.haproxy.org/3.0/management.html#9.1
 """
 
 EXAMPLES = r"""
-- name: Look at the servers of a load balancer
+- name: Gather the servers of a load balancer
   hapgent.agent.haproxy_server_info:
   register: haproxy
 
-- name: Show those that take no new sessions
+- name: Show the servers that take no new sessions
   ansible.builtin.debug:
     msg: "{{ item.backend }}/{{ item.server }}: {{ item.status }} {{ item.agent_check.text | default('', true) }}"
   loop: "{{ haproxy.servers | rejectattr('takes_new_sessions') }}"
 
-- name: Wait on each load balancer until this host has no sessions left
+- name: Wait until this host has no sessions left on any load balancer
   hapgent.agent.haproxy_server_info:
     server: "{{ inventory_hostname }}"
     wait_until: drained
@@ -136,7 +147,7 @@ EXAMPLES = r"""
   delegate_to: "{{ item }}"
   loop: "{{ groups['load_balancers'] }}"
 
-- name: Wait until HAProxy takes it back, by the stats page of a load balancer that nobody can log in to
+- name: Wait until a server is back in rotation, using the stats page of a load balancer without SSH access
   hapgent.agent.haproxy_server_info:
     url: https://lb1.example.org:8404/stats
     url_username: ada
@@ -151,47 +162,49 @@ EXAMPLES = r"""
 RETURN = r"""
 cause:
   description:
-    - What kind of problem made the module fail.
-    - V(silent) is a HAProxy that does not answer, or only partly, so that it may be down or unreachable.
-    - V(permission) is a socket that may not be used, or a page that needs another user and password.
-    - V(selection) is a HAProxy that answers well, and has no such backend or server.
-    - V(answer) is an answer that is not HAProxy's, or that cannot be read, a page that answers with HTTP status 500 or
-      more, or a certificate that is not trusted.
-    - V(timeout) is a HAProxy that answers well, while not all servers are as O(wait_until) says.
-    - V(settings) is an option that cannot be, such as a host that does not exist.
-    - Options that Ansible itself refuses, such as a word for a number, have none.
-  returned: failure
+    - The kind of problem that made the module fail.
+    - V(silent) means that HAProxy sent no response or only part of one. It may be down or unreachable.
+    - V(permission) means that access to the socket was denied, or that the page requires another user or password.
+    - V(selection) means that HAProxy responded normally, but has no such backend or server.
+    - V(answer) means that the response is not HAProxy's or cannot be read, that the page returned HTTP status 500 or
+      higher, or that the certificate is not trusted.
+    - V(timeout) means that HAProxy responded normally, but not all servers reached O(wait_until) in time.
+    - V(settings) means that an option has an invalid value, such as a host that does not exist.
+    - Not returned if Ansible itself rejects an option, such as a word for a number.
+  returned: on failure
   type: str
   sample: silent
 unreadable:
   description:
-    - The servers of which HAProxy's report cannot be read, as backend/server, each with the reason. V(?) is a name that
-      cannot be read either.
-  returned: success, and failure after a timeout
+    - The servers whose rows in HAProxy's report cannot be read, as C(backend/server), each with the reason. V(?)
+      replaces a name that cannot be read either.
+  returned: on success, and on failure after a timeout
   type: dict
   sample: {}
 servers:
-  description: The servers, in HAProxy's order.
-  returned: success, and failure after a timeout
+  description: The servers, in the order in which HAProxy reports them.
+  returned: on success, and on failure after a timeout
   type: list
   elements: dict
   contains:
     backend:
-      description: The backend.
+      description: Name of the backend.
       type: str
       sample: web
     server:
-      description: The server's name.
+      description: Name of the server.
       type: str
       sample: web7
     address:
       description:
-        - Address and port. Null on a socket of level C(user), and on a page without C(stats show-legends).
+        - Address and port of the server. Null if the socket has level C(user), or if the page is configured without
+          C(stats show-legends).
       type: str
       sample: 192.0.2.7:8080
     balance:
       description:
-        - The backend's algorithm. Null as RV(servers[].address). HAProxy calls some V(unknown), such as C(random).
+        - The balancing algorithm of the backend. Null in the same cases as RV(servers[].address). HAProxy reports some
+          algorithms, such as C(random), as V(unknown).
       type: str
       sample: roundrobin
     backup:
@@ -200,114 +213,127 @@ servers:
       sample: false
     status:
       description:
-        - The status as on the stats page.
-        - V(DRAIN (agent\)) is every drain of a server with an agent check, whoever set it.
+        - The status as shown on the stats page.
+        - V(DRAIN (agent\)) is reported for any drain of a server with an agent check, whatever set the drain.
       type: str
       sample: DRAIN (agent)
     takes_new_sessions:
-      description: Whether HAProxy balances new sessions to it. It is up, and its weight is not 0.
+      description:
+        - Whether HAProxy balances new sessions to the server. It does if the server is up or has no health check, and
+          its weight is not 0.
       type: bool
       sample: false
     admin_state:
       description:
-        - The administrative part, V(ready), V(drain) or V(maint). A server that is down may be in drain too; there, it
-          is null on the page.
+        - The administrative state, V(ready), V(drain) or V(maint).
+        - A server that is down may also be in drain. The page does not report the administrative state of such a
+          server, so it is null there.
       type: str
       sample: drain
     admin_by:
       description:
-        - What set RV(servers[].admin_state), empty for V(ready). The page reports V(tracking) and V(resolution) only,
-          and those for maintenance only.
-        - V(hand) is C(set server) on the stats socket, or the stats page. V(tracking) is the server that it tracks.
-        - V(resolution) is a name without an address, such as a placeholder of C(server-template). V(configuration) is
-          C(disabled) on the server line, for a server that has not been in rotation since HAProxy was started.
-        - V(agent_or_hand) is the agent or somebody by hand. HAProxy keeps the same bit for both, so for a server with
-          an agent check it cannot be told; M(hapgent.agent.hapgent_info) tells what the agent says.
+        - What set RV(servers[].admin_state). Empty for V(ready). The page only reports V(tracking) and V(resolution),
+          and only for maintenance.
+        - V(hand) means that it was set manually, with C(set server) on the stats socket or on the stats page.
+        - V(tracking) means that it is inherited from the server that this one tracks.
+        - V(resolution) means that the server has a host name without an address, such as a placeholder of
+          C(server-template).
+        - V(configuration) means C(disabled) on the server line, if the server has not been in rotation since HAProxy
+          started.
+        - V(agent_or_hand) means that it was set by the agent or manually. HAProxy uses the same bit for both, so they
+          cannot be distinguished for a server with an agent check. Use M(hapgent.agent.hapgent_info) to see what the
+          agent reports.
       type: list
       elements: str
       sample: [agent_or_hand]
     tracks:
-      description: The server that it tracks, as backend/server; else null.
+      description: The server that it tracks, as C(backend/server). Null if it tracks none.
       type: str
       sample: null
     weight:
       description:
-        - The weight with which HAProxy balances, less than usual while the server starts slowly. A drain does not
+        - The weight that HAProxy uses for balancing. It is lower during a slow start (C(slowstart)). A drain does not
           change it.
       type: int
       sample: 50
     configured_weight:
-      description: The weight on the server line. Null on the page.
+      description: The weight on the server line of HAProxy's configuration. Null on the page.
       type: int
       sample: 100
     sessions:
-      description: Current sessions.
+      description: Number of current sessions.
       type: int
       sample: 3
     queue:
-      description: Sessions in the queue of the server.
+      description: Number of sessions in the queue of the server.
       type: int
       sample: 0
     last_change:
-      description: For how many seconds the status is as it is.
+      description: Seconds since the status last changed.
       type: int
       sample: 12
     agent_check:
-      description: The agent check. Null if the server has none, or if it was disabled.
+      description: The agent check. Null if the server has none or if it was disabled.
       type: dict
       contains:
         result:
           description:
-            - What HAProxy calls the result. V(L7OK) is an agent that says V(up), V(L7STS) one that says V(down),
-              V(CHECKED) one that says nothing of its health, V(INI) one that was not asked yet. V(L4CON), V(L4TOUT)
-              and V(L7TOUT) are agents that do not answer.
+            - The result of the last check, as reported by HAProxy.
+            - V(L7OK) means that the agent reported C(up), V(L7STS) that it reported C(down), and V(CHECKED) that it
+              did not report the health of the server. V(INI) means that HAProxy has not polled the agent yet.
+            - V(L4CON), V(L4TOUT) and V(L7TOUT) mean that the agent did not respond.
           type: str
           sample: L7OK
         code:
-          description: The code of the result, or null.
+          description: The code of the result. Null if there is none.
           type: int
           sample: 0
         text:
           description:
-            - What HAProxy says of the answer, with the agent's reason. Null if that is nothing, and while a check runs
-              that takes long.
+            - HAProxy's description of the response, including the reason that the agent sent. Null if there is none,
+              and during a check that takes long.
           type: str
           sample: "via agent : up (kernel upgrade)"
         running:
-          description: Whether a check runs at this moment.
+          description: Whether a check is in progress.
           type: bool
           sample: false
       sample: {"result": "L7OK", "code": 0, "text": "via agent : up (kernel upgrade)", "running": false}
     health_check:
-      description: The health check, in the same form. Null if the server has none, and in maintenance.
+      description:
+        - The health check, with the same fields as RV(servers[].agent_check). Null if the server has none or is in
+          maintenance.
       type: dict
       sample: {"result": "L7OK", "code": 200, "text": "OK", "running": false}
 haproxy:
-  description: The process that has answered. Null on the page.
-  returned: success, and failure after a timeout
+  description: The HAProxy process that responded. Null on the page.
+  returned: on success, and on failure after a timeout
   type: dict
   contains:
     version:
-      description: HAProxy's version.
+      description: Version of HAProxy.
       type: str
       sample: 2.6.12-1+deb12u4
     pid:
-      description: The process.
+      description: Process ID.
       type: int
       sample: 612
     uptime:
-      description: Seconds since it was started or reloaded.
+      description: Seconds since HAProxy was started or reloaded.
       type: int
       sample: 86400
   sample: {"version": "2.6.12-1+deb12u4", "pid": 612, "uptime": 86400}
 agent_check_warnings:
   description:
-    - What makes the agent checks of these servers useless. The module warns of the same.
-    - A server without C(agent-check), or that tracks one without; an agent check that was disabled by hand; an agent
-      that does not answer, or something that HAProxy does not understand; a weight that the algorithm of the backend
-      does not take, which is seen when the agent tells it; a configured weight so low that a tenth of it rounds to 0,
-      or that has rounded to 0 (on a socket only).
-  returned: success, and failure after a timeout
+    - Problems that make the agent checks of these servers ineffective. The module also issues each one as a warning.
+    - A server has no C(agent-check), or tracks a server without one.
+    - An agent check was disabled manually.
+    - An agent does not respond, or sends something that HAProxy does not understand.
+    - The balancing algorithm of the backend does not accept the weight. This is only detected once the agent reports
+      that weight.
+    - The configured weight is so low that a tenth of it rounds to 0, or a percentage of it has already been rounded to
+      0. This is only detected on a socket.
+  returned: on success, and on failure after a timeout
   type: list
   elements: str
   sample: ["web/web9: has no agent-check on its server line: no agent can drain it."]
@@ -334,19 +360,19 @@ from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats impor
     UnreadableError,
 )
 
-# One answer takes no longer, of a HAProxy that is well.
+# The longest time that a healthy HAProxy needs for one response.
 ANSWER_SECONDS = 10.0
-# For so long a HAProxy may be away that was not seen yet: it may be reloading.
+# How long to retry if HAProxy does not respond to the first query: it may be reloading.
 RELOAD_SECONDS = 2.0
 RETRY_SECONDS = 0.1
 MORE_LOOKS = 3
 MIN_INTERVAL = 0.05
-# HAProxy counts them with 32 bits.
+# HAProxy counts sessions with 32 bits.
 MAX_SESSIONS = 2147483647
 
 
 class HaproxyServerInfo:
-    """One look at HAProxy, or as many as it takes."""
+    """One query of HAProxy, or as many as the wait takes."""
 
     def __init__(self, module: AnsibleModule, source: Source) -> None:
         self.module = module
@@ -354,14 +380,14 @@ class HaproxyServerInfo:
         self.wanted: str | None = module.params["wait_until"]
         self.started: float = time.monotonic()
         self.deadline: float = self.started + module.params["timeout"]
-        # As seen last; before that, there is nothing.
+        # The results of the last successful query, empty before the first one.
         self.statistics = Statistics(None, [], [])
         self.servers: list[Server] = []
         self.was_seen = False
         self.pids: list[int] = []
 
     def run(self) -> None:
-        """Look, wait, and leave the module."""
+        """Query HAProxy, wait if requested, and exit the module."""
         while True:
             over = time.monotonic() >= self.deadline
             problem = self._look()
@@ -372,10 +398,10 @@ class HaproxyServerInfo:
             self._pause(problem)
 
     def _look(self) -> TransientError | None:
-        """Ask once. Returns what is in the way, if that may pass; leaves the module if it does not."""
+        """Query HAProxy once. Returns the problem if it may be temporary, and exits the module on any other."""
         params = self.module.params
         try:
-            # The last look begins when the time is over.
+            # The last query starts after the deadline, so that it has a minimum time of its own.
             statistics = self.source.read(self._patience(RELOAD_SECONDS))
             servers = statistics.select(params["backend"], params["server"], all_readable=bool(self.wanted))
         except TransientError as error:
@@ -405,7 +431,7 @@ class HaproxyServerInfo:
         return min(self.started + RELOAD_SECONDS, self.deadline)
 
     def _waited_for(self) -> list[Server]:
-        """The servers that are not yet what they have to be."""
+        """The servers that do not have the requested status yet."""
         if self.wanted is None:
             return []
         return [server for server in self.servers if not server.meets(self.wanted, self.module.params["max_sessions"])]
@@ -415,7 +441,7 @@ class HaproxyServerInfo:
         time.sleep(max(0.0, min(seconds, self.deadline - time.monotonic())))
 
     def _fail(self, problem: TransientError | None) -> None:
-        """Leave the module when the time is over."""
+        """Exit the module after the deadline."""
         left = ", ".join(server.left() for server in self._waited_for())
         msg = f"After {self.module.params['timeout']:g} s, not {self.wanted}: {left or 'not known'}."
         if problem:
@@ -423,7 +449,7 @@ class HaproxyServerInfo:
         self.module.fail_json(msg=msg, cause=problem.cause if problem else "timeout", **self._result())
 
     def _result(self) -> dict[str, t.Any]:
-        """What the module returns, after one more look for the texts that are missing."""
+        """What the module returns, after further queries for check texts that are missing."""
         self._see_answers()
         process = self.statistics.process
         return {
@@ -434,7 +460,7 @@ class HaproxyServerInfo:
         }
 
     def _warn(self) -> list[str]:
-        """Warn of all that is known. Returns the warnings about agent checks."""
+        """Issue all warnings. Returns those about agent checks."""
         warnings = self.statistics.warnings(self.servers)
         for warning in [*warnings, self.statistics.unreadable_warning(), self._reload_warning()]:
             if warning:
@@ -450,7 +476,10 @@ class HaproxyServerInfo:
         )
 
     def _see_answers(self) -> None:
-        """While an agent is asked, HAProxy does not say what it answered before: look again for that."""
+        """Query HAProxy again for missing texts of agent checks.
+
+        While an agent check is in progress, HAProxy does not report the text of the previous one.
+        """
         for _look in range(MORE_LOOKS):
             if not any(server.is_being_asked for server in self.servers):
                 return
@@ -468,7 +497,7 @@ class HaproxyServerInfo:
 
 
 def source_of(params: t.Mapping[str, t.Any]) -> Source:
-    """What is asked. Raises SourceError."""
+    """The stats socket or stats page that the options select. Raises SourceError."""
     if params["url"] is None:
         return StatsSocket(DEFAULT_SOCKET if params["socket"] is None else params["socket"])
     return CsvPage(
@@ -477,7 +506,7 @@ def source_of(params: t.Mapping[str, t.Any]) -> Source:
 
 
 class Module(AnsibleModule):
-    """A module that hides what is secret in C(url), even if it fails for another reason before that is looked at."""
+    """A module that hides secrets in C(url), even if it fails for another reason before C(url) is checked."""
 
     def fail_json(self, msg: str, **result: t.Any) -> t.NoReturn:
         self.no_log_values.update(_secrets(str(self.params.get("url"))))
@@ -485,13 +514,13 @@ class Module(AnsibleModule):
 
 
 def _secrets(url: str) -> set[str]:
-    """The password, or what may be one, in a URL that is refused because of it."""
+    """The strings in a URL that are or may be a password. Such a URL is refused."""
     userinfo = url.partition("//")[2].rpartition("@")[0]
     return {userinfo, userinfo.partition(":")[2]} - {""}
 
 
 def check_numbers(params: t.Mapping[str, t.Any]) -> None:
-    """Raises ValueError if a number is not one that its option takes."""
+    """Check the ranges of the numeric options. Raises ValueError."""
     for name in ("timeout", "interval"):
         check_seconds(name, params[name])
     if params["interval"] < MIN_INTERVAL:

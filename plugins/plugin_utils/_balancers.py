@@ -4,7 +4,7 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""Load balancers by name and by address, and what to do about one that does not act as it should."""
+"""Load balancers by name and by address, and advice about those that do not respond or do not act on a state."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import wo
 
 Result = t.Mapping[str, t.Any]
 
-# All names are looked up at the same time.
+# For all names together, because they are looked up at the same time.
 LOOKUP_SECONDS = 3.0
 MOST_SHOWN = 600
-# What ssh says of a host that is up.
+# Messages of ssh that show that the host is up.
 REFUSED = re.compile("permission denied|authentication|host key verification", re.IGNORECASE)
 ADDRESS = re.compile(r"[0-9A-Fa-f:.]*[0-9A-Fa-f:]")
 
 
 def name_of(result: Result) -> str:
-    """Return the host that a result in a loop over hosts is about, whichever name the loop gives its variable."""
+    """Return the host of a result in a loop over hosts, whatever the name of the loop variable."""
     return str(result[result.get("ansible_loop_var", "item")])
 
 
 def unasked(asked: t.Iterable[Result], pattern: t.Any) -> str:
-    """Report those that have not returned their servers, '' if all have.
+    """Report the load balancers that did not return their servers, '' if all did.
 
-    C(asked) has the result of C(haproxy_server_info) in a loop over the load balancers. Only one that is silent may be
-    down: only then is it advised to leave it out of C(pattern), the value of hapgent_load_balancers.
+    C(asked) has the results of C(haproxy_server_info) in a loop over the load balancers. The report advises excluding a
+    load balancer from C(pattern), the value of hapgent_load_balancers, only if it did not respond: others are not down.
     """
     failed = [result for result in asked if "servers" not in result]
     problems = [f"{printable(name_of(result))} cannot be asked: {_problem(result)}." for result in failed]
@@ -54,17 +54,17 @@ def _may_be_down(result: Result) -> bool:
 
 
 def strangers(asked: t.Sequence[Result], server: str, backends: t.Sequence[str]) -> str:
-    """Report the load balancers that do not tell of this server, '' if all do.
+    """Report the load balancers that do not list this server, '' if all do.
 
-    C(asked) has the result of C(haproxy_server_info) in a loop over them, C(backends) those that were asked for: none
-    are all.
+    C(asked) has the results of C(haproxy_server_info) in a loop over them, C(backends) the backends that were queried:
+    none means all.
     """
     reports = []
     missing = []
     for result in asked:
         if any(row["server"] == server for row in result["servers"]):
             continue
-        # It may be in a row of which not even the name can be read.
+        # The server may be in a row whose name cannot be read either.
         unreadable = [title for title in result["unreadable"] if title.endswith((f"/{server}", "/?"))]
         if unreadable:
             why = result["unreadable"][unreadable[0]]
@@ -81,10 +81,10 @@ def strangers(asked: t.Sequence[Result], server: str, backends: t.Sequence[str])
 
 
 def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
-    """The name in the inventory of each address from which a load balancer polls, as far as they are known.
+    """The inventory name for each source address of a load balancer, as far as the addresses are known.
 
-    C(hosts) has the name, ansible_host ('' if it is not set) and hapgent_source_addresses of each load balancer.
-    Without the latter, it polls from what its name stands for on the control node.
+    C(hosts) has the name, ansible_host ('' if it is not set) and hapgent_source_addresses of each load balancer. If the
+    last is not set, the source addresses are those to which ansible_host or the name resolves on the control node.
     """
     named = [(name, words(sources) or [str(host or name)]) for name, host, sources in hosts]
     found = _looked_up({text for _name, texts in named for text in texts})
@@ -92,9 +92,10 @@ def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
 
 
 def unseen(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
-    """Report why C(hapgent_state) has not made a change, and what to do if a load balancer has not polled.
+    """Report why the change of C(hapgent_state) did not take effect, and what to do if a load balancer has not polled.
 
-    C(known) has the names of load balancers by address, C(left_out) the names of those that are not waited for.
+    C(told) is the result of the module. C(known) has the names of load balancers by address, C(left_out) the names of
+    those that are not waited for.
     """
     if told.get("kept"):
         return (
@@ -116,7 +117,7 @@ def unseen(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str]
 
 
 def with_names(text: str, known: t.Mapping[str, str]) -> str:
-    """The text, with the name of a load balancer beside each of its addresses."""
+    """The text, with the name of the load balancer added after each known address."""
 
     def beside(match: re.Match[str]) -> str:
         return f"{match[0]} ({known[match[0]]})" if match[0] in known else match[0]
@@ -125,12 +126,12 @@ def with_names(text: str, known: t.Mapping[str, str]) -> str:
 
 
 def without(pattern: t.Any, names: t.Iterable[str]) -> str:
-    """A pattern of hosts without these, with commas: a colon may be part of an address of IPv6."""
+    """The host pattern without these hosts. It uses commas, because a colon may be part of an IPv6 address."""
     return ",".join([*split_host_pattern(pattern), *(f"!{name}" for name in names)])
 
 
 def _advice(names: t.Sequence[str], pattern: t.Any) -> str:
-    """What to do about those that may be down."""
+    """Advice about load balancers that may be down."""
     are = "is down and sends" if len(names) == 1 else "are down and send"
     it = "it" if len(names) == 1 else "them"
     return printable(
@@ -157,7 +158,7 @@ def _problem(result: Result) -> str:
 
 
 def _looked_up(names: t.Iterable[str]) -> dict[str, list[str]]:
-    """The addresses of each name that has some; names are looked up within LOOKUP_SECONDS, all at once."""
+    """The addresses of each name that resolves. All names are looked up concurrently, within LOOKUP_SECONDS."""
     found: dict[str, list[str]] = {}
 
     def look_up(name: str) -> None:
@@ -171,7 +172,7 @@ def _looked_up(names: t.Iterable[str]) -> dict[str, list[str]]:
         try:
             found[name] = [str(ipaddress.ip_address(name))]
         except ValueError:
-            # The resolver has no deadline of its own.
+            # The resolver has no timeout that can be set, so it runs in daemon threads.
             threads.append(threading.Thread(target=look_up, args=(name,), daemon=True))
     deadline = time.monotonic() + LOOKUP_SECONDS
     for thread in threads:

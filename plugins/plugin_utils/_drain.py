@@ -4,10 +4,11 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""What a drain and an undrain change on one host, and what they leave as it is.
+"""What a drain and an undrain change on one host, and what they leave unchanged.
 
-A drain never brings a server closer to traffic: HAProxy makes a drain of a maintenance, and takes C(DRAIN UP) of an
-agent that said C(DOWN) for a recovery, after which clients with a cookie come back.
+A drain must never give a server more traffic than before. It would do so in two cases: HAProxy turns a manual
+maintenance into a drain, and treats C(DRAIN UP) from an agent that reported C(DOWN) before as a recovery, after which
+clients with a cookie return.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ IN = ("UP", "READY")
 
 
 class Plan(t.TypedDict):
-    """Whether the state of the agent is to be changed, what to report about that, and why it cannot be done.
+    """Whether to change the state of the agent, what to report about it, and why it cannot be changed.
 
-    C(note) and C(refusal) are '' if there is nothing to report. C(keeps) is the reason that the agent of a server which
-    is back goes on giving, '' for none.
+    C(note) and C(refusal) are '' if there is nothing to report. C(keeps) is the reason that the agent continues to
+    report for a server that is back in rotation, '' if there is none.
     """
 
     change: bool
@@ -39,7 +40,7 @@ class Plan(t.TypedDict):
 def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) -> Plan:
     """Plan the drain of a host whose agent has this state.
 
-    C(asked) has the result of C(haproxy_server_info) for each load balancer, in a loop over them.
+    C(asked) has the results of C(haproxy_server_info) in a loop over the load balancers.
     """
     said = f"its agent says {answer_of(state)}"
     if state["status"] == "DRAIN":
@@ -62,10 +63,10 @@ def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) ->
 
 
 def undrain(state: Fields, reason: str, found_out: str) -> Plan:
-    """Plan to bring back a host whose agent has this state.
+    """Plan how to bring back a host whose agent has this state.
 
-    With a reason, only a state with that reason is ended. C(found_out) is what a drain of the same run has left as it
-    was, '' if nothing: that is not ended either.
+    With a reason, only a state with that reason is ended. C(found_out) describes the state that a drain in the same run
+    has left unchanged, '' if there is none: such a state is not ended either.
     """
     if state["status"] in IN and not found_out:
         said = state.get("reason", "")
@@ -85,15 +86,15 @@ def undrain(state: Fields, reason: str, found_out: str) -> Plan:
 
 
 def answer_of(state: Fields) -> str:
-    """What an agent with this state answers, safe to print."""
+    """What an agent with this state answers, as printable text."""
     return printable(State(**state).answer())
 
 
 def _agent_would_end(row: Fields) -> bool:
-    """Whether HAProxy has the server in a maintenance that the next DRAIN of its agent ends.
+    """Whether the server is in a maintenance that ends when its agent reports DRAIN.
 
-    One of a server that it tracks, or of a name without an address, does not end so. The CSV page reports no cause of
-    what was set manually.
+    A maintenance that is inherited from a tracked server, or that is due to a name without an address, does not end
+    that way. The CSV page reports no cause for a maintenance that was set manually.
     """
     others = {"tracking", "resolution"}
     return row["admin_state"] == "maint" and row["agent_check"] is not None and not set(row["admin_by"]) & others

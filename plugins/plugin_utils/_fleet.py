@@ -4,10 +4,10 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""What agents and load balancers say of a fleet, put together: who is in, who may leave, where they disagree.
+"""Combine what agents and load balancers report about a fleet: which servers are in, which may leave, what differs.
 
-A result is what a task has registered: of C(hapgent_info) with one service for a host, and, for each load balancer of a
-loop, of C(haproxy_server_info).
+A result is what a task has registered: one of C(hapgent_info) with a service for each host, and one of
+C(haproxy_server_info) for each load balancer in a loop.
 """
 
 from __future__ import annotations
@@ -28,25 +28,28 @@ MOST_SHOWN = 2000
 
 
 class FleetError(Exception):
-    """Not a variable of the playbooks as it has to be. The text says what is allowed."""
+    """A variable of the playbooks has an invalid value. The text describes the valid values."""
 
 
 class Pool(t.NamedTuple):
-    """Servers that stand in for each other: of a backend on a load balancer, or the hosts of a fleet.
+    """Servers that can replace each other: those of a backend on a load balancer, or the hosts of a fleet.
 
-    C(members) has for each server whether it takes new sessions, None if that is not known, and what is said of it.
+    C(members) has for each server whether it takes new sessions, None if that is not known, and its reported status.
     """
 
     title: str
     members: dict[str, tuple[bool | None, str]]
 
     def shortage(self, leaving: t.Collection[str], min_up: t.Any) -> str:
-        """Why these servers may not leave, without whose servers they are; '' if they may. Raises FleetError."""
+        """Why these servers must stay in rotation, '' if they may leave. Raises FleetError.
+
+        The text does not contain the title of the pool.
+        """
         is_in = [name for name, (takes, _says) in self.members.items() if takes]
         staying = [name for name in is_in if name not in leaving]
         total = len(self.members)
         least = at_least(min_up, total)
-        # What is out already does not leave. What may be in, does.
+        # A server that is already out does not count as leaving. One with an unknown status does.
         leaves = [name for name, (takes, _says) in self.members.items() if name in leaving and takes is not False]
         if len(staying) >= least or not leaves:
             return ""
@@ -61,10 +64,11 @@ class Pool(t.NamedTuple):
 
 
 def refusals(views: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
-    """Why these hosts may not leave at the same time, each reason once. Raises FleetError.
+    """Why these hosts must not leave rotation at the same time, without duplicates. Raises FleetError.
 
-    Each has its C(host), C(server) (its name in HAProxy), C(min_up), and what it is judged by: C(asked), the results of
-    its load balancers, or if it has none C(agents), the results of its fleet. Both are empty if it has none.
+    Each view has a C(host), its C(server) (the name in HAProxy), its C(min_up), and the results to check: C(asked), the
+    results of its load balancers, or C(agents), the results of its fleet, if it has no load balancers. Both are empty
+    if it has neither.
     """
     servers = [view["server"] for view in views]
     names = [view["host"] for view in views]
@@ -74,7 +78,7 @@ def refusals(views: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
         balanced = [pool for view in alike for pool in backends(view["asked"], servers)]
         fleets = [hosts(view["agents"]) for view in alike if not view["asked"] and view["agents"]]
         unknown = [view["host"] for view in alike if not view["asked"] and not view["agents"]]
-        at_least(min_up, 0)  # It is wrong also where there is nothing to refuse.
+        at_least(min_up, 0)  # Reject an invalid value even if no server would leave.
         if unknown and min_up not in ("0", "0%"):
             found[_unknown(unknown, min_up)] = None
         found.update(dict.fromkeys([*_merged(balanced, servers, min_up), *_merged(fleets, names, min_up)]))
@@ -82,7 +86,7 @@ def refusals(views: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
 
 
 def _merged(pools: t.Iterable[Pool], leaving: t.Collection[str], min_up: t.Any) -> list[str]:
-    """One refusal for all pools that are short of the same servers, such as of a backend on each load balancer."""
+    """One refusal for all pools with the same shortage, such as the same backend on several load balancers."""
     alike: dict[str, dict[str, Pool]] = {}
     for pool in pools:
         alike.setdefault(pool.shortage(leaving, min_up), {})[pool.title] = pool
@@ -101,7 +105,7 @@ def _unknown(names: t.Sequence[str], min_up: str) -> str:
 
 
 def at_least(min_up: t.Any, total: int) -> int:
-    """How many servers of so many have to stay in. Raises FleetError."""
+    """How many of C(total) servers must stay in rotation. Raises FleetError."""
     match = re.fullmatch(r"([0-9]{1,6})(%?)", str(min_up))
     if not match or (match[2] and int(match[1]) > 100):
         raise FleetError(f"hapgent_min_up is {min_up}: allowed is a number from 0 on, or 0% to 100%")
@@ -111,7 +115,7 @@ def at_least(min_up: t.Any, total: int) -> int:
 def backends(asked: t.Iterable[Result], leaving: t.Collection[str]) -> list[Pool]:
     """The backends, on each load balancer, that have one of these servers.
 
-    Backup servers stand in for none, and servers that never were in do not count.
+    Backup servers do not replace other servers, and servers that are never in rotation are not counted.
     """
     pools: dict[tuple[str, str], Pool] = {}
     for result, server in _servers(asked):
@@ -124,7 +128,7 @@ def backends(asked: t.Iterable[Result], leaving: t.Collection[str]) -> list[Pool
 
 
 def hosts(asked: t.Iterable[Result]) -> Pool:
-    """The hosts of a fleet, by what their agents say."""
+    """The hosts of a fleet, with what their agents report."""
     members = {}
     for result in asked:
         agent = _agent(result)
@@ -134,16 +138,16 @@ def hosts(asked: t.Iterable[Result]) -> Pool:
 
 
 def is_in(state: t.Mapping[str, t.Any] | None) -> bool:
-    """Whether an agent with this state wants new sessions for its server."""
+    """Whether an agent with this state requests new sessions for its server."""
     return state is not None and state["status"] in IN and state.get("weight") != 0
 
 
 def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result], server: str) -> str:
-    """Who else, than one with this reason, keeps a server out of HAProxy, and '' if nobody does."""
+    """What else keeps the server out of rotation, or ''. An agent that drains it with this reason does not count."""
     ours = state["status"] == "DRAIN" and state.get("reason") == reason
     if not is_in(state) and not ours:
         return f"its agent says {printable(State(**state).answer())}"
-    # Whoever else drains it too, HAProxy does not tell apart from the agent.
+    # HAProxy does not distinguish a manual drain from that of the agent.
     expected = ("ready", "drain", None) if ours else ("ready", None)
     by_hand = [
         f"{name_of(result)} has {row['backend']}/{row['server']} in {_administrative(row)}"
@@ -162,10 +166,10 @@ def table(
     *,
     known: t.Mapping[str, str] | None = None,
 ) -> list[str]:
-    """One line for each host, and below it what does not fit together.
+    """One line for each host, and below them explanations of inconsistencies.
 
-    C(servers) has the name that each host's server has in HAProxy, C(backends_of) in which backends to look for it: an
-    empty list is all. C(known) has the names of load balancers by address.
+    C(servers) has the name of each host's server in HAProxy, C(backends_of) the backends in which to look for it: an
+    empty list means all. C(known) has the names of load balancers by address.
     """
     rows = [["host", "state", "since", "reason", "told", *(name_of(result) for result in asked)]]
     remarks = [f"{name_of(result)} cannot be asked: {_problem(result)}" for result in asked if "servers" not in result]
@@ -174,7 +178,7 @@ def table(
         agent = _agent(result)
         said = [_narrowed(told, server, wanted) for told in asked]
         if not agent and host in balancers and not any(told["servers"] for told in said):
-            continue  # A load balancer among the hosts, and no server.
+            continue  # The host is a load balancer and not a server.
         state = agent["state"] if agent else None
         cells = [_cell(state, told) for told in said]
         remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, said, known or {})]
@@ -191,22 +195,22 @@ def _servers(asked: t.Iterable[Result]) -> t.Iterator[tuple[Result, Result]]:
 
 
 def _never_in(server: Result) -> bool:
-    """Whether it is no part of what a backend serves with, so that a percentage is not of it.
+    """Whether the server is never in rotation, so that it must not count in a percentage of the servers.
 
-    Such is a name without an address, as the free slots of C(server-template), a server that is C(disabled) in the
-    configuration, and one with the configured weight 0.
+    This applies to a host name without an address, such as a free slot of C(server-template), to a server that is
+    C(disabled) in the configuration, and to one with the configured weight 0.
     """
     return bool({"resolution", "configuration"} & {*server["admin_by"]}) or server["configured_weight"] == 0
 
 
 def _narrowed(told: Result, name: str, wanted: t.Collection[str]) -> Result:
-    """What one load balancer says of one server, in the backends that are wanted or in all."""
+    """The result of one load balancer reduced to one server, in the wanted backends, or in all if none are given."""
     rows = [row for _told, row in _servers([told]) if row["server"] == name]
     return {**told, "servers": [row for row in rows if not wanted or row["backend"] in wanted]}
 
 
 def _administrative(row: Result) -> str:
-    """The administrative state, as on the stats page if it is told there: not of a server that is down too."""
+    """The administrative state, with its details if the status has them. It does not if the server is also down."""
     state: str = row["admin_state"].upper()
     return row["status"] if row["status"].startswith(state) else state
 
@@ -220,7 +224,7 @@ def _problem(result: Result) -> str:
 
 
 def _words(state: t.Mapping[str, t.Any] | None) -> str:
-    """The state in the words of an answer, without its reason."""
+    """The state as the agent answers it, without the reason."""
     return State(**{**state, "reason": None}).answer() if state else "unknown"
 
 
@@ -238,7 +242,7 @@ def _since_reason_told(agent: Result | None) -> list[str]:
 
 
 def _cell(state: t.Mapping[str, t.Any] | None, told: Result) -> str:
-    """What one load balancer says of a server, once if its backends agree."""
+    """The status of a server on one load balancer, shown once if it is the same in all backends."""
     says = {row["backend"]: f"{row['status']}{_mark(state, row)}" for row in told["servers"]}
     if len(set(says.values())) > 1:
         return ", ".join(f"{backend} {words}" for backend, words in says.items())

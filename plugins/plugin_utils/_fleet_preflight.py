@@ -4,7 +4,7 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""What the playbooks refuse before they look at a host."""
+"""Settings that the playbooks reject before they connect to a host."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import typing as t
 
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern, strangers, unknown, words
 
-# The playbooks put these texts into the names of their plays if the variable is missing while Ansible makes the play.
-# That the host has it all the same means that it is of the inventory, which is too late.
+# A playbook puts the text into the name of a play if the variable is not defined when Ansible creates the play. If the
+# host does have the variable, it is defined in the inventory, where it has no effect.
 MISSING = {"hapgent_hosts": "the hosts of --limit", "hapgent_serial": "one at a time"}
 MIN_UP = re.compile("[0-9]{1,6}|([0-9]{1,2}|100)%")
 DAY = 86400
@@ -22,12 +22,13 @@ RANGES = {"hapgent_grace": (0, DAY), "hapgent_wait_timeout": (0, DAY), "hapgent_
 
 
 class Given(t.TypedDict):
-    """What a host was given.
+    """The settings of a host.
 
-    C(names) are the names of its variables, C(own) the value of hapgent_own_variables, C(play) the name of the play,
-    C(stray_words) what Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers and
-    C(balancers) the hosts that this names. C(names_there) and C(own_there) are those of these hosts, all together.
-    C(numbers) has hapgent_min_up and the names of RANGES, where None is a port that is not set; or nothing.
+    C(names) are the names of its variables, C(own) is the value of hapgent_own_variables, C(play) the name of the play,
+    C(stray_words) the words that Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers
+    and C(balancers) the hosts that it selects. C(names_there) and C(own_there) are the names and own variables of all
+    these hosts together. C(numbers) is empty, or has hapgent_min_up and the variables of RANGES; None is a port that is
+    not set.
     """
 
     names: list[str]
@@ -42,7 +43,7 @@ class Given(t.TypedDict):
 
 
 def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]:
-    """What is wrong, a sentence or two for each of it. C(groups) has the hosts of each group of the inventory."""
+    """One or two sentences for each problem. C(groups) has the hosts of each group of the inventory."""
     return [
         *_misspelt(given),
         *_too_late(given),
@@ -55,7 +56,7 @@ def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]
 def _misspelt(given: Given) -> t.Iterator[str]:
     here = unknown(given["names"], given["own"])
     there = unknown(given["names_there"], [*words(given["own"]), *given["own_there"]])
-    # Those of the host are often those of all hosts.
+    # The same variables are often set for all hosts. Report them only once.
     there = [problem for problem in there if problem not in here]
     yield from here
     if there:
@@ -85,7 +86,7 @@ def _stray(given: Given) -> t.Iterator[str]:
 
 def _strange_balancers(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> t.Iterator[str]:
     pattern = host_pattern(given["pattern"])
-    # Ansible passes over what it does not know, and a load balancer with a misspelt name would not be asked.
+    # Ansible ignores unknown names in a pattern, so a load balancer with a misspelled name would not be queried.
     strange = strangers(pattern, groups)
     if pattern and not given["balancers"]:
         yield f"hapgent_load_balancers must name hosts or groups of the inventory. {pattern} matches none."
@@ -94,7 +95,7 @@ def _strange_balancers(given: Given, groups: t.Mapping[str, t.Sequence[str]]) ->
 
 
 def _numbers(given: t.Mapping[str, t.Any]) -> t.Iterator[str]:
-    """These would fail only once the host is drained."""
+    """Problems with numeric variables. Without this check, they would fail only after the host has been drained."""
     if "hapgent_min_up" in given and not MIN_UP.fullmatch(str(given["hapgent_min_up"])):
         yield f"hapgent_min_up must be a number from 0, or a percentage from 0% to 100%, not {given['hapgent_min_up']}."
     for name, (least, most) in RANGES.items():

@@ -4,7 +4,7 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""What the role refuses before it changes a host: variables, and a path on which another user could mislead root."""
+"""What the role rejects before it changes a host: invalid variables, and paths that another user could redirect."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NUMBERS = {
     "hapgent_maxconn": (0, 65535),
 }
 OPTIONAL = ("hapgent_weight", "hapgent_maxconn")
-# Nine digits are more than any limit needs, and no leading zero is read as octal anywhere.
+# Nine digits are more than any limit needs. Leading zeros are rejected, because some programs read them as octal.
 WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
-# What these become lines of: units, in which systemd gives % and spaces a second meaning.
+# The values become part of systemd units, in which % and spaces have a special meaning.
 NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,30}"
 COMPONENT = r"/[A-Za-z0-9_@:+-][A-Za-z0-9_.@:+-]*"
-# A socket's path has 107 bytes, and the status socket is /run/hapgent/NAME/status.sock.
+# The path of a socket must not exceed 107 bytes, and the status socket is /run/hapgent/NAME/status.sock.
 SERVICE = r"(?!.*\.(service|socket)\Z)[A-Za-z0-9_][A-Za-z0-9_.@-]{0,78}[A-Za-z0-9_-]|[A-Za-z0-9_]"
 FORMS = {
     "hapgent_user": (NAME, "the name of a user, of at most 31 letters, digits and _.-"),
@@ -42,7 +42,7 @@ FORMS = {
         "such as /etc/hapgent/state.json",
     ),
 }
-# The sandbox hides these folders from the agent, or a reboot empties them.
+# The agent's sandbox hides these folders, or a reboot empties them.
 HIDDEN = re.compile(r"/(dev|home|proc|root|run|sys|tmp|var/run|var/tmp)(/.*)?")
 SEEN = {"hapgent_python": "/usr/bin/python3", "hapgent_state_file": "/etc/hapgent/state.json"}
 
@@ -58,7 +58,7 @@ class Shipped(t.NamedTuple):
 
 
 class Found(t.NamedTuple):
-    """What is at a path, the path itself and not where a link leads: the owner's number and name, and the mode."""
+    """The owner (ID and name) and the mode of a path. Symbolic links are not followed."""
 
     uid: int
     owner: str
@@ -66,9 +66,10 @@ class Found(t.NamedTuple):
 
 
 def variable_problems(variables: t.Mapping[str, t.Any], shipped: Shipped, uninstall: bool) -> list[str]:
-    """Return a sentence for each variable of the role that has a wrong value; what is installed only if it will be.
+    """Return a sentence for each variable of the role that has an invalid value.
 
-    Values may be text or of the type that YAML gives them: validating the argument specs converts nothing.
+    With C(uninstall), the version and the checksum are not checked. Values may be strings or of the type that YAML
+    gives them, because the validation of argument specs does not convert them.
     """
     problems = [_number_problem(name, variables[name], *limits) for name, limits in NUMBERS.items()]
     problems += [_form_problem(name, variables[name]) for name in FORMS]
@@ -82,21 +83,21 @@ def variable_problems(variables: t.Mapping[str, t.Any], shipped: Shipped, uninst
 
 
 def parents(state_file: str) -> list[str]:
-    """Return the folders above the one that has the state file, from C(/) on."""
+    """Return the folders above the folder of the state file, starting with C(/)."""
     above = posixpath.dirname(posixpath.dirname(state_file))
     names = [name for name in above.split("/") if name]
     return ["/", *("/" + "/".join(names[:count]) for count in range(1, len(names) + 1))]
 
 
 def state_folder_problem(listed: str, state_file: str, uid: int | None, only_own_files: bool, uninstall: bool) -> str:
-    """Return why root may not work in the folder of the state file, or C('').
+    """Return why it is not safe for root to work in the folder of the state file, or ''.
 
-    C(listed) is what C(stat --format='%u %f %n %U') printed about the parents, the folder and the file; what does not
-    exist is not in it. C(uid) is the agent's user, None if it does not exist yet. C(only_own_files) is whether the
-    folder has nothing but the state file and the agent's files beside it.
+    C(listed) is the output of C(stat --format='%u %f %n %U') for the parents, the folder and the file, without those
+    that do not exist. C(uid) is the user ID of the agent, None if the user does not exist yet. C(only_own_files) is
+    whether the folder contains only the state file and the files that the agent keeps beside it.
 
-    If all parents belong to root and nobody else can write to them, no other user can put a link in the place of the
-    folder, now or later.
+    If all parents belong to root and no other user can write to them, no other user can replace the folder with a link,
+    now or later.
     """
     found = _found(listed)
     folder = posixpath.dirname(state_file)
@@ -153,7 +154,7 @@ def _file_problem(path: str, found: Found | None, uninstall: bool) -> str:
         return ""
     if stat.S_ISDIR(found.mode):
         return f"hapgent_state_file must be a file, such as {path}/state.json, and {path} is a folder"
-    # Uninstalling leaves it, so that the agent's user cannot prevent it by putting something there.
+    # Uninstalling ignores such a file, so that the agent's user cannot prevent it by creating one.
     return "" if uninstall else f"hapgent_state_file must be a regular file, and {path} is none: remove it"
 
 
@@ -186,7 +187,7 @@ def _address_problem(name: str, value: t.Any) -> str:
     except ValueError:
         pass
     else:
-        # The name of an interface would follow it, which systemd reads as a specifier.
+        # A % introduces an interface name (scope), but systemd would read it as a specifier.
         if "%" not in text:
             return ""
     return f"{name} must be an IPv4 or IPv6 address, not {_shown(value)}."

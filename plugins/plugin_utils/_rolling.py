@@ -4,7 +4,7 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""How far a rolling is, before its first drain: by what the agents and the load balancers of all its hosts report."""
+"""The progress of a rolling update before its first drain, as the agents and load balancers of all hosts report it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ MOST_SHOWN = 400
 
 
 class Look(t.TypedDict):
-    """One host of a rolling.
+    """One host of a rolling update.
 
-    C(problem) is why nothing is known about it, C(kept_out) what else keeps it out, both '' if there is nothing.
-    C(done) is whether it was rolled by an earlier run with the same reason, C(begun) whether that run has drained it.
+    C(problem) is why its state is not known, C(kept_out) what else keeps it out of rotation, both '' if there is
+    nothing. C(done) is whether an earlier run with the same reason has updated the host, C(begun) whether such a run
+    has drained it.
     """
 
     host: str
@@ -34,17 +35,17 @@ class Look(t.TypedDict):
 
 
 class Beginning(t.TypedDict):
-    """Why a rolling cannot begin, '' if it can, and what it is about to do."""
+    """Why a rolling update cannot begin, '' if it can, and what it is about to do."""
 
     refusal: str
     summary: str
 
 
 def look(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) -> Look:
-    """Look at one host. C(agent) is the result of C(hapgent_state) in check mode.
+    """Determine the progress of one host. C(agent) is the result of C(hapgent_state) in check mode.
 
-    C(view) has its C(host), C(server) (its name in HAProxy) and C(backends), those to look at; none are all. C(asked)
-    are the results of C(haproxy_server_info) for the load balancers of the host.
+    C(view) has its C(host), C(server) (its name in HAProxy) and C(backends), the backends to check; none means all.
+    C(asked) has the results of C(haproxy_server_info) for the load balancers of the host.
     """
     host, backends = view["host"], view["backends"]
     if "before" not in agent or agent.get("unreachable") or agent.get("msg"):
@@ -70,9 +71,9 @@ def look(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) ->
 
 
 def begin(looks: t.Sequence[Look], reason: str, when_kept_out: str, limit: str) -> Beginning:
-    """Decide whether a rolling of these hosts, in this order, begins.
+    """Decide whether a rolling update of these hosts, in this order, can begin.
 
-    C(when_kept_out) is V(fail) or V(skip), C(limit) the C(--limit) of this run, V('') if it has none.
+    C(when_kept_out) is V(fail) or V(skip), C(limit) is the C(--limit) of this run, V('') if it has none.
     """
     problems = [seen for seen in looks if seen["problem"]]
     kept = [seen for seen in looks if seen["kept_out"]]
@@ -107,6 +108,6 @@ def _kept(looks: t.Iterable[Look]) -> str:
 
 
 def _limit(looks: t.Iterable[Look], limit: str) -> str:
-    # The last one counts, so it must have in it what the present one leaves out. Where there is a comma, Ansible splits
-    # no address of IPv6.
+    # If --limit is given twice, only the last one counts, so this one must repeat the current limit. It uses commas,
+    # because Ansible does not split IPv6 addresses in a pattern that contains one.
     return f"--limit='{','.join([host_pattern(limit) or 'all', *('!' + seen['host'] for seen in looks)])}'"

@@ -4,9 +4,9 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""What is wrong with files of tasks, found before they run: Ansible reads an included file only when it gets there.
+"""Find problems in task files before they run, because Ansible reads an included file only when it reaches it.
 
-What only a template can say is not looked at: names of files, roles and handlers with variables in them.
+Names of files, roles and handlers that contain variables are not checked, because only a template can resolve them.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ from ansible_collections.hapgent.agent.plugins.module_utils._printable import pr
 BLOCK_PARTS = ("block", "rescue", "always")
 FILES = ("include_tasks", "import_tasks")
 ROLES = ("include_role", "import_role")
-# What Ansible makes of them, as a task and as a handler.
+# The classes that Ansible creates for them, as a task and as a handler.
 LOADERS = {
     **dict.fromkeys(FILES, (TaskInclude, HandlerTaskInclude)),
     **dict.fromkeys(ROLES, (IncludeRole, IncludeRole)),
 }
 PARTS_OF_ROLES = ("tasks", "handlers", "vars", "defaults")
 MOST_SHOWN = 400
-# Files that include each other end here.
+# Bounds the recursion of files that include each other.
 MOST_FILES = 200
-# Parts of Ansible's errors about what only the run itself knows: variables, and the password of a vault.
+# Parts of Ansible's errors about what is only known during the run: variables, and the password of a vault.
 UNKNOWN_HERE = ("variable in import path", "is undefined", "no vault secrets", "vault password")
 
 
 class _Reader:
-    """Reads files of tasks, and notes what is wrong, whom they notify, and which handlers there are."""
+    """Reads task files, and collects their problems, the handlers that they notify, and the handlers that exist."""
 
     def __init__(self, playbook_dir: str) -> None:
         self.problems: list[str] = []
         self.notified: dict[str, str] = {}
         self.handlers: set[str] = set()
-        #: Whether there may be handlers that are not seen here.
+        # Whether there may be handlers that cannot be found here.
         self.is_open = False
         self._loader = DataLoader()
         self._loader.set_basedir(playbook_dir)
         self._seen: set[tuple[str, bool]] = set()
 
     def read(self, path: str, *, handlers: bool = False) -> None:
-        """Read one file, and those that it includes."""
+        """Read one file and the files that it includes."""
         path = os.path.realpath(path)
         if (path, handlers) in self._seen or len(self._seen) >= MOST_FILES:
             return
@@ -103,7 +103,7 @@ class _Reader:
         if handlers:
             self._note(path, "Ansible takes no block as a handler")
             return
-        # What is in it is looked at here, task by task.
+        # The tasks of the block are checked one by one below.
         self._takes(path, Block, {**entry, **{part: [] for part in BLOCK_PARTS if part in entry}})
         for part in BLOCK_PARTS:
             inner = entry.get(part) or []
@@ -114,7 +114,7 @@ class _Reader:
                 self._entry(path, task, handlers)
 
     def _takes(self, path: str, kind: t.Any, entry: dict[str, t.Any]) -> bool:
-        """Whether Ansible takes each keyword."""
+        """Whether Ansible accepts all keywords of the entry."""
         try:
             kind.load(dict(entry), loader=self._loader)
         except AnsibleError as error:
@@ -134,7 +134,7 @@ class _Reader:
         self.read(found, handlers=handlers)
 
     def _role(self, path: str, arguments: dict[str, t.Any]) -> None:
-        """Whether Ansible finds and reads a role, and which handlers it and those that it depends on have."""
+        """Check that Ansible can load a role, and collect the handlers of the role and of its dependencies."""
         name = str(arguments.get("name") or arguments.get("role") or "")
         files = {part: str(arguments[f"{part}_from"]) for part in PARTS_OF_ROLES if arguments.get(f"{part}_from")}
         if any("{{" in text for text in (name, *files.values())):
@@ -150,9 +150,9 @@ class _Reader:
         except AnsibleError as error:
             self._note_unless_unknown(path, f"the role {name}: {error}")
             return
-        # What its tasks include may bring more handlers.
+        # Files and roles that its tasks include may add more handlers.
         self.is_open = self.is_open or any(isinstance(task, TaskInclude) for task in _tasks_in(tasks))
-        # Those of the roles that its tasks import are the play's.
+        # Ansible adds the handlers of roles that its tasks import to the play.
         for handler in _tasks_in([*handlers, *play.handlers]):
             self.is_open = self.is_open or isinstance(handler, TaskInclude) or "{{" in str(handler.name)
             names = (str(handler.name), handler.get_name(), handler.get_name(include_role_fqcn=False))
@@ -176,12 +176,12 @@ class _Reader:
             self._note(path, problem)
 
     def _note(self, path: str, problem: str) -> None:
-        # Ansible's text goes on with the place in the file, over several lines.
+        # Ansible's messages continue with the position in the file, over several lines.
         self.problems.append(f"{printable(path)}: {printable(problem, MOST_SHOWN).rstrip('.')}")
 
 
 def _words(value: t.Any) -> list[str]:
-    """One text or a list of them, as a list."""
+    """One string or a list of strings, as a list."""
     return [str(word) for word in (value if isinstance(value, list) else [value]) if word]
 
 
@@ -196,9 +196,9 @@ def _tasks_in(blocks: t.Iterable[Block]) -> t.Iterator[Task]:
 
 
 def problems(tasks: str, handlers: str, playbook_dir: str) -> list[str]:
-    """What is wrong with a file of tasks and one of handlers, V('') for none: absolute paths.
+    """The problems of a task file and of a file with handlers, V('') for none. Both paths are absolute.
 
-    C(playbook_dir) is the variable of this name, from where Ansible looks for roles.
+    C(playbook_dir) is the variable of this name, which Ansible uses to find roles.
     """
     reader = _Reader(playbook_dir)
     if handlers:

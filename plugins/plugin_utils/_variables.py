@@ -4,7 +4,7 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""The variables of the role and the playbooks: their names, and lists and patterns however they are written."""
+"""The variables of the roles and the playbooks: their names, and lists and host patterns in all accepted forms."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ansible.errors import AnsibleError
 from ansible.inventory.manager import InventoryManager, split_host_pattern
 from ansible.module_utils.common.yaml import yaml_load
 
-# Ansible uses them before it reads the inventory's variables.
+# Variables that Ansible uses before it reads the variables of the inventory.
 OF_PLAYS = ("hapgent_hosts", "hapgent_serial")
 ROLES = Path(__file__).parents[2] / "roles"
 
 
 class VariableError(Exception):
-    """A variable is not what it must be. The text says what is wrong and what is allowed."""
+    """A variable has an invalid value. The text describes the problem and the valid values."""
 
 
 def words(value: t.Any) -> list[str]:
-    """The items of a list, or of text with commas; one that is a number is text here."""
+    """The items of a list or of a comma-separated string, as strings without surrounding spaces."""
     if value is None:
         return []
     items = value if isinstance(value, (list, tuple)) else str(value).split(",")
@@ -36,9 +36,9 @@ def words(value: t.Any) -> list[str]:
 
 
 def host_pattern(value: t.Any) -> str:
-    """A pattern of hosts that Ansible reads in one way, from a pattern or a list of them.
+    """Convert a host pattern, or a list of them, to one pattern that Ansible reads unambiguously.
 
-    Its parts are separated by commas, so that names may be IPv6 addresses. V('') is no pattern.
+    Its parts are separated by commas, so that names may be IPv6 addresses. V('') means no pattern.
     """
     if value is None:
         return ""
@@ -48,7 +48,7 @@ def host_pattern(value: t.Any) -> str:
 
 def _parts(pattern: str) -> list[str]:
     try:
-        # The colons of an IPv6 address separate nothing, and Ansible knows that only of one without a sign.
+        # The colons of an IPv6 address are not separators. Ansible handles this only without a leading ! or &.
         ipaddress.IPv6Address(pattern.strip().lstrip("!&"))
     except ValueError:
         parts: list[str] = split_host_pattern(pattern)
@@ -59,12 +59,12 @@ def _parts(pattern: str) -> list[str]:
 def hosts_of_play(
     wanted: t.Any, groups: t.Mapping[str, t.Sequence[str]], limit: str | None = None, changes: str = ""
 ) -> str:
-    """The pattern for the hosts of a play.
+    """The host pattern of a play. Raises VariableError.
 
-    Called while Ansible makes the play, where only extra variables and those of C(import_playbook) are known: what is
-    checked here is what the play runs on. C(groups) has the hosts of each group, C(wanted) is the variable
-    C(hapgent_hosts), C(limit) is C(--limit), C(changes) what would be done to all hosts if neither is there: V('') if
-    that is no harm. Raises VariableError.
+    This runs while Ansible creates the play, when only extra variables and those of C(import_playbook) are known, so
+    the checked pattern is the one that the play runs on. C(groups) has the hosts of each group, C(wanted) is the
+    variable C(hapgent_hosts), C(limit) is C(--limit). C(changes) is what the play would do to all hosts if neither is
+    given, V('') if that does no harm.
     """
     pattern = host_pattern(wanted)
     if not pattern:
@@ -100,13 +100,13 @@ def hosts_of_play(
 
 
 def strangers(pattern: t.Any, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]:
-    """The parts of a pattern of hosts that match nothing in the inventory, which Ansible passes over.
+    """The parts of a host pattern that match nothing in the inventory. Ansible ignores them.
 
-    C(groups) has the hosts of each group. A group may be empty.
+    C(groups) has the hosts of each group. An empty group counts as a match.
     """
     names = {part.strip().lstrip("!&") for part in host_pattern(pattern).split(",")} - {""}
     others = sorted(names - {*groups} - {*groups.get("all", [])})
-    # Such as patterns with wildcards.
+    # What remains may still match, for example a pattern with wildcards.
     inventory = _inventory(groups) if others else None
     return [name for name in others if inventory and not inventory.get_hosts(name)]
 
@@ -121,7 +121,7 @@ def _inventory(groups: t.Mapping[str, t.Sequence[str]]) -> InventoryManager:
 
 
 def serial(value: t.Any) -> list[str]:
-    """The sizes of a play's batches. Raises VariableError."""
+    """The batch sizes of a play. Raises VariableError."""
     sizes = words(value)
     wrong = [size for size in sizes if not re.fullmatch(r"0*[1-9][0-9]{0,5}|0*([1-9][0-9]?|100)%", size)]
     if wrong or not sizes:
@@ -142,9 +142,9 @@ def known() -> set[str]:
 
 
 def unknown(names: t.Iterable[str], own: t.Any = None) -> list[str]:
-    """A sentence about each of these variables that looks like one of the collection's and is none.
+    """A sentence for each of these variables that looks like a variable of the collection but is none.
 
-    C(own) are the user's own. Only names are read: a value may be secret, or undefined.
+    C(own) has the names of the user's own variables. Only names are read, because a value may be secret or undefined.
     """
     ours = known()
     strange = sorted({name for name in names if re.match("hapgent_[^_]", name)} - ours - set(words(own)))
