@@ -12,6 +12,6 @@ from hapgent import SIGNALS
 # Block signals before the slower imports, so that a signal during the start waits instead of ending the agent.
 signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-from hapgent.main import main  # noqa: E402
+from hapgent.cli import main  # noqa: E402
 
 sys.exit(main(sys.argv[1:]))

@@ -15,9 +15,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parent
 ROLE = SOURCE.parent / "roles" / "hapgent"
 ZIPAPP = ROLE / "files" / "hapgent.pyz"
-CHECKSUM_FILES = [
-    ROLE / name for name in ("defaults/main.yml", "meta/argument_specs.yml", "vars/main.yml", "README.md")
-]
+CHECKSUM_FILE = ROLE / "vars" / "main.yml"
 SHEBANG = b"#!/usr/bin/env python3\n"
 
 
@@ -35,17 +33,16 @@ def zipapp() -> bytes:
 
 
 def main() -> None:
-    """Write the zipapp into the role, and its checksum into all files of CHECKSUM_FILES."""
+    """Write the zipapp into the role, and its checksum into CHECKSUM_FILE."""
     before = hashlib.sha256(ZIPAPP.read_bytes()).hexdigest()
     content = zipapp()
     ZIPAPP.write_bytes(content)
     ZIPAPP.chmod(0o755)
     checksum = hashlib.sha256(content).hexdigest()
-    for path in CHECKSUM_FILES:
-        text = path.read_text(encoding="utf-8")
-        if before not in text:
-            sys.exit(f"{path} has another checksum than {ZIPAPP}: write {before} there first")
-        path.write_text(text.replace(before, checksum), encoding="utf-8")
+    text = CHECKSUM_FILE.read_text(encoding="utf-8")
+    if before not in text:
+        sys.exit(f"{CHECKSUM_FILE} has another checksum than {ZIPAPP}: write {before} there first")
+    CHECKSUM_FILE.write_text(text.replace(before, checksum), encoding="utf-8")
     print(f"{ZIPAPP.name}: {len(content)} bytes, SHA-256 {checksum}")
 
 

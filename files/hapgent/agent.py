@@ -25,7 +25,7 @@ from hapgent import ANSWERS_AS, SIGNALS, VERSION, log
 from hapgent.keeper import Keeper
 from hapgent.peers import Change, Peer, Peers
 from hapgent.settings import Settings
-from hapgent.status import StatusSocket
+from hapgent.status_socket import StatusSocket
 from hapgent.systemd import Manager
 
 RETRY_SECONDS = 0.1

@@ -67,7 +67,9 @@ class Change:
         """The change that follows this one, to C(state), now."""
         now = time.time()
         before = perhaps((*self.before, self.state)) if now < self.unsure_until else (self.state,)
-        return Change(state, now, before, self.unsure_until)
+        # A reason that is dropped changes nothing for HAProxy.
+        is_reason_dropped = state == self.state._replace(reason=None)
+        return Change(state, self.since if is_reason_dropped else now, before, self.unsure_until)
 
     def unsure(self, told: tuple[State, ...]) -> Change:
         """The same change, for the case that peers may have received any of these states before it."""

@@ -285,7 +285,6 @@ from ansible_collections.hapgent.agent.plugins.module_utils._agent_process impor
     find_process,
 )
 from ansible_collections.hapgent.agent.plugins.module_utils._deadline import check_seconds
-from ansible_collections.hapgent.agent.plugins.module_utils._peers import Account, Peer, WaitFor, WaitForError, polling
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     LIMITS,
     STATUSES,
@@ -296,6 +295,13 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     StateFile,
     dump,
     from_fields,
+)
+from ansible_collections.hapgent.agent.plugins.module_utils._wait_for import (
+    Account,
+    Peer,
+    WaitFor,
+    WaitForError,
+    polling,
 )
 
 LAST_LOOK_SECONDS = 5.0

@@ -79,9 +79,10 @@ def test_build_brings_a_new_zipapp_and_its_checksum_into_the_role(tmp_path: Path
     assert os.access(zipapp, os.X_OK)
 
 
-def test_checksum_in_the_defaults_is_that_of_the_zipapp() -> None:
-    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))
-    assert defaults["hapgent_checksum"] == hashlib.sha256(ZIPAPP.read_bytes()).hexdigest()
+def test_checksum_in_the_role_is_that_of_the_zipapp_and_in_one_file() -> None:
+    checksum = hashlib.sha256(ZIPAPP.read_bytes()).hexdigest()
+    found = [path for path in ROLE.rglob("*") if path.suffix in (".yml", ".md") and checksum in path.read_text("utf-8")]
+    assert found == [ROLE / "vars" / "main.yml"]
 
 
 def test_zipapp_can_be_run() -> None:

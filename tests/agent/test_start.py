@@ -166,6 +166,12 @@ def test_unknown_argument(agents: Agents, arguments: list[str]) -> None:
         assert word in line
 
 
+def test_misspelt_argument(agents: Agents) -> None:
+    agent = agents.start(arguments=["stat"], wait=False)
+    assert agent.await_exit() == 2
+    assert agent.log()[0].endswith("Did you mean status?")
+
+
 def test_runs_as_a_program(python: str, tmp_path: Path) -> None:
     (tmp_path / "python3").symlink_to(python)
     zipapp = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"

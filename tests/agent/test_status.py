@@ -350,6 +350,15 @@ def test_since_is_when_the_state_was_changed(agents: Agents, path: Path, eventua
     assert status(path)["since"] > second
 
 
+def test_since_stays_when_a_reason_is_dropped(agents: Agents, path: Path) -> None:
+    agent = start(agents, path, b'{"status": "UP", "reason": "release 4.2"}')
+    first = status(path)["since"]
+    agent.reload(b'{"status": "UP"}', b"UP\n")
+    assert status(path)["since"] == first
+    agent.reload(b'{"status": "UP", "reason": "release 4.3"}', b"UP # release 4.3\n")
+    assert status(path)["since"] > first
+
+
 def test_tells_the_last_error_of_the_state_file(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path)
 

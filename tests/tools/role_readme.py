@@ -46,9 +46,8 @@ def default(option: Option) -> str:
         return "empty"
     if isinstance(value, bool):
         return code(str(value).lower())
-    # What is made of more than one variable is told in words.
-    is_told = "{{" in str(value) and not re.fullmatch(r"{{ \w+ }}", value)
-    return "see meaning" if is_told else code(str(value))
+    # The description explains an expression.
+    return "see meaning" if "{{" in str(value) else code(str(value))
 
 
 def meaning(option: Option) -> str:

@@ -6,16 +6,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-import yaml
 from lab import HOSTS, SSH_CONFIG, ansible, ask, eventually, haproxy, run
 from testinfra.host import Host
 
 testinfra_hosts = [f"ssh://{host}?ssh_config={SSH_CONFIG}" for host in HOSTS]
 
 ROLE = Path(__file__).parents[3] / "roles" / "hapgent"
-CHECKSUM = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))["hapgent_checksum"]
+CHECKSUM = hashlib.sha256((ROLE / "files" / "hapgent.pyz").read_bytes()).hexdigest()
 
 # Host: user, group and state file that its host_vars name.
 OWNERS = {

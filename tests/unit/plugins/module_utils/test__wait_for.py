@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import pytest
-from ansible_collections.hapgent.agent.plugins.module_utils._peers import WaitFor, WaitForError, polling
+from ansible_collections.hapgent.agent.plugins.module_utils._wait_for import WaitFor, WaitForError, polling
 
 A, B, C = "198.51.100.11", "198.51.100.12", "2001:db8::13"
 

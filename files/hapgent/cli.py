@@ -12,7 +12,7 @@ from hapgent import ANSWERS_AS, VERSION, log, systemd
 from hapgent.agent import Agent
 from hapgent.settings import SettingsError, from_environment
 from hapgent.state import LIMITS, MAX_REASON_BYTES, STATUSES
-from hapgent.status import StatusSocket
+from hapgent.status_socket import StatusSocket
 
 EXIT_OK, EXIT_CANNOT_LISTEN, EXIT_USAGE = 0, 1, 2
 
@@ -54,9 +54,20 @@ def main(arguments: list[str]) -> int:
 
         return status_command.main(arguments[1:])
     if arguments:
-        log.error(f"arguments are {arguments}: allowed is status, --help or --version, or none to run the agent")
+        log.error(
+            f"arguments must be status, --help, --version or none to run the agent, not {arguments}."
+            f"{_suggestion(arguments[0])}"
+        )
         return EXIT_USAGE
     return run()
+
+
+def _suggestion(word: str) -> str:
+    # Imported here to keep the running agent small.
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    nearest = get_close_matches(word, ("status", "--help", "--version"), n=1)
+    return f" Did you mean {nearest[0]}?" if nearest else ""
 
 
 def run() -> int:
