@@ -119,11 +119,12 @@ def operators(command: str) -> str:
 
 
 class Checks:
-    """200 checks a second, like many load balancers at once, while something happens to the agent."""
+    """Checks, like those of many load balancers at once, while something happens to the agent."""
 
-    def __init__(self, address: str, port: int = AGENT_PORT) -> None:
+    def __init__(self, address: str, port: int = AGENT_PORT, per_second: int = 200) -> None:
         self.outcomes: Counter[str] = Counter()
         self._target = (address, port)
+        self._per_second = per_second
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._check) for _number in range(4)]
 
@@ -138,7 +139,7 @@ class Checks:
             thread.join()
 
     def _check(self) -> None:
-        while not self._over.wait(len(self._threads) / 200):
+        while not self._over.wait(len(self._threads) / self._per_second):
             try:
                 outcome = ask(*self._target)
             except OSError as error:

@@ -36,7 +36,7 @@ def test_upgrade_and_downgrade_refuse_no_check(other_release: str) -> None:
     told = {host: ask(address).split()[0] for host, address in HOSTS.items()}
     shipped = versions()
     with contextlib.ExitStack() as asking:
-        checks = {host: asking.enter_context(Checks(address)) for host, address in HOSTS.items()}
+        checks = {host: asking.enter_context(Checks(address, per_second=50)) for host, address in HOSTS.items()}
         there = ansible("ansible-playbook", "converge.yml", ANSIBLE_COLLECTIONS_PATH=other_release)
         assert there.returncode == 0, there.stdout
         assert versions() == {f"hapgent {OTHER_VERSION} (answers as hapgent 0.3.2)"}
