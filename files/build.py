@@ -41,7 +41,9 @@ def main() -> None:
     checksum = hashlib.sha256(content).hexdigest()
     text = CHECKSUM_FILE.read_text(encoding="utf-8")
     if before not in text:
-        sys.exit(f"{CHECKSUM_FILE} has another checksum than {ZIPAPP}: write {before} there first")
+        sys.exit(
+            f"{CHECKSUM_FILE} must contain the checksum of {ZIPAPP}: replace the checksum in it with {before} first"
+        )
     CHECKSUM_FILE.write_text(text.replace(before, checksum), encoding="utf-8")
     print(f"{ZIPAPP.name}: {len(content)} bytes, SHA-256 {checksum}")
 

@@ -135,7 +135,7 @@ class Agent:
                 self._status_socket.close()
             self._keeper.end()
         except BaseException as error:
-            log.error(f"no longer able to keep the state, ending: {error!r}")
+            log.error(f"cannot manage the state any more, exiting: {error!r}")
             os._exit(1)
 
     def _answer_until_stopped(self) -> None:
@@ -147,7 +147,7 @@ class Agent:
                 waiting.poll(self._manager.alive())
                 self._answer_one()
         except BaseException as error:
-            log.error(f"no longer able to answer, ending: {error!r}")
+            log.error(f"cannot answer any more, exiting: {error!r}")
             os._exit(1)
 
     def _answer_one(self) -> None:
@@ -182,5 +182,5 @@ class Agent:
         self._failed_accepts += 1
         if self._accept_problem != str(error):
             self._accept_problem = str(error)
-            self._keeper.note(f"cannot accept, trying every {RETRY_SECONDS} s: {error.strerror}")
+            self._keeper.note(f"cannot accept connections, retrying every {RETRY_SECONDS} s: {error.strerror}")
         time.sleep(RETRY_SECONDS)

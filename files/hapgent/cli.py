@@ -20,23 +20,28 @@ USAGE = f"""\
 usage: hapgent [--help | --version]
        hapgent status [--help] [--json | --prometheus] [SOCKET]
 
-Tells HAProxy the state of its server: answers each agent-check with the state in a JSON file.
+Reports the state of a server to HAProxy: answers each agent-check with the state in a JSON file.
 
 Environment:
-  HAPGENT_IP          address to listen on, IPv4 or IPv6     (default 0.0.0.0)
-  HAPGENT_PORT        port to listen on                      (default 9777)
-  HAPGENT_STATE_FILE  for example {{"status": "UP"}}           (default /etc/hapgent/state.json)
-  HAPGENT_SETTLE      seconds, 0 to 86400, for which each load balancer is told, after a change,
-                      also what undoes the state before      (default 60; 0: never)
-  HAPGENT_SOCKET      UNIX socket that tells the status      (default: none)
+  HAPGENT_IP          address to listen on, IPv4 or IPv6 (default: 0.0.0.0)
+  HAPGENT_PORT        port to listen on (default: 9777)
+  HAPGENT_STATE_FILE  path of the state file (default: /etc/hapgent/state.json)
+  HAPGENT_SETTLE      seconds after a change, 0 to 86400, for which each load balancer
+                      is also sent the keywords that reset the previous state
+                      (default: 60; 0: never)
+  HAPGENT_SOCKET      UNIX socket that reports the status (default: none)
 
-State file: "status" is one of {" ".join(STATUSES)}; optional are "weight",
-0 to {LIMITS["weight"]}, a percentage of the weight configured in HAProxy, "maxconn", 0 to {LIMITS["maxconn"]}, and
-"reason", a text of {MAX_REASON_BYTES} bytes at most that HAProxy shows.
+State file: a JSON object, for example {{"status": "UP"}}.
+  status              one of {" ".join(STATUSES)}
+  weight              optional: 0 to {LIMITS["weight"]}, a percentage of the weight configured in HAProxy
+  maxconn             optional: 0 to {LIMITS["maxconn"]}, the maximum number of connections
+  reason              optional: text of at most {MAX_REASON_BYTES} bytes that HAProxy shows
 
 Signals:
-  USR1  status UP, and save          HUP        read the state file again
-  USR2  status DOWN, and save        TERM, INT  end
+  USR1                set status UP and save it
+  USR2                set status DOWN and save it
+  HUP                 read the state file again
+  TERM, INT           exit
 """
 
 
@@ -96,7 +101,10 @@ def _open_status_socket(path: str) -> StatusSocket | None:
     try:
         return StatusSocket(path)
     except OSError as error:
-        log.error(f"HAPGENT_SOCKET is {path!r}, and there will be no status: {error.strerror or error}")
+        log.error(
+            f"cannot listen on HAPGENT_SOCKET {path!r}: {error.strerror or error}. "
+            "The agent runs without a status socket"
+        )
         return None
 
 
@@ -113,4 +121,4 @@ def _take_the_name() -> None:
         with open("/proc/self/comm", "w", encoding="ascii") as comm:
             comm.write("hapgent")
     except OSError as error:
-        log.error(f"cannot take the process name hapgent, pkill hapgent will not find it: {error.strerror}")
+        log.error(f"cannot set the process name to hapgent: {error.strerror}. pkill hapgent will not find this process")

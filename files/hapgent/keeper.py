@@ -85,7 +85,7 @@ class Keeper:
         since, now = self._working_since, time.monotonic()
         if since is not None and now - since > PATIENCE_SECONDS:
             self._working_since = None
-            problem = f"{self.state_file}: the disk has not answered for {PATIENCE_SECONDS:g} s"
+            problem = f"{self.state_file}: the disk has not responded for {PATIENCE_SECONDS:g} s"
             self.last_error = (problem, time.time())
             self.note(problem)
         self._due.set()
@@ -156,7 +156,10 @@ class Keeper:
             recalled = self.memory.recall(self._peers.settle)
         except MemoryUnusableError as error:
             unusable = True
-            log.error(f"{self.memory.path}: {error}: what load balancers were told is not known: all of it is undone")
+            log.error(
+                f"{self.memory.path}: {error}: "
+                "the states that load balancers have received are unknown, so every possible state is reset"
+            )
         if recalled:
             for peer in recalled.peers:
                 self._peers.add(peer)
@@ -181,7 +184,9 @@ class Keeper:
         if recalled.complete:
             return ()
         if self._identity is None or self._identity != recalled.identity:
-            log.info("the last agent was killed, and the state file is another one since: anything it told is undone")
+            log.info(
+                "the previous agent was killed and the state file has changed since, so every possible state is reset"
+            )
             return ANYTHING
         # The file is unchanged. Only signals change the answer before it is saved, so only their states are possible.
         state = recalled.change.state
@@ -249,7 +254,10 @@ class Keeper:
             if self._memory_problem != str(error):
                 self._memory_problem = str(error)
                 problem = error.strerror if isinstance(error, OSError) else error
-                log.error(f"{self.memory.path}: {problem}: a restart will not know what load balancers were told")
+                log.error(
+                    f"{self.memory.path}: {problem}: "
+                    "after a restart, the agent will not know which states load balancers have received"
+                )
             return False
         self._memory_problem = ""
         return True

@@ -35,7 +35,7 @@ class _Lines:
                 self._dropped += 1
                 return
             if self._dropped:
-                text = f"{self._dropped} lines of this log were dropped, as it was not read\n{prefix}{text}"
+                text = f"{self._dropped} log lines were dropped because the log was not read\n{prefix}{text}"
                 self._dropped = 0
             line = f"{prefix}{text}".encode("utf-8", "backslashreplace")[: _MAX_BYTES - 1]
             try:

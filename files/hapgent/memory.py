@@ -80,7 +80,7 @@ class Memory:
         except (LockedError, StateError) as error:
             raise MemoryUnusableError(str(error)) from error
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise MemoryUnusableError(f"not what an agent has written there ({error!r})") from error
+            raise MemoryUnusableError(f"the content was not written by an agent ({error!r})") from error
 
     def save(self, change: Change, peers: Peers, identity: Identity, complete: bool) -> None:
         """Write the memory. Raises OSError, and LockedError if another agent uses the same file."""
@@ -186,7 +186,7 @@ def _text(value: t.Any, most: int) -> str:
     """A string of at most C(most) bytes without control characters. Raises ValueError."""
     text = str(value)
     if len(text.encode()) > most or any(character < " " or "\x7f" <= character <= "\x9f" for character in text):
-        raise ValueError(f"a text that no agent writes: {text[:most]!a}")
+        raise ValueError(f"invalid text: {text[:most]!a}")
     return text
 
 
@@ -195,4 +195,4 @@ def _number(value: t.Any, most: float) -> float:
 
 
 def _refuse(constant: str) -> t.NoReturn:
-    raise ValueError(f"{constant} is no number that an agent writes")
+    raise ValueError(f"{constant} is not a valid number")

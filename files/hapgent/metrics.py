@@ -40,23 +40,28 @@ def _lines(path: str, status: dict[str, t.Any] | None) -> t.Iterator[str]:
     yield from _metric("state", "gauge", "1 for the status that the agent reports.", path, of_states)
     for name, value, text in (
         ("weight", state["weight"], "Percentage of the configured weight that the agent reports."),
-        ("maxconn", state["maxconn"], "Maximum of connections that the agent reports."),
-        ("state_since_timestamp_seconds", status["since"], "When the state was changed."),
-        ("start_timestamp_seconds", status["started"], "When the agent was started."),
-        ("state_file_ok", status["state_file_ok"], "Whether the last use of the state file worked."),
+        ("maxconn", state["maxconn"], "Maximum number of connections that the agent reports."),
+        ("state_since_timestamp_seconds", status["since"], "Time of the last change of the state."),
+        ("start_timestamp_seconds", status["started"], "Time when the agent started."),
+        ("state_file_ok", status["state_file_ok"], "Whether the last access to the state file succeeded."),
     ):
         yield from _metric(name, "gauge", text, path, [({}, value)])
     for name, value in status["counters"].items():
         if COUNTER.fullmatch(name) and not name.startswith("peer_"):
-            text = f"{name.capitalize()} since the start.".replace("_", " ")
+            text = f"{name.capitalize()} since the agent started.".replace("_", " ")
             yield from _metric(f"{name}_total", "counter", text, path, [({}, value)])
     for name, kind, key, text in (
-        ("peer_has_state", "gauge", "has_it", "Whether the load balancer was given the state."),
-        ("peer_polls", "gauge", "polls", "Whether the load balancer still asks."),
-        ("peer_last_seen_timestamp_seconds", "gauge", "last_seen", "When the load balancer asked last."),
-        ("peer_interval_seconds", "gauge", "interval", "How often the load balancer asks."),
-        ("peer_settles_for_seconds", "gauge", "settles_for", "How long it still gets what undoes the state before."),
-        ("peer_checks_total", "counter", "checks", "Checks answered to the load balancer."),
+        ("peer_has_state", "gauge", "has_it", "Whether the load balancer has received the state."),
+        ("peer_polls", "gauge", "polls", "Whether the load balancer still polls the agent."),
+        ("peer_last_seen_timestamp_seconds", "gauge", "last_seen", "Time of the last check by the load balancer."),
+        ("peer_interval_seconds", "gauge", "interval", "Recent average interval between checks by the load balancer."),
+        (
+            "peer_settles_for_seconds",
+            "gauge",
+            "settles_for",
+            "Time for which the load balancer still receives reset keywords.",
+        ),
+        ("peer_checks_total", "counter", "checks", "Checks by the load balancer that the agent answered."),
     ):
         yield from _metric(name, kind, text, path, [({"peer": label}, peer[key]) for label, peer in peers.items()])
 

@@ -41,8 +41,8 @@ class Settings(t.NamedTuple):
             listener.listen(1024)
         except OSError as error:
             raise SettingsError(
-                f"HAPGENT_IP {self.ip}, HAPGENT_PORT {self.port}: {error.strerror}: "
-                "allowed are an address of this host and a port that is free and permitted to this user"
+                f"cannot listen on HAPGENT_IP {self.ip}, HAPGENT_PORT {self.port}: {error.strerror}. "
+                "They must be an address of this host and a free port that this user may use"
             ) from error
         return listener
 
@@ -54,14 +54,14 @@ def from_environment(environment: t.Mapping[str, str]) -> Settings:
     port = _whole_number(environment, "HAPGENT_PORT", 9777, 1, 65535)
     settle = _whole_number(environment, "HAPGENT_SETTLE", 60, 0, 86400)
     if not state_file:
-        raise SettingsError("HAPGENT_STATE_FILE is '': allowed is the path of a file")
+        raise SettingsError("HAPGENT_STATE_FILE must be the path of a file, not ''")
     return Settings(_family(ip), ip, port, state_file, settle, environment.get("HAPGENT_SOCKET", ""))
 
 
 def _whole_number(environment: t.Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
     value = environment.get(name, str(default))
     if not (value.isascii() and value.isdigit() and len(value) <= 5 and least <= int(value) <= most):
-        raise SettingsError(f"{name} is {printable(repr(value))}: allowed is a whole number from {least} to {most}")
+        raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {printable(repr(value))}")
     return int(value)
 
 
@@ -72,6 +72,4 @@ def _family(ip: str) -> socket.AddressFamily:
         except (OSError, ValueError):
             continue
         return family
-    raise SettingsError(
-        f"HAPGENT_IP is {printable(repr(ip))}: allowed is an IPv4 or IPv6 address such as 0.0.0.0 or ::1"
-    )
+    raise SettingsError(f"HAPGENT_IP must be an IPv4 or IPv6 address such as 0.0.0.0 or ::1, not {printable(repr(ip))}")

@@ -40,7 +40,9 @@ Kinds = dict[str, t.Callable[[t.Any], bool]]
 
 def main(arguments: list[str]) -> int:
     """Print the status. Returns the exit status: 0, or 1 if no agent sends one. Bad arguments end with 2."""
-    parser = argparse.ArgumentParser("hapgent status", description="Show the state, and which load balancer has it.")
+    parser = argparse.ArgumentParser(
+        "hapgent status", description="Show the state, and which load balancers have received it."
+    )
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--json", action="store_true", help="all that the agent reports, as JSON")
     formats.add_argument("--prometheus", action="store_true", help="metrics in the text format of Prometheus")
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> int:
         nargs="?",
         metavar="SOCKET",
         default=os.environ.get("HAPGENT_SOCKET") or DEFAULT_SOCKET,
-        help=f"of the agent; without it HAPGENT_SOCKET, or else {DEFAULT_SOCKET}",
+        help=f"status socket of the agent (default: HAPGENT_SOCKET, or else {DEFAULT_SOCKET})",
     )
     options = parser.parse_args(arguments)
     # Handle signals like other commands do, so that Ctrl-C and pipes to head work.
@@ -61,7 +63,8 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError, RecursionError) as error:
         print(
             f"hapgent: no status from {printable(options.socket)}: {printable(_problem(error))}. "
-            "Check that the agent runs, that this is its HAPGENT_SOCKET, and that you may read it.",
+            "Check that the agent is running, that this is its HAPGENT_SOCKET, "
+            "and that you have permission to access it.",
             file=sys.stderr,
         )
         if not options.prometheus:
@@ -88,7 +91,7 @@ def _set_output_encoding(for_programs: bool) -> None:
 
 def _problem(error: Exception) -> str:
     if isinstance(error, (TimeoutError, socket.timeout)):  # These are different classes before Python 3.10.
-        return f"it was not complete within {PATIENCE_SECONDS:g} s"
+        return f"no complete response within {PATIENCE_SECONDS:g} s"
     if isinstance(error, RecursionError):
         return "what responds there is not an agent: its JSON is nested too deeply"
     return str(error)
@@ -256,7 +259,7 @@ def table(status: Status) -> str:
         "state file": status["state_file"],
     }
     lines = [f"{name:<12}{printable(value, MAX_SHOWN)}" for name, value in facts.items() if value is not None]
-    rows = [("load balancer", "asks every", "checks", "state")]
+    rows = [("load balancer", "polls every", "checks", "state")]
     for peer in status["peers"]:
         every = "-" if peer["interval"] is None else f"{peer['interval']:.1f} s"
         rows.append((printable(peer["address"]), every, _or_dash(peer["checks"]), _verdict(peer, now)))
@@ -264,7 +267,7 @@ def table(status: Status) -> str:
     lines.append("")
     lines += ["".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])) for row in rows]
     if len(rows) == 1:
-        lines.append("none has asked yet")
+        lines.append("no load balancer has polled the agent yet")
     return "\n".join(lines)
 
 
@@ -273,10 +276,10 @@ def _or_dash(value: t.Any) -> str:
 
 
 def _verdict(peer: dict[str, t.Any], now: float) -> str:
-    has_it = "has it" if peer["has_it"] else "not yet"
+    verdict = "received" if peer["has_it"] else "not yet"
     if peer["last_seen"] is None or (peer["has_it"] and peer["polls"] is not False):
-        return has_it
-    return f"{has_it}, last seen {_ago(now - peer['last_seen'])}"
+        return verdict
+    return f"{verdict}, last seen {_ago(now - peer['last_seen'])}"
 
 
 def _date(seconds: float) -> str:

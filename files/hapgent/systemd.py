@@ -22,14 +22,17 @@ def activated_listener() -> socket.socket | None:
         return None
     count = os.environ.get("LISTEN_FDS")
     if count != "1":
-        raise ValueError(f"LISTEN_FDS is {count}: allowed is 1, one ListenStream= in the socket unit")
+        raise ValueError(f"LISTEN_FDS must be 1, not {count!r}: the socket unit must have exactly one ListenStream=")
     try:
         listener = socket.socket(fileno=FIRST_DESCRIPTOR)
     except OSError as error:
         raise ValueError(f"LISTEN_FDS is 1, but descriptor 3 is not a socket: {error.strerror}") from error
     is_tcp = listener.family in (socket.AF_INET, socket.AF_INET6) and listener.type == socket.SOCK_STREAM
     if not (is_tcp and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
-        raise ValueError("LISTEN_FDS is no TCP listener: allowed is ListenStream=ADDRESS:PORT with Accept=no")
+        raise ValueError(
+            "the socket of LISTEN_FDS must be a TCP listener: "
+            "the socket unit must have ListenStream=ADDRESS:PORT and Accept=no"
+        )
     return listener
 
 

@@ -119,12 +119,12 @@ def from_fields(fields: dict[str, t.Any]) -> State:
     """The state with these fields. A field that is None counts as absent. Raises StateError."""
     for name in fields:
         if name not in State._fields:
-            raise StateError(f"unknown field {_shown(name)}: allowed are {', '.join(State._fields)}")
+            raise StateError(f"unknown field {_shown(name)}: the fields are {', '.join(State._fields)}")
     status = fields.get("status")
     if status is None:
-        raise StateError(f"status is missing: allowed is one of {', '.join(STATUSES)}")
+        raise StateError(f"status is missing: it must be one of {', '.join(STATUSES)}")
     if status not in STATUSES:
-        raise StateError(f"status is {_shown(status)}: allowed is one of {', '.join(STATUSES)}")
+        raise StateError(f"status must be one of {', '.join(STATUSES)}, not {_shown(status)}")
     numbers = {name: _whole_number(name, fields.get(name)) for name in LIMITS}
     return State(status, **numbers, reason=_reason(fields.get("reason")))
 
@@ -134,11 +134,13 @@ def parse(raw: bytes) -> State:
     try:
         fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
-        raise StateError(f"not UTF-8 at byte {error.start}: allowed is one JSON object in UTF-8") from error
+        raise StateError(
+            f"the content must be one JSON object in UTF-8, but is not UTF-8 at byte {error.start}"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise StateError(f"not JSON ({error}): allowed is one JSON object") from error
+        raise StateError(f"the content must be one JSON object, but is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise StateError(f"content is {_shown(fields)}: allowed is one JSON object")
+        raise StateError(f"the content must be one JSON object, not {_shown(fields)}")
     return from_fields(fields)
 
 
@@ -228,17 +230,17 @@ def read(path: str, most: int, folder: int | None = None) -> tuple[bytes, os.sta
         with _opened(path, os.O_RDONLY | os.O_NOCTTY, folder) as descriptor:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise StateError("not a regular file: allowed is a regular file")
+                raise StateError("must be a regular file")
             with open(descriptor, "rb", closefd=False) as file:
                 raw = file.read(most + 1)
     except FileNotFoundError as error:
         raise MissingError(f"cannot be read ({error.strerror})") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise StateError("is a symbolic link: allowed is a regular file") from error
+            raise StateError("must be a regular file, not a symbolic link") from error
         raise StateError(f"cannot be read ({error.strerror})") from error
     if len(raw) > most:
-        raise StateError(f"larger than {most} bytes: allowed are {most} bytes at most")
+        raise StateError(f"must not be larger than {most} bytes")
     return raw, status
 
 
@@ -291,7 +293,7 @@ def locked(name: str, folder: int, deadline: float) -> t.Iterator[None]:
     with _opened(name, os.O_RDONLY | os.O_CREAT, folder, 0o600) as descriptor:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
-            raise LockedError(f"{name} must be a regular file of user {os.geteuid()} or root")
+            raise LockedError(f"{name} must be a regular file that belongs to user {os.geteuid()} or root")
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -351,7 +353,7 @@ def _without_duplicates(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
     if len(fields) < len(pairs):
         names = [name for name, value in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise StateError(f"field {_shown(twice)} is there more than once: allowed is once")
+        raise StateError(f"field {_shown(twice)} must not occur more than once")
     return fields
 
 
@@ -359,7 +361,7 @@ def _whole_number(name: str, value: t.Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LIMITS[name] or value % 1:
-        raise StateError(f"{name} is {_shown(value)}: allowed is a whole number from 0 to {LIMITS[name]}")
+        raise StateError(f"{name} must be a whole number from 0 to {LIMITS[name]}, not {_shown(value)}")
     return int(value)
 
 
@@ -368,8 +370,8 @@ def _reason(value: t.Any) -> str | None:
         return None
     if not isinstance(value, str) or not value.strip() or not _is_plain(value):
         raise StateError(
-            f"reason is {_shown(value)}: allowed is text of 1 to {MAX_REASON_BYTES} bytes in UTF-8, "
-            "without control characters and #"
+            f"reason must be text of 1 to {MAX_REASON_BYTES} bytes in UTF-8 without control characters and #, "
+            f"not {_shown(value)}"
         )
     return value
 

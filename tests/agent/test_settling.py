@@ -648,7 +648,6 @@ def test_memory_that_it_cannot_use(agents: Agents, tmp_path: Path, unusable: byt
     assert {ask(agent, load_balancer) for load_balancer in (SAW, NEW)} == {"DRAIN UP 100%"}
     problem, *others = agent.log()
     assert problem.startswith(f"hapgent: {memory}: ")
-    assert "what load balancers were told is not known" in problem
     assert others == [
         "hapgent: FAIL -> DRAIN (start)",
         f"hapgent: answering DRAIN on 127.0.0.1 port {agent.port}",
@@ -675,7 +674,6 @@ def test_memory_that_it_cannot_replace(agents: Agents, tmp_path: Path, eventuall
     memory = tmp_path / "state.json.memory"
     memory.mkdir()
     agent = agents.start(content("DRAIN"), state_file=tmp_path / "state.json", environment=settling(LONG))
-    cannot_save = f"hapgent: {memory}: Is a directory: a restart will not know what load balancers were told"
 
     # It does what it can without one, and does not say the same again.
     assert ask(agent, SAW) == "DRAIN UP 100%"
@@ -683,7 +681,7 @@ def test_memory_that_it_cannot_replace(agents: Agents, tmp_path: Path, eventuall
     assert ask(agent, SAW) == "UP READY 100%"
     agent.send(signal.SIGHUP)
     agent.await_signals_taken()
-    assert agent.log().count(cannot_save) == 1
+    assert len([line for line in agent.log() if line.startswith(f"hapgent: {memory}: Is a directory")]) == 1
 
     # It does not give up, although nothing more happens.
     memory.rmdir()
@@ -727,7 +725,9 @@ def test_an_ipv4_address_is_one_load_balancer_however_the_agent_listens(agents: 
 def test_setting_that_it_cannot_use(agents: Agents, value: str) -> None:
     agent = agents.start(environment={"HAPGENT_SETTLE": value}, wait=False)
     assert agent.await_exit() == 2
-    assert agent.log() == [f"hapgent: HAPGENT_SETTLE is {value!r}: allowed is a whole number from 0 to 86400"]
+    (line,) = agent.log()
+    for word in ["HAPGENT_SETTLE", repr(value), "0 to 86400"]:
+        assert word in line
 
 
 @pytest.mark.parametrize("value", ["0", "86400"])

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -65,9 +66,9 @@ def test_setting_that_it_cannot_use(agents: Agents, case: tuple[dict[str, str], 
 def test_setting_that_it_cannot_use_on_each_python(agents: Agents, python: str) -> None:
     agent = agents.start(python=python, environment={"HAPGENT_IP": "localhost"}, wait=False)
     assert agent.await_exit() == 2
-    assert agent.log() == [
-        "hapgent: HAPGENT_IP is 'localhost': allowed is an IPv4 or IPv6 address such as 0.0.0.0 or ::1"
-    ]
+    (line,) = agent.log()
+    for word in ["HAPGENT_IP", "'localhost'", "0.0.0.0 or ::1"]:
+        assert word in line
 
 
 @pytest.mark.parametrize("reuse_port", [0, 1], ids=["a listener", "a listener with SO_REUSEPORT"])
@@ -83,7 +84,7 @@ def test_port_taken(agents: Agents, reuse_port: int) -> None:
 
         assert agent.await_exit() == 1
         (line,) = agent.log()
-        for word in ["HAPGENT_IP 127.0.0.1", f"HAPGENT_PORT {port}", "in use", "free"]:
+        for word in ["HAPGENT_IP 127.0.0.1", f"HAPGENT_PORT {port}", os.strerror(errno.EADDRINUSE)]:
             assert word in line
 
 
@@ -101,7 +102,7 @@ def test_address_of_another_host(agents: Agents) -> None:
     assert agent.await_exit() == 1
     (line,) = agent.log()
     assert "HAPGENT_IP 192.0.2.1" in line
-    assert "address of this host" in line
+    assert os.strerror(errno.EADDRNOTAVAIL) in line
 
 
 def test_takes_the_port_again_after_a_restart(agents: Agents) -> None:
@@ -151,7 +152,8 @@ def test_help(agents: Agents, python: str) -> None:
     text = "\n".join(agent.log())
     for word in [
         *["HAPGENT_IP", "0.0.0.0", "HAPGENT_PORT", "9777", "HAPGENT_STATE_FILE", "/etc/hapgent/state.json"],
-        *["UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED", "weight", "255", "maxconn", "65535"],
+        *["HAPGENT_SETTLE", "86400", "60", "HAPGENT_SOCKET", "weight", "255", "maxconn", "65535", "reason", "120"],
+        *["UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED"],
         *["USR1", "USR2", "HUP", "TERM", "INT"],
     ]:
         assert word in text

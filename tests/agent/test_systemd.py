@@ -129,7 +129,7 @@ def test_another_number_of_sockets(agents: Agents, count: str) -> None:
         agent = agents.start(before_exec=hand_over(descriptor, count), pass_fds=[descriptor], wait=False)
         assert agent.await_exit() == 2
     (line,) = agent.log()
-    for word in [f"LISTEN_FDS is {count}", "allowed is 1"]:
+    for word in ["LISTEN_FDS", repr(count), "ListenStream="]:
         assert word in line
 
 
@@ -242,4 +242,4 @@ def test_priority_of_an_error_at_start(agents: Agents) -> None:
     agent = agents.start(before_exec=TO_JOURNAL, environment={"HAPGENT_PORT": "0"}, wait=False)
     assert agent.await_exit() == 2
     (line,) = agent.log()
-    assert line.startswith("<3>HAPGENT_PORT is '0'")
+    assert line.startswith("<3>HAPGENT_PORT ")

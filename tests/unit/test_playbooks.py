@@ -32,7 +32,7 @@ ROLLING: dict[str, tuple[list[str], str]] = {
     "no reason": (["hapgent_tasks=tasks.yml"], "hapgent_reason must not be empty"),
     "a reason that HAProxy would cut": (
         ["hapgent_tasks=tasks.yml", "reason='ticket #12'"],
-        'reason is "ticket #12": allowed is text of 1 to 120 bytes',
+        'not "ticket #12"',
     ),
     "no tasks": ([REASON], "hapgent_tasks must be the path of a file"),
     "tasks that are not there": (

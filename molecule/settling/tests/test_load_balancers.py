@@ -184,7 +184,7 @@ def test_load_balancers_that_were_cut_off_get_it_when_they_are_back() -> None:
     table = on_each("hapgent status /run/hapgent/returning/status.sock", [AGENTS_HOST])[0]
     for address in cut_off:
         assert re.search(rf"^{address} .* not yet, last seen \d+ s ago$", table, re.MULTILINE)
-    assert re.search(rf"^{there} .* has it$", table, re.MULTILINE)
+    assert re.search(rf"^{there} .* received$", table, re.MULTILINE)
     assert set_state("returning-bare", "status=UP")["changed"] is True
 
     # For the one that was there, the time of settling is over.

@@ -35,10 +35,13 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ONE_STATUS = "allowed is one of UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED"
-ONE_OBJECT = "allowed is one JSON object"
-FIELDS = "allowed are status, weight, maxconn, reason"
-PLAIN_TEXT = "allowed is text of 1 to 120 bytes in UTF-8, without control characters and #"
+# What a message names: the valid statuses, fields, numbers and lengths.
+ONE_STATUS = "UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED"
+FIELDS = "status, weight, maxconn, reason"
+WEIGHT = "0 to 255"
+MAXCONN = "0 to 65535"
+REASON = "1 to 120 bytes"
+ONE_OBJECT = "one JSON object"
 
 # A character is four bytes at most. Cc are the control characters, Cs are the halves of surrogate pairs.
 reasons = st.text(
@@ -177,52 +180,62 @@ def test_reason(reason: str) -> None:
 def test_reason_that_is_none(reason: object, shown: str) -> None:
     with pytest.raises(StateError) as caught:
         from_fields({"status": "UP", "reason": reason})
-    assert str(caught.value) == f"reason is {shown}: {PLAIN_TEXT}"
+    assert str(caught.value).startswith("reason ")
+    assert REASON in str(caught.value)
+    assert str(caught.value).endswith(f", not {shown}")
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "words"),
     [
-        ({}, f"status is missing: {ONE_STATUS}"),
-        ({"status": None}, f"status is missing: {ONE_STATUS}"),
-        ({"status": "up"}, f'status is "up": {ONE_STATUS}'),
-        ({"status": 1}, f"status is 1: {ONE_STATUS}"),
-        ({"status": ["UP"]}, f'status is ["UP"]: {ONE_STATUS}'),
-        ({"status": "UP" * 500}, f'status is "{"UP" * 30}...: {ONE_STATUS}'),
-        ({"status": "UP", "weight": 256}, "weight is 256: allowed is a whole number from 0 to 255"),
-        ({"status": "UP", "weight": -1}, "weight is -1: allowed is a whole number from 0 to 255"),
-        ({"status": "UP", "weight": "50"}, 'weight is "50": allowed is a whole number from 0 to 255'),
-        ({"status": "UP", "weight": True}, "weight is true: allowed is a whole number from 0 to 255"),
-        ({"status": "UP", "weight": 0.5}, "weight is 0.5: allowed is a whole number from 0 to 255"),
-        ({"status": "UP", "weight": float("nan")}, "weight is NaN: allowed is a whole number from 0 to 255"),
-        ({"status": "UP", "maxconn": 65536}, "maxconn is 65536: allowed is a whole number from 0 to 65535"),
-        ({"status": "UP", "maxconn": {}}, "maxconn is {}: allowed is a whole number from 0 to 65535"),
-        ({"status": "UP", "wait": 1}, f'unknown field "wait": {FIELDS}'),
-        ({"Status": "UP"}, f'unknown field "Status": {FIELDS}'),
+        ({}, ["status", ONE_STATUS]),
+        ({"status": None}, ["status", ONE_STATUS]),
+        ({"status": "up"}, ["status", '"up"', ONE_STATUS]),
+        ({"status": 1}, ["status", " 1", ONE_STATUS]),
+        ({"status": ["UP"]}, ["status", '["UP"]', ONE_STATUS]),
+        ({"status": "UP" * 500}, ["status", f'"{"UP" * 30}...', ONE_STATUS]),
+        ({"status": "UP", "weight": 256}, ["weight", " 256", WEIGHT]),
+        ({"status": "UP", "weight": -1}, ["weight", " -1", WEIGHT]),
+        ({"status": "UP", "weight": "50"}, ["weight", '"50"', WEIGHT]),
+        ({"status": "UP", "weight": True}, ["weight", "true", WEIGHT]),
+        ({"status": "UP", "weight": 0.5}, ["weight", " 0.5", WEIGHT]),
+        ({"status": "UP", "weight": float("nan")}, ["weight", "NaN", WEIGHT]),
+        ({"status": "UP", "maxconn": 65536}, ["maxconn", " 65536", MAXCONN]),
+        ({"status": "UP", "maxconn": {}}, ["maxconn", "{}", MAXCONN]),
+        ({"status": "UP", "wait": 1}, ['"wait"', FIELDS]),
+        ({"Status": "UP"}, ['"Status"', FIELDS]),
     ],
 )
-def test_fields_of_no_state(fields: dict[str, Any], message: str) -> None:
+def test_fields_of_no_state(fields: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(StateError) as caught:
         from_fields(fields)
-    assert str(caught.value) == message
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_wording_of_an_error() -> None:
+    with pytest.raises(StateError) as caught:
+        from_fields({"status": "UP", "weight": 300})
+    assert str(caught.value) == "weight must be a whole number from 0 to 255, not 300"
 
 
 @pytest.mark.parametrize(
-    ("raw", "message"),
+    ("raw", "words"),
     [
-        (b"", f"not JSON (Expecting value: line 1 column 1 (char 0)): {ONE_OBJECT}"),
-        (b"[]", f"content is []: {ONE_OBJECT}"),
-        (b'"UP"', f'content is "UP": {ONE_OBJECT}'),
-        (b'{"status": "\xff"}', f"not UTF-8 at byte 12: {ONE_OBJECT} in UTF-8"),
-        (b'{"status": "UP", "status": "UP"}', 'field "status" is there more than once: allowed is once'),
-        (b'{"status": "UP", "weight": 1, "weight": 2}', 'field "weight" is there more than once: allowed is once'),
-        (b'{"status": "UP", "reason": "\\ud83d"}', rf'reason is "\ud83d": {PLAIN_TEXT}'),
+        (b"", ["JSON", "Expecting value: line 1 column 1 (char 0)", ONE_OBJECT]),
+        (b"[]", ["[]", ONE_OBJECT]),
+        (b'"UP"', ['"UP"', ONE_OBJECT]),
+        (b'{"status": "\xff"}', ["UTF-8", "byte 12", ONE_OBJECT]),
+        (b'{"status": "UP", "status": "UP"}', ['"status"', "once"]),
+        (b'{"status": "UP", "weight": 1, "weight": 2}', ['"weight"', "once"]),
+        (b'{"status": "UP", "reason": "\\ud83d"}', ["reason", r'"\ud83d"', REASON]),
     ],
 )
-def test_bytes_of_no_state(raw: bytes, message: str) -> None:
+def test_bytes_of_no_state(raw: bytes, words: list[str]) -> None:
     with pytest.raises(StateError) as caught:
         parse(raw)
-    assert str(caught.value) == message
+    for word in words:
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("beginning", [b"", b'{"status":', b'{"status": "UP", "weight":', b'{"status": "UP", "x":'])
@@ -251,7 +264,7 @@ def test_any_fields_are_a_state_or_not(fields: dict[str, Any]) -> None:
     try:
         state = from_fields(fields)
     except StateError as error:
-        assert "allowed" in str(error)
+        assert any(valid in str(error) for valid in (ONE_STATUS, FIELDS, WEIGHT, MAXCONN, REASON))
         assert len(str(error)) < 200
     else:
         assert state.status in STATUSES
@@ -622,7 +635,7 @@ def test_load_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "real.json").write_bytes(b'{"status": "UP"}')
     link = tmp_path / "state.json"
     link.symlink_to("real.json")
-    with pytest.raises(StateError, match="is a symbolic link"):
+    with pytest.raises(StateError, match="symbolic link"):
         StateFile(str(link)).load()
 
 

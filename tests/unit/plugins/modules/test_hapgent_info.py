@@ -193,7 +193,7 @@ def test_invalid_state_file(host: Host, tmp_path: Path) -> None:
     agent = host.start(b'{"status": "up"}', status_socket=tmp_path / "status.sock")
     (instance,) = host.instances()
     assert (instance["state"], instance["answer"]) == ({"status": "FAIL"}, "FAIL")
-    for word in [str(agent.state_file), 'status is "up"']:
+    for word in [str(agent.state_file), "status", '"up"']:
         assert word in instance["last_error"]
         assert word in instance["problem"]
     assert instance["state_file_ok"] is False

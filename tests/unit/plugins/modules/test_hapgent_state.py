@@ -307,7 +307,7 @@ def test_a_link_is_refused(agents: Agents, tmp_path: Path) -> None:
     target, link = tmp_path / "target.json", tmp_path / "link.json"
     agent = agents.start(state_file=target)
     link.symlink_to(target)
-    assert_nothing_changed(change(agent, state_file=str(link), status="DRAIN"), f"{link}: is a symbolic link")
+    assert_nothing_changed(change(agent, state_file=str(link), status="DRAIN"), str(link), "symbolic link")
     assert saved(agent) == {"status": "UP"}
 
 
@@ -324,17 +324,17 @@ def test_replaces_what_a_killed_run_left(agents: Agents, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (b'{"status": "UP", "weight": 300}', "weight is 300"),
-        (b'{"status": "up"}', 'status is "up"'),
-        (b"", "not JSON"),
-        (None, "does not exist"),
+        (b'{"status": "UP", "weight": 300}', ["weight", "300"]),
+        (b'{"status": "up"}', ["status", '"up"']),
+        (b"", ["JSON"]),
+        (None, ["create"]),
     ],
 )
 @pytest.mark.parametrize("notify", [True, False])
-def test_file_that_is_invalid(agents: Agents, content: bytes | None, named: str, notify: bool) -> None:
+def test_file_that_is_invalid(agents: Agents, content: bytes | None, named: list[str], notify: bool) -> None:
     agent = agents.start(content)
     result = change(agent, status="UP", notify=notify)
-    assert_nothing_changed(result, str(agent.state_file), named)
+    assert_nothing_changed(result, str(agent.state_file), "state_file", *named)
     assert agent.ask() == b"FAIL\n"
     assert (agent.state_file.read_bytes() if agent.state_file.exists() else None) == content
 
@@ -413,7 +413,7 @@ def test_creates_the_file_that_a_running_agent_has_lost(agents: Agents) -> None:
 
 def test_does_not_replace_an_invalid_file(new_file: Path) -> None:
     new_file.write_bytes(b"{}")
-    assert_nothing_changed(create(new_file, status="UP"), str(new_file), "status is missing")
+    assert_nothing_changed(create(new_file, status="UP"), str(new_file), "status", "UP, DOWN, READY")
     assert new_file.read_bytes() == b"{}"
 
 
@@ -476,19 +476,19 @@ def test_what_is_kept_is_told_and_waited_for(agents: Agents, tmp_path: Path, eve
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"weight": 256}, ["weight is 256", "0 to 255"]),
-        ({"weight": -1}, ["weight is -1", "0 to 255"]),
-        ({"maxconn": 65536}, ["maxconn is 65536", "0 to 65535"]),
-        ({"maxconn": -1}, ["maxconn is -1", "0 to 65535"]),
+        ({"weight": 256}, ["weight", "256", "0 to 255"]),
+        ({"weight": -1}, ["weight", "-1", "0 to 255"]),
+        ({"maxconn": 65536}, ["maxconn", "65536", "0 to 65535"]),
+        ({"maxconn": -1}, ["maxconn", "-1", "0 to 65535"]),
         ({"weight": 5, "unset": ["weight"]}, ["weight", "set", "unset"]),
         ({"maxconn": 5, "unset": ["maxconn"]}, ["maxconn", "set", "unset"]),
         ({"reason": "x", "unset": ["reason"]}, ["reason", "set", "unset"]),
-        ({"reason": ""}, ['reason is ""', "1 to 120 bytes"]),
-        ({"reason": " "}, ['reason is " "', "1 to 120 bytes"]),
-        ({"reason": "x" * 121}, ["reason is", "1 to 120 bytes"]),
-        ({"reason": "ä" * 61}, ["reason is", "1 to 120 bytes"]),
-        ({"reason": "disk #3"}, ['reason is "disk #3"', "without control characters and #"]),
-        ({"reason": "no\ndisk"}, [r'reason is "no\ndisk"', "without control characters and #"]),
+        ({"reason": ""}, ["reason", '""', "1 to 120 bytes"]),
+        ({"reason": " "}, ["reason", '" "', "1 to 120 bytes"]),
+        ({"reason": "x" * 121}, ["reason", "1 to 120 bytes"]),
+        ({"reason": "ä" * 61}, ["reason", "1 to 120 bytes"]),
+        ({"reason": "disk #3"}, ["reason", '"disk #3"', "control characters and #"]),
+        ({"reason": "no\ndisk"}, ["reason", r'"no\ndisk"', "control characters and #"]),
         *(({name: value}, [name, "0 to 86400"]) for name in TIMES for value in ("nan", "inf", "-inf", -1, 86401, 1e10)),
         ({"create": True}, ["create needs a status"]),
         ({"port": 0}, ["port", "0"]),
@@ -906,7 +906,7 @@ def test_agent_with_a_status_socket_that_hangs(agents: Agents, tmp_path: Path, c
 def start_without_room_for_status(agents: Agents, path: Path) -> Agent:
     """An agent that could not make its status socket there."""
     agent = agents.start(FULL, environment={"HAPGENT_SOCKET": str(path)})
-    agent.await_log("there will be no status")
+    agent.await_log("HAPGENT_SOCKET")
     return agent
 
 
