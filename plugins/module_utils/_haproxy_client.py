@@ -96,8 +96,8 @@ class Conversation(io.RawIOBase):
             count = self._connection.recv_into(buffer)
         # Since Python 3.10, both are the same class.
         except (TimeoutError, socket.timeout) as error:
-            sent = f"only '{printable(self._start, 64)}'" if self._start else "nothing"
-            raise TimeoutError(f"it sends {sent}, and the response does not end") from error
+            sent = f"only '{printable(self._start, 64)}', and the response does not end" if self._start else "nothing"
+            raise TimeoutError(f"it sends {sent}") from error
         self._received += count
         if self._received > MAX_BYTES:
             raise OversizeError
