@@ -257,7 +257,7 @@ def test_status_of_an_agent_that_has_ended(agents: Agents, tmp_path: Path, numbe
     with pytest.raises(InstanceError) as caught:
         instance.status(in_seconds(0.3))
     assert time.monotonic() - started < 10
-    for word in [instance.state_file, str(path), named, "log", "restarting"]:
+    for word in [instance.state_file, str(path), named, "check its log. Restarting"]:
         assert word in str(caught.value)
 
 
