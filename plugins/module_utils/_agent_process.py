@@ -436,7 +436,7 @@ def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
         )
     if not found.main_pid:
         raise InstanceError(
-            f"service {service} is not running but {found.state}: start it with systemctl start {service}, or check "
+            f"service {service} is not running ({found.state}): start it with systemctl start {service}, or check "
             f"systemctl status {service}"
         )
     return found.main_pid

@@ -582,7 +582,7 @@ class HapgentState:
 
     def _fail_for_file(self, error: StateError) -> t.NoReturn:
         if isinstance(error, MissingError):
-            self._fail(f"{self.path} does not exist: set state_file to the right file, or create it with create")
+            self._fail(f"{self.path} does not exist: set state_file to the right file, or set create")
         self._fail(f"{self.path}: {error}. Fix the file, or set state_file to the right one")
 
     def _fail_for_answer(self, instance: Instance, answer: str, seconds: float) -> t.NoReturn:

@@ -80,7 +80,7 @@ def test_the_service_that_is_stopped_is_found_before_the_file_is_written() -> No
     after = run(SERVER, "cat /etc/hapgent/state.json").stdout
     run(SERVER, "systemctl start hapgent.socket hapgent.service")
     assert "service hapgent " in str(result["msg"])
-    assert " inactive" in str(result["msg"])
+    assert "(inactive)" in str(result["msg"])
     assert "Nothing was changed" in str(result["msg"])
     assert before == after
 

@@ -314,7 +314,7 @@ def test_main_process_of_the_service(service: str, printed: str) -> None:
 @pytest.mark.parametrize(
     ("done", "named"),
     [
-        (shown("failed"), ["service hapgent is not running but failed"]),
+        (shown("failed"), ["service hapgent is not running (failed)"]),
         (shown("inactive"), ["systemctl start hapgent"]),
         (shown("inactive", "not-found"), ["there is no systemd service hapgent"]),
         ((1, "", "Failed to connect to bus: Host is down\n"), ["hapgent.service", "Failed to connect to bus"]),

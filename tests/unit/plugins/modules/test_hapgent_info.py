@@ -447,8 +447,8 @@ def test_agent_of_one_service(host: Host, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "pid", "named"),
     [
-        ("inactive", 0, ["hapgent-api ", " inactive"]),
-        ("failed", 0, [" failed", "systemctl status hapgent-api"]),
+        ("inactive", 0, ["hapgent-api ", "(inactive)"]),
+        ("failed", 0, ["(failed)", "systemctl status hapgent-api"]),
         # The first process of that host.
         ("active", 1, [" 1 ", "hapgent-api ", " cat"]),
     ],
