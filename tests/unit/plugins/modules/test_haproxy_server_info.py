@@ -517,7 +517,7 @@ def test_what_is_waited_for(
         assert not result.get("failed"), result
     for wanted in unmet:
         result = balancer.look(server="web7", wait_until=wanted, timeout=0)
-        assert_failed(result, "timeout", f"After 0 s, not {wanted}: web/web7 ({status}, 0 sessions")
+        assert_failed(result, "timeout", wanted, "0 s", f" web/web7 ({status}, 0 sessions")
 
 
 def test_sessions_of_a_server_in_maintenance_go_on(balancer: LoadBalancer, eventually: Eventually) -> None:
