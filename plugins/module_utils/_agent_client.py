@@ -91,7 +91,7 @@ class Instance(t.NamedTuple):
                 if not passing or time.monotonic() + POLL_SECONDS >= deadline:
                     raise InstanceError(
                         f"the agent of {self.state_file} does not report its status on {self.status_socket} ({error}): "
-                        "see its log; restarting its service is safe"
+                        "check its log. Restarting its service is safe"
                     ) from error
             time.sleep(POLL_SECONDS)
 
@@ -101,8 +101,8 @@ class Instance(t.NamedTuple):
             status = clean_status(_parse(_receive(connection, deadline, MAX_STATUS_BYTES)))
         if status["state_file"] != printable(self.state_file, MAX_PATH_CHARACTERS):
             raise InstanceError(
-                f"on {self.status_socket} there is the agent of {status['state_file']}, not that of {self.state_file}: "
-                "give each a HAPGENT_SOCKET of its own"
+                f"{self.status_socket} belongs to the agent of {status['state_file']}, not to that of "
+                f"{self.state_file}: set a separate HAPGENT_SOCKET for each agent"
             )
         return status
 
@@ -114,7 +114,7 @@ class Instance(t.NamedTuple):
             if not stat.S_ISSOCK(status.st_mode):
                 raise OSError("not a socket")
             if status.st_uid != self.process.user:
-                raise OSError(f"user {status.st_uid} owns it, who does not run the agent")
+                raise OSError(f"it belongs to user {status.st_uid}, which is not the agent's user")
             connection.settimeout(seconds_until(deadline))
             # This is exactly the socket that was checked. Its own path may be too long for connect().
             connection.connect(f"/proc/self/fd/{found}")
@@ -124,7 +124,7 @@ class Instance(t.NamedTuple):
         pid, user, _group = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
         # The process ID is not compared, because it changes when the agent restarts. The user does not.
         if user != self.process.user:
-            raise OSError(f"process {pid} of user {user} answers there, who does not run the agent")
+            raise OSError(f"process {pid}, which answers there, runs as user {user}, which is not the agent's user")
 
 
 def instance_of(process: Process, address: str = "127.0.0.1", port: int = 9777) -> Instance:
@@ -148,12 +148,14 @@ def ask(address: str, port: int, deadline: float) -> str:
             received = _receive(connection, deadline, MAX_ANSWER_BYTES, b"\n")
     except OSError as error:
         raise InstanceError(
-            f"the agent does not answer on {address} port {port} ({error}): "
-            "see that its service runs, and that address and port are those it listens on"
+            f"the agent does not respond on {address} port {port} ({error}): "
+            "check that its service is running and listens on this address and port"
         ) from error
     line, end, _rest = received.partition(b"\n")
     if not end:
-        raise InstanceError(f"what answers on {address} port {port} sent {received[:64]!r}, not a line: it is no agent")
+        raise InstanceError(
+            f"the program on {address} port {port} is not an agent: it sent {received[:64]!r} instead of a line"
+        )
     return printable(line, MAX_TEXT_CHARACTERS)
 
 
@@ -167,7 +169,7 @@ def _receive(connection: socket.socket, deadline: float, most: int, end: bytes =
             break
         received += piece
         if len(received) > most:
-            raise OSError(f"more than {most} bytes")
+            raise OSError(f"it sent more than {most} bytes")
     return bytes(received)
 
 
@@ -189,7 +191,7 @@ def _integer(digits: str) -> int:
 
 
 def _refuse_constant(name: str) -> t.NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def clean_status(document: object) -> Status:

@@ -217,10 +217,12 @@ class Process:
         # All users can read whether a process has ended.
         if error.errno in (errno.ESRCH, errno.ENOENT) or self.has_ended():
             return self._ended()
-        return InstanceError(f"cannot look into the agent's process {self.pid} ({error.strerror}): be root or its user")
+        return InstanceError(
+            f"cannot inspect the agent's process {self.pid} ({error.strerror}): run as root or as its user"
+        )
 
     def _ended(self) -> EndedError:
-        return EndedError(f"the agent's process {self.pid} has ended: see that its service runs")
+        return EndedError(f"the agent's process {self.pid} has ended: check that its service is running")
 
 
 # Contents of /proc
@@ -298,7 +300,7 @@ def _check_folder(folder: int, owners: t.Collection[int | None]) -> None:
     # In a sticky folder, only the owner of an entry can replace it.
     others = stat.S_IWOTH | (stat.S_IWGRP if status.st_uid == 0 else 0)
     if status.st_uid not in owners or (status.st_mode & others and not status.st_mode & stat.S_ISVTX):
-        raise PermissionError(errno.EACCES, "another user can write a folder on the way")
+        raise PermissionError(errno.EACCES, "another user can write to a folder on the path")
 
 
 # Finding them
@@ -360,7 +362,7 @@ def distrust(process: Process) -> str:
     """
     if process.user in (0, os.geteuid()):
         return "another user may have started it" if process.has_set_user_id() else ""
-    who = f"user {process.user} runs it, no systemd service does"
+    who = f"user {process.user} runs it, it does not belong to a systemd service"
     try:
         if process.user is None or process.has_set_user_id():
             return "another user may have started it"
@@ -370,8 +372,8 @@ def distrust(process: Process) -> str:
     except EndedError:
         raise
     except (InstanceError, OSError):
-        return f"{who}, and the folder of its state file cannot be looked at"
-    return "" if folder.st_uid == process.user else f"{who}, and the folder of its state file is another user's"
+        return f"{who}, and the folder of its state file cannot be inspected"
+    return "" if folder.st_uid == process.user else f"{who}, and the folder of its state file belongs to another user"
 
 
 def find_process(service: str | None, state_file: str | None, run_command: RunCommand, deadline: float) -> Process:
@@ -382,17 +384,20 @@ def find_process(service: str | None, state_file: str | None, run_command: RunCo
     """
     if service is None or not _systemd.is_running():
         if state_file is None:
-            raise InstanceError(f"systemd does not run here, so it has no service {service}: name the state_file")
+            raise InstanceError(
+                f"service {service} cannot be found because systemd does not run on this host: set state_file"
+            )
         return _by_state_file(state_file, service)
     process = _by_service(service, run_command, deadline)
     if state_file is not None and not process.serves(state_file):
         if process.state_file() == state_file:
             raise InstanceError(
-                f"{state_file}, which service {service} serves, cannot be looked at: see that it exists, and that its "
-                "folder belongs to root or to the user of the service"
+                f"{state_file} of service {service} cannot be inspected: check that it exists, and that its folder "
+                "belongs to root or to the user of the service"
             )
         raise InstanceError(
-            f"service {service} serves {process.state_file()}, not {state_file}: name both of the same agent"
+            f"service {service} serves {process.state_file()}, not {state_file}: "
+            "set service and state_file of the same agent"
         )
     return process
 
@@ -406,8 +411,8 @@ def _by_service(service: str, run_command: RunCommand, deadline: float) -> Proce
             break
     if process.name != PROCESS_NAME:
         raise InstanceError(
-            f"the main process {pid} of service {service} is {process.name}, not {PROCESS_NAME}: "
-            "name the agent's service, or let the service start the agent itself"
+            f"the main process {pid} of service {service} must be {PROCESS_NAME}, not {process.name}: "
+            "set the agent's service, or make the service start the agent directly"
         )
     return process
 
@@ -431,8 +436,8 @@ def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
         )
     if not found.main_pid:
         raise InstanceError(
-            f"service {service} does not run, it is {found.state}: start it with "
-            f"systemctl start {service}, or see why it does not run with systemctl status {service}"
+            f"service {service} is not running ({found.state}): start it with systemctl start {service}, or check "
+            f"systemctl status {service}"
         )
     return found.main_pid
 
@@ -440,11 +445,11 @@ def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
 def _by_state_file(state_file: str, service: str | None) -> Process:
     no_agent = "no agent found"
     if service is not None:
-        no_agent += f" (systemd does not run here, so it has no service {service})"
+        no_agent += f" (service {service} was not checked because systemd does not run on this host)"
     try:
         owner = _owner(state_file)
     except OSError as error:
-        raise InstanceError(f"{no_agent}: {state_file} cannot be looked at ({error.strerror})") from error
+        raise InstanceError(f"{no_agent}: {state_file} cannot be inspected ({error.strerror})") from error
     serving = []
     for name in os.listdir("/proc"):
         process = _agent(int(name)) if name.isdigit() else None
@@ -453,12 +458,14 @@ def _by_state_file(state_file: str, service: str | None) -> Process:
             serving.append(process)
     if not serving:
         raise InstanceError(
-            f"{no_agent}: no {PROCESS_NAME} process of root or of user {owner}, who owns {state_file}, "
-            "has it as its HAPGENT_STATE_FILE"
+            f"{no_agent}: no {PROCESS_NAME} process of root or of user {owner}, the owner of {state_file}, "
+            "has this HAPGENT_STATE_FILE"
         )
     if len(serving) > 1:
         pids = ", ".join(str(process.pid) for process in serving[:MOST_SHOWN])
-        raise InstanceError(f"several agents serve {state_file}, processes {pids}: give each a state file of its own")
+        raise InstanceError(
+            f"several agents serve {state_file} (processes {pids}): use a separate state file for each agent"
+        )
     return serving[0]
 
 

@@ -79,11 +79,11 @@ def run(path: str, work: Work, deadline: float, errors: Errors = ()) -> t.Any:
 def _components(path: str) -> list[str]:
     components = [component for component in path.split("/") if component not in ("", ".")]
     if not path.startswith("/") or "\0" in path:
-        raise PathError(f"{path!r} is not an absolute path")
+        raise PathError(f"{path!r} must be an absolute path")
     if ".." in components:
-        raise PathError(f"{path} contains ..: name the folder itself")
+        raise PathError(f"{path} must not contain ..: set the path without it")
     if not components or path.endswith(("/", "/.")):
-        raise PathError(f"{path} names a folder, not a file")
+        raise PathError(f"{path} must be the path of a file, not of a folder")
     return components
 
 
@@ -141,7 +141,7 @@ def _step(folder: int, component: str, shown: str) -> int:
         raise MissingFolderError(f"the folder {shown} does not exist") from error
     except NotADirectoryError as error:
         if stat.S_ISLNK(os.stat(component, dir_fd=folder, follow_symlinks=False).st_mode):
-            raise PathError(f"{shown} is a symbolic link: name the folder itself") from error
+            raise PathError(f"{shown} must not be a symbolic link: set the path to which it leads") from error
         raise PathError(f"{shown} is not a folder") from error
     except OSError as error:
         raise _cannot_open(shown, error) from error
@@ -159,7 +159,7 @@ def _take_rights(folder: int, shown: str, *, is_last: bool) -> None:
     # In a sticky folder, only the owner of an entry can replace it, but any user can create one that does not exist.
     is_sticky = status.st_mode & stat.S_ISVTX
     if is_writable and (is_last or not is_sticky):
-        raise PathError(f"other users than root can write {shown}: use another folder, or chmod go-w {shown}")
+        raise PathError(f"users other than root can write to {shown}: use another folder, or run chmod go-w {shown}")
 
 
 def _become(user: int, group_of_folder: int, shown: str) -> None:
@@ -173,7 +173,7 @@ def _become(user: int, group_of_folder: int, shown: str) -> None:
         os.setgid(group)
         os.setuid(user)
     except OSError as error:
-        raise PathError(f"cannot take the rights of user {user}, who owns {shown} ({error.strerror})") from error
+        raise PathError(f"cannot take the rights of user {user}, the owner of {shown} ({error.strerror})") from error
 
 
 def _cannot_open(shown: str, error: OSError) -> PathError:
@@ -191,12 +191,12 @@ def _receive(reading: int, deadline: float) -> bytes:
     while len(received) <= MAX_OUTCOME_BYTES:
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            raise NoOutcomeError("the file system did not answer in time")
+            raise NoOutcomeError("the file system did not respond in time")
         piece = os.read(reading, 65536)
         if not piece:
             return received
         received += piece
-    raise NoOutcomeError(f"the process that works on the file sent more than {MAX_OUTCOME_BYTES} bytes")
+    raise NoOutcomeError(f"the process that accesses the file sent more than {MAX_OUTCOME_BYTES} bytes")
 
 
 def _end(pid: int) -> None:
@@ -214,7 +214,7 @@ def _result(received: bytes, errors: Errors) -> t.Any:
     try:
         outcome = json.loads(received)
     except ValueError as error:
-        raise NoOutcomeError("the process that works on the file was killed") from error
+        raise NoOutcomeError("the process that accesses the file was killed") from error
     known = {error.__name__: error for error in _known(errors)}
     if "result" in outcome:
         return outcome["result"]

@@ -59,7 +59,7 @@ def _resolve(host: str, port: int, deadline: float) -> list[tuple[socket.Address
     try:
         result = found.get(timeout=seconds_until(deadline))
     except queue.Empty as error:
-        raise TimeoutError("the name server does not answer") from error
+        raise TimeoutError("the name server does not respond") from error
     if isinstance(result, UnicodeError):
         raise socket.gaierror(socket.EAI_NONAME, "not a host name")
     if isinstance(result, Exception):

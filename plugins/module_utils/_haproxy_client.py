@@ -96,8 +96,8 @@ class Conversation(io.RawIOBase):
             count = self._connection.recv_into(buffer)
         # Since Python 3.10, both are the same class.
         except (TimeoutError, socket.timeout) as error:
-            sent = f"only '{printable(self._start, 64)}'" if self._start else "nothing"
-            raise TimeoutError(f"it sends {sent} and does not come to an end") from error
+            sent = f"only '{printable(self._start, 64)}', and the response does not end" if self._start else "nothing"
+            raise TimeoutError(f"it sends {sent}") from error
         self._received += count
         if self._received > MAX_BYTES:
             raise OversizeError
@@ -131,7 +131,7 @@ class StatsSocket:
         parts = re.fullmatch(r"(\[[^\]/]+\]|[^:/]+):([0-9]{1,5})", address)
         if not parts or not 1 <= int(parts[2]) <= 65535:
             raise SourceError(
-                f"socket must be a path with a slash of up to {MAX_PATH_BYTES} bytes, or host:port, not {self.shown}",
+                f"socket must be a path with a slash of at most {MAX_PATH_BYTES} bytes, or host:port, not {self.shown}",
                 "settings",
             )
         self._host_and_port = parts[1].strip("[]"), int(parts[2])
@@ -150,19 +150,20 @@ class StatsSocket:
         answer = conversation.makefile("rb")
         if not answer.peek(1):
             raise TransientError(
-                f"{self.shown} has closed the connection without an answer: see that it is HAProxy's stats socket"
+                f"{self.shown} closed the connection without a response: check that it is HAProxy's stats socket"
             )
         try:
             return parse_socket(_lines(answer))
         except TruncatedError as error:
-            raise TransientError(f"half an answer from {self.shown}: {error}. See HAProxy's log") from error
+            raise TransientError(f"incomplete response from {self.shown} ({error}): check HAProxy's log") from error
         except DeniedError as error:
             raise SourceError(
-                f"no permission on the stats socket {self.shown}: {error}. Its level must be user or higher",
+                f"no permission on the stats socket {self.shown}: {error}. "
+                "The level of the socket must be user or higher",
                 "permission",
             ) from error
         except FormatError as error:
-            raise SourceError(f"{self.shown} is no stats socket of HAProxy: {error}", "answer") from error
+            raise SourceError(f"{self.shown} is not a stats socket of HAProxy: {error}", "answer") from error
 
     def _connect(self, deadline: float) -> socket.socket:
         if self._host_and_port:
@@ -173,17 +174,18 @@ class StatsSocket:
         # For host:port, this error comes from the local firewall.
         if isinstance(error, PermissionError) and not self._host_and_port:
             return SourceError(
-                f"no permission for the stats socket {self.shown}: be root (become) or in the socket's group",
+                f"no permission for the stats socket {self.shown}: run as root (become) or as a member of the socket's "
+                "group",
                 "permission",
             )
         if not self._host_and_port and _is_something_else(self.address):
             return SourceError(
-                f"{self.shown} is no socket: name the path that is behind stats socket in haproxy.cfg", "settings"
+                f"socket must be the path set with stats socket in haproxy.cfg: {self.shown} is not a socket",
+                "settings",
             )
         return TransientError(
-            f"HAProxy does not answer on {self.shown} ({error.strerror or error}): see that it runs, and that "
-            "haproxy.cfg has it in the section global: "
-            f"stats socket {self.shown} mode 660 level operator"
+            f"HAProxy does not respond on {self.shown} ({error.strerror or error}): check that it is running, and that "
+            f"the global section of haproxy.cfg contains: stats socket {self.shown} mode 660 level operator"
         )
 
 
@@ -201,11 +203,11 @@ class CsvPage:
             host, port = None, None
         if not host or parts.scheme not in PORTS or not re.fullmatch("[!-~]+", url):
             raise SourceError(
-                "url must be http:// or https://, a host, and the path of the stats page, in ASCII", "settings"
+                "url must consist of http:// or https://, a host, and the path of the stats page, in ASCII", "settings"
             )
         if "@" in parts.netloc:
             raise SourceError(
-                "url must not contain a user or a password: give them as url_username and url_password", "settings"
+                "url must not contain a user or a password: use url_username and url_password", "settings"
             )
         url = urlunsplit(parts._replace(path=parts.path or "/", fragment=""))
         self.shown = url if ";csv" in url else f"{url};csv"
@@ -244,7 +246,7 @@ class CsvPage:
         except (OSError, ValueError) as error:
             raise SourceError(
                 f"cannot read CA certificates from {printable(self._ca_path)} ({_reason(error)}): "
-                "name the right file with ca_path",
+                "set ca_path to a PEM file with CA certificates",
                 "settings",
             ) from error
         if not self._validate_certs:
@@ -266,50 +268,52 @@ class CsvPage:
         try:
             statistics = parse_page(_lines(io.BufferedReader(t.cast("io.RawIOBase", response), PIECE_BYTES)))
         except TruncatedError as error:
-            raise TransientError(f"half an answer from {self.shown}: {error}. See HAProxy's log") from error
+            raise TransientError(f"incomplete response from {self.shown} ({error}): check HAProxy's log") from error
         except FormatError as error:
             raise SourceError(
-                f"{self.shown} is no stats page of HAProxy: {error}. "
-                "Name the path that is behind stats uri in haproxy.cfg",
+                f"{self.shown} is not a stats page of HAProxy: {error}. "
+                "url must have the path set with stats uri in haproxy.cfg",
                 "answer",
             ) from error
         # If the length left is not 0, the body ended before Content-Length bytes.
         if response.length:
-            raise TransientError(f"half an answer from {self.shown}. See HAProxy's log")
+            raise TransientError(f"incomplete response from {self.shown}: check HAProxy's log")
         return statistics
 
     def _refused(self, response: http.client.HTTPResponse) -> SourceError:
         if response.status in (401, 403):
             return SourceError(
                 f"no permission for {self.shown} (HTTP {response.status}): "
-                "give url_username and url_password as behind stats auth in haproxy.cfg",
+                "set url_username and url_password to those of stats auth in haproxy.cfg",
                 "permission",
             )
-        problem = f"{self.shown} answers HTTP {response.status} {printable(response.reason, 64)}"
+        problem = f"{self.shown} returned HTTP {response.status} {printable(response.reason, 64)}"
         if response.status >= 500:
             # HAProxy itself returns 503 if no server is available.
-            return TransientError(f"{problem}: see that the stats page is there, and that HAProxy is well", "answer")
+            return TransientError(f"{problem}: check that the stats page exists and that HAProxy is healthy", "answer")
         if 300 <= response.status < 400:
             location = printable(response.headers.get("Location", "nowhere"))
-            return SourceError(f"{problem}, which leads to {location}: name the stats page itself with url", "answer")
-        return SourceError(f"{problem}: name the path that is behind stats uri in haproxy.cfg", "answer")
+            return SourceError(f"{problem}, a redirect to {location}: set url to the stats page itself", "answer")
+        return SourceError(f"{problem}: url must have the path set with stats uri in haproxy.cfg", "answer")
 
     def _failed(self, error: Exception) -> SourceError:
         if isinstance(error, ssl.SSLCertVerificationError):
             return SourceError(
                 f"the certificate of {self.shown} is not trusted ({printable(error.verify_message)}): "
-                "give its CA with ca_path",
+                "set ca_path to its CA",
                 "answer",
             )
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            return SourceError(f"no TLS with {self.shown} ({_reason(error)}): it may be http:// there", "answer")
+            return SourceError(
+                f"{self.shown} does not use TLS ({_reason(error)}): the URL may have to begin with http://", "answer"
+            )
         if isinstance(error, http.client.IncompleteRead):
-            return TransientError(f"half an answer from {self.shown}. See HAProxy's log")
+            return TransientError(f"incomplete response from {self.shown}: check HAProxy's log")
         if not isinstance(error, OSError):
-            return SourceError(f"what answers on {self.shown} is no HTTP server ({_reason(error)})", "answer")
+            return SourceError(f"the program on {self.shown} is not an HTTP server ({_reason(error)})", "answer")
         return _unknown_host(error, self.shown) or TransientError(
-            f"HAProxy does not answer on {self.shown} ({_reason(error)}): see that it runs, and that its stats page is "
-            "there"
+            f"HAProxy does not respond on {self.shown} ({_reason(error)}): check that it is running and that its stats "
+            "page exists"
         )
 
 
@@ -322,11 +326,11 @@ def _unknown_host(error: Exception, shown: str) -> SourceError | None:
     """The error if the host name does not exist. None for other errors, such as a name server that does not respond."""
     if not isinstance(error, socket.gaierror) or error.errno == socket.EAI_AGAIN:
         return None
-    return SourceError(f"the host of {shown} is not known ({error.strerror}): name the right one", "settings")
+    return SourceError(f"the host of {shown} is unknown ({error.strerror}): set an existing host", "settings")
 
 
 def _oversize(shown: str) -> SourceError:
-    return SourceError(f"{shown} sends more than {MAX_BYTES >> 20} MiB, the most that is read", "answer")
+    return SourceError(f"{shown} sends more than {MAX_BYTES >> 20} MiB, the maximum size of a response", "answer")
 
 
 def _reason(error: Exception) -> str:

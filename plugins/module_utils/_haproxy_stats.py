@@ -310,7 +310,7 @@ def _read_process(lines: t.Iterator[str]) -> Process:
     try:
         return Process(_clean(found["Version"]), _integer(found["Pid"]), _integer(found.get("Uptime_sec", "0")))
     except (KeyError, ValueError) as error:
-        raise FormatError("its show info has no Version or no Pid") from error
+        raise FormatError("the answer to show info lacks Version or Pid") from error
 
 
 def _find_header(lines: t.Iterator[str]) -> str:
@@ -331,7 +331,7 @@ def _unexpected(line: str, start: str, what: str) -> FormatError:
         return DeniedError("HAProxy refuses the command")
     if line and start.startswith(line):
         return TruncatedError("the answer ends too early")
-    return FormatError(f"instead of {what}, it sends {_shown(line)}")
+    return FormatError(f"it sends {_shown(line)} instead of {what}")
 
 
 class _Table:
@@ -363,7 +363,7 @@ class _Table:
             raise TruncatedError("the statistics end too early")
         names = header[2:].rstrip("\r\n").split(",")
         if not COLUMNS.issubset(names):
-            raise FormatError("the statistics do not have the columns of HAProxy's")
+            raise FormatError("the statistics lack required columns")
         for record in _records(lines):
             if record == "\n":
                 if ends_with_empty_line:
@@ -402,7 +402,7 @@ class _Table:
         if not header.endswith("\n"):
             raise TruncatedError("the states of servers end too early")
         if not set(STATE_COLUMNS).issubset(names):
-            raise FormatError("the states of servers do not have the columns of HAProxy's")
+            raise FormatError("the states of servers lack required columns")
         columns = [names.index(name) for name in STATE_COLUMNS]
         for line in lines:
             if line == "\n":
@@ -430,7 +430,7 @@ class _Table:
         elif name != "FRONTEND":
             self._unreadable[f"{backend}/{name}"] = printable(why)
             if len(self._unreadable) > MAX_UNREADABLE:
-                raise FormatError(f"of more than {MAX_UNREADABLE} servers, the report cannot be read")
+                raise FormatError(f"the report about more than {MAX_UNREADABLE} servers cannot be read")
 
 
 def _records(lines: t.Iterable[str]) -> t.Iterator[str]:
@@ -495,7 +495,7 @@ def _problems(server: Server, by_title: t.Mapping[str, Server]) -> t.Iterator[st
     if server.tracks:
         checked = _tracked(server, by_title)
         if checked and not _has_agent_check(checked):
-            yield f"tracks {checked.title}, which has no agent check that is enabled: no agent can drain it"
+            yield f"tracks {checked.title}, which has no enabled agent check: no agent can drain it"
         return
     check = server.agent_check
     if check is None:
@@ -503,7 +503,7 @@ def _problems(server: Server, by_title: t.Mapping[str, Server]) -> t.Iterator[st
             yield "has no agent-check on its server line, or it was disabled (disable agent): no agent can drain it"
         elif server.agent_state & CHECK_CONFIGURED:
             yield (
-                "the agent check was disabled by hand: no agent can drain it. "
+                "the agent check was disabled manually: no agent can drain the server. "
                 "Enable it with enable agent on the stats socket"
             )
         else:
@@ -515,15 +515,15 @@ def _problems(server: Server, by_title: t.Mapping[str, Server]) -> t.Iterator[st
     if NO_ANSWER.match(check["result"]) and "resolution" not in server.admin_by:
         why = f"{check['result']}, {shown}" if text else check["result"]
         yield (
-            f"the agent does not answer ({why}), and HAProxy keeps what it was told last. See that the agent runs, "
-            "that agent-port is its port, and that no firewall is between"
+            f"the agent does not respond ({why}), and HAProxy keeps the last state that it received. Check that the "
+            "agent is running, that agent-port is its port, and that no firewall blocks it"
         )
     if ANSWER_REFUSED in text:
-        yield f"HAProxy does not understand what the agent answers ({shown}). See that agent-port is the agent's port"
+        yield f"HAProxy does not understand the agent's response ({shown}). Check that agent-port is the agent's port"
     if WEIGHT_REFUSED in text:
         yield (
-            f"balance {server.balance or 'of this backend'} takes no weight but 0% and 100% from an agent, and HAProxy "
-            "ignores what the agent told. Use another algorithm, or hash-type consistent"
+            f"balance {server.balance or 'of this backend'} accepts only the weights 0% and 100% from an agent, so "
+            "HAProxy ignores the reported weight. Use another algorithm, or hash-type consistent"
         )
     yield from _weight_problems(server)
 
@@ -533,13 +533,16 @@ def _weight_problems(server: Server) -> t.Iterator[str]:
     if configured is None or server.balance == "static-rr":
         return
     if configured == 0:
-        yield "the configured weight is 0, and so is each percentage of it: no agent can bring it in"
+        yield (
+            "the configured weight is 0, and so is any percentage of it: no agent can bring the server into rotation. "
+            "Configure weight 100"
+        )
         return
     # The lowest percentage that is not rounded to 0, because HAProxy rounds down.
     least = -(-100 // configured)
     if configured < LOW_WEIGHT or (server.user_weight == 0 and least > 1):
         yield (
-            f"of the configured weight {configured}, less than {least}% is rounded to 0, and then the server gets no "
+            f"with the configured weight {configured}, any weight below {least}% rounds to 0, and the server gets no "
             "new sessions. Configure weight 100"
         )
 
@@ -573,7 +576,7 @@ def _optional(text: str | None) -> int | None:
 def _integer(text: str) -> int:
     """Convert a whole number. Raises ValueError, also for forms that int() accepts but HAProxy never sends."""
     if not INTEGER.fullmatch(text):
-        raise ValueError(f"{printable(text, 40)} is no number")
+        raise ValueError(f"{printable(text, 40)} is not a number")
     return int(text)
 
 

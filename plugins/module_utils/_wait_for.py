@@ -108,7 +108,7 @@ def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address
 
 def _allowed(option: str, wanted: t.Any) -> str:
     others = f"auto, a number from 1 to {MOST_PEERS}, or " if option == "wait_for" else ""
-    return f"{option} is {_shortened(repr(wanted))}: allowed is {others}a list of addresses"
+    return f"{option} must be {others}a list of addresses, not {_shortened(repr(wanted))}"
 
 
 def _shortened(text: str) -> str:

@@ -303,7 +303,9 @@ def saved_state(instance: Instance, deadline: float) -> State:
     def load(folder: int, name: str) -> dict[str, t.Any]:
         if os.geteuid() == 0 and process.user != 0:
             if process.user is None or process.group is None:
-                raise StateError("the agent has the rights of several users")
+                raise StateError(
+                    "the agent's process has several user or group IDs, so it is unclear whose rights to use"
+                )
             os.setgroups([process.group])
             os.setgid(process.group)
             os.setuid(process.user)
@@ -312,10 +314,10 @@ def saved_state(instance: Instance, deadline: float) -> State:
     # The file is read without following links, but the path in the agent's environment may contain one.
     path = process.real_path(instance.state_file)
     if not process.serves(path):
-        raise StateError("cannot be seen from outside of the agent's container")
+        raise StateError("it cannot be accessed from outside the agent's container")
     fields = run_as_owner(path, load, deadline, (StateError,))
     if not isinstance(fields, dict):
-        raise StateError("cannot be read")
+        raise StateError("it cannot be read")
     return from_fields(fields)
 
 
@@ -355,7 +357,7 @@ def ask_all(module: AnsibleModule, deadline: float) -> list[Row]:
     rows, distrusted = [], []
     for (process, name), found in zip(agents, looks):
         if found is None:
-            problem = f"the agent's process {process.pid} did not answer within {module.params['timeout']:g} s"
+            problem = f"the agent's process {process.pid} did not respond within {module.params['timeout']:g} s"
             rows.append({**empty_row(process, name), "problem": problem})
         elif found.distrust:
             distrusted.append(f"process {process.pid} ({found.distrust})")
@@ -367,7 +369,7 @@ def ask_all(module: AnsibleModule, deadline: float) -> list[Row]:
     left_out += max(0, len(distrusted) - MOST_SHOWN)
     if distrusted or left_out:
         shown = [*distrusted[:MOST_SHOWN], *([f"{left_out} more"] if left_out else [])]
-        module.warn(f"Called hapgent, and not believed to be agents: {', '.join(shown)}.")
+        module.warn(f"Ignored processes that are named hapgent but are not trusted to be agents: {', '.join(shown)}.")
     return sorted(rows, key=lambda row: int(row["pid"]))
 
 

@@ -439,9 +439,9 @@ class HapgentState:
         found = self._load()
         if found == self._wanted(seen):
             self.done = f"The file {self.path} was changed"
-            self._fail(f"its folder cannot be written: {error}")
+            self._fail(f"an error occurred while its folder was written to the disk: {error}")
         self.done = ""
-        now = "" if found == seen or found is None else f". Something else has changed it to {found.answer()}"
+        now = "" if found == seen or found is None else f". It was meanwhile changed to {found.answer()}"
         self._fail(f"cannot write {self.path}: {error}{now}")
 
     def _as_owner(self, work: _as_owner.Work) -> t.Any:
@@ -464,8 +464,8 @@ class HapgentState:
         self.result["diff"] = {"before_header": self.path, "after_header": self.path, "before": old, "after": new}
         if before and before.maxconn is not None and after.maxconn is None:
             self.module.warn(
-                f"HAProxy keeps maxconn {before.maxconn}: no word of an agent gives the configured one back. "
-                "Tell the configured number with maxconn, or set it in HAProxy (set maxconn server)."
+                f"HAProxy keeps maxconn {before.maxconn}, because no agent response can reset it to the configured "
+                "value. Set maxconn to the configured value, or change it in HAProxy (set maxconn server)."
             )
 
     # The agent
@@ -479,8 +479,8 @@ class HapgentState:
             self._fail(str(error))
         if params["wait"] and not instance.status_socket:
             self._fail(
-                f"wait needs the status socket of the agent, process {process.pid}: "
-                "set HAPGENT_SOCKET for it, as the role does"
+                f"wait requires a status socket, and the agent (process {process.pid}) has none: "
+                "set its HAPGENT_SOCKET, as the role does"
             )
         return instance
 
@@ -497,7 +497,7 @@ class HapgentState:
 
         Returns the state with which the agent answers in the end.
         """
-        self.done = f"The file {self.path} says {state.answer()}"
+        self.done = f"The file {self.path} contains {state.answer()}"
         if self.result["changed"]:
             state = self._notify(instance, state)
         self.result["answer"] = state.answer()
@@ -528,14 +528,14 @@ class HapgentState:
         Exits the module if they have not received it in time.
         """
         deadline = time.monotonic() + self.module.params["wait_timeout"]
-        self.done = f"The file {self.path} says {state.answer()} and the agent tells it"
+        self.done = f"The file {self.path} contains {state.answer()} and the agent reports it"
         while True:
             over = time.monotonic() >= deadline
             try:
                 # Query once more after the deadline, so that the failure can name those without the state.
                 status = instance.status(max(deadline, time.monotonic()) + LAST_LOOK_SECONDS)
             except InstanceError as error:
-                self._fail(f"whom is not known: {error}")
+                self._fail(f"it is unknown which load balancers received it: {error}")
             if status["state"] != state.fields():
                 state = self._as_it_is_now(state)
             is_told = status["state"] == state.fields()
@@ -554,14 +554,14 @@ class HapgentState:
     def _who_is_missing(self, account: Account, peers: list[Peer]) -> str:
         within = f"{self.module.params['wait_timeout']:g} s"
         if account.not_seen_by:
-            return f"not to {account.missing(peers)} within {within}"
+            return f"these load balancers did not receive it within {within}: {account.missing(peers)}"
         if account.seen_by:
-            return f"only to {len(account.seen_by)} load balancers of {self.wait_for.count} within {within}"
+            return f"only {len(account.seen_by)} of {self.wait_for.count} load balancers received it within {within}"
         if polling(peers):
-            return "all load balancers that ask it are in wait_except, so there is none to wait for"
+            return "all load balancers that poll the agent are in wait_except, so there is none to wait for"
         return (
-            f"nobody has asked it for {within}: no load balancer acts on it. See that agent-check, and the right "
-            "agent-port, are on the server line in HAProxy, and that no firewall is between"
+            f"no load balancer polled the agent within {within}, so no load balancer acts on the state. Check that the "
+            "server line in HAProxy has agent-check and the right agent-port, and that no firewall blocks it"
         )
 
     def _as_it_is_now(self, state: State) -> State:
@@ -574,7 +574,7 @@ class HapgentState:
             return state
         if now is None or not (self.result["kept"] or self.change.applied_to(now) == now):
             self.result.update(after=now.fields() if now else {}, answer=now.answer() if now else None)
-            self._fail(f"the state was changed meanwhile, to {now.answer() if now else 'none'}")
+            self._fail(f"the state was changed by something else to {now.answer() if now else 'none'}")
         self.result["after"] = now.fields()
         return now
 
@@ -582,16 +582,16 @@ class HapgentState:
 
     def _fail_for_file(self, error: StateError) -> t.NoReturn:
         if isinstance(error, MissingError):
-            self._fail(f"{self.path} does not exist: name the right file with state_file, or make it with create")
-        self._fail(f"{self.path}: {error}. Repair the file or name the right one with state_file")
+            self._fail(f"{self.path} does not exist: set state_file to the right file, or set create")
+        self._fail(f"{self.path}: {error}. Fix the file, or set state_file to the right one")
 
     def _fail_for_answer(self, instance: Instance, answer: str, seconds: float) -> t.NoReturn:
         params = self.module.params
         where = instance.status_socket or f"{params['address']} port {params['port']}"
         self.result["answer"] = answer
         self._fail(
-            f"{where} still answers {answer} after {seconds:g} s{self._why(instance)}. "
-            f"See that service {params['service']} serves this file there"
+            f"the agent on {where} still answers {answer} after {seconds:g} s{self._why(instance)}. "
+            f"Check that it is service {params['service']} and serves this file"
         )
 
     @staticmethod
@@ -629,13 +629,13 @@ def _change(params: dict[str, t.Any]) -> Change:
         check_seconds(name, params[name])
     for name in params["unset"]:
         if params[name] is not None:
-            raise ValueError(f"{name} must not be both set and in unset")
+            raise ValueError(f"{name} must not be set and listed in unset at the same time")
     if not 1 <= params["port"] <= 65535:
         raise ValueError(f"port must be 1 to 65535, not {params['port']}")
     if params["wait"] and not params["notify"]:
         raise ValueError("wait must not be true if notify is false")
     if params["create"] and params["status"] is None:
-        raise ValueError("create needs a status")
+        raise ValueError("create requires a status")
     named = {name: params[name] for name in State._fields if params[name] is not None}
     # Checking the named fields alone is enough: the previous state adds only valid fields.
     from_fields({"status": STATUSES[0], **named})

@@ -416,7 +416,8 @@ class HaproxyServerInfo:
             self.module.fail_json(msg=f"{error}.", cause="answer")
         if self.wanted and not servers:
             self.module.fail_json(
-                msg=f"There is no server that could be {self.wanted}: name a backend that has some.", cause="selection"
+                msg=f"No server was selected to wait for {self.wanted}: set a backend that has servers.",
+                cause="selection",
             )
         self.statistics, self.servers, self.was_seen = statistics, servers, True
         if statistics.process and statistics.process.pid not in self.pids:
@@ -443,9 +444,9 @@ class HaproxyServerInfo:
     def _fail(self, problem: TransientError | None) -> None:
         """Exit the module after the deadline."""
         left = ", ".join(server.left() for server in self._waited_for())
-        msg = f"After {self.module.params['timeout']:g} s, not {self.wanted}: {left or 'not known'}."
+        msg = f"Not {self.wanted} after {self.module.params['timeout']:g} s: {left or 'unknown'}."
         if problem:
-            msg += f" This is as seen last, since now {problem}."
+            msg += f" This is the last known status, because now {problem}."
         self.module.fail_json(msg=msg, cause=problem.cause if problem else "timeout", **self._result())
 
     def _result(self) -> dict[str, t.Any]:
@@ -471,8 +472,8 @@ class HaproxyServerInfo:
         if len(self.pids) < 2:
             return ""
         return (
-            f"HAProxy was reloaded meanwhile, its process was {self.pids[0]} and is {self.pids[-1]}. "
-            "Sessions that an old process still has are not counted."
+            f"HAProxy was reloaded during the wait (process {self.pids[0]}, now {self.pids[-1]}). "
+            "Sessions of the old process are not counted."
         )
 
     def _see_answers(self) -> None:

@@ -60,7 +60,7 @@ def test_haproxy_server_info_does_not_wait_for_it(name_server: socket.socket, so
 
 def test_asking_an_agent_does_not_wait_for_it(name_server: socket.socket) -> None:
     started = time.monotonic()
-    with pytest.raises(InstanceError, match="the name server does not answer"):
+    with pytest.raises(InstanceError, match="name server"):
         ask("agent.example.org", 9777, started + 1)
     assert time.monotonic() - started < RESOLVER_SECONDS
     assert b"example" in name_server.recv(4096)

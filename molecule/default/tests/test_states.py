@@ -79,7 +79,8 @@ def test_the_service_that_is_stopped_is_found_before_the_file_is_written() -> No
     result = set_state("status=DRAIN")
     after = run(SERVER, "cat /etc/hapgent/state.json").stdout
     run(SERVER, "systemctl start hapgent.socket hapgent.service")
-    assert "service hapgent does not run, it is inactive" in str(result["msg"])
+    assert "service hapgent " in str(result["msg"])
+    assert "(inactive)" in str(result["msg"])
     assert "Nothing was changed" in str(result["msg"])
     assert before == after
 
@@ -92,7 +93,7 @@ def test_the_service_named_is_the_one_told() -> None:
 
 def test_a_service_that_is_no_agent_is_left_alone() -> None:
     result = set_state("status=DRAIN service=page")
-    assert "not hapgent" in str(result["msg"])
+    assert "service page must be hapgent, not " in str(result["msg"])
     assert ask(ADDRESS).split()[0] == "UP"
 
 
@@ -124,7 +125,7 @@ def test_unknown_service_changes_nothing() -> None:
     before = run(SERVER, "cat /etc/hapgent/state.json").stdout
     result = set_state("status=DRAIN service=hapgent-nowhere")
     assert result["changed"] is False
-    assert str(result["msg"]).endswith("the services that run an agent here are hapgent. Nothing was changed.")
+    assert str(result["msg"]).endswith(" hapgent. Nothing was changed.")
     assert run(SERVER, "cat /etc/hapgent/state.json").stdout == before
     assert ask(ADDRESS).split()[0] == "UP"
 

@@ -95,7 +95,7 @@ def test_finds_the_agent_whose_state_file_is_gone(agents: Agents, tmp_path: Path
         assert find_process(SERVICE, str(agent.state_file), run_command, in_seconds(10)).pid == agent.pid
         return
     for missing in (tmp_path / agent.state_file.name, agent.state_file.with_name("other.json")):
-        with pytest.raises(InstanceError, match="no agent found"):
+        with pytest.raises(InstanceError, match=f"{missing}, .*HAPGENT_STATE_FILE"):
             find_process(SERVICE, str(missing), run_command, in_seconds(10))
 
 
@@ -125,7 +125,7 @@ def test_finds_no_agent(agents: Agents, tmp_path: Path) -> None:
     agents.start()
     with pytest.raises(InstanceError) as caught:
         find_process(SERVICE, str(tmp_path / "other.json"), run_command, in_seconds(10))
-    for word in ["no agent found", SERVICE, str(tmp_path / "other.json")]:
+    for word in ["no agent found", SERVICE, str(tmp_path / "other.json"), "HAPGENT_STATE_FILE"]:
         assert word in str(caught.value)
 
 
@@ -134,7 +134,7 @@ def test_finds_no_agent_that_has_ended(agents: Agents) -> None:
     agent = agents.start()
     agent.process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, agent.pid, os.WEXITED | os.WNOWAIT)
-    with pytest.raises(InstanceError, match="no agent found"):
+    with pytest.raises(InstanceError, match=f"{agent.state_file}, .*HAPGENT_STATE_FILE"):
         find_process(SERVICE, str(agent.state_file), run_command, in_seconds(10))
 
 
@@ -142,7 +142,7 @@ def test_finds_no_other_program_that_has_the_variable(tmp_path: Path) -> None:
     path = str(tmp_path / "state.json")
     other = subprocess.Popen(["sleep", "60"], env={"HAPGENT_STATE_FILE": path, "PATH": os.defpath})
     try:
-        with pytest.raises(InstanceError, match="no agent found"):
+        with pytest.raises(InstanceError, match=f"{path}, .*HAPGENT_STATE_FILE"):
             find_process(SERVICE, path, run_command, in_seconds(10))
     finally:
         other.kill()
@@ -152,7 +152,7 @@ def test_finds_no_other_program_that_has_the_variable(tmp_path: Path) -> None:
 def test_finds_two_agents_for_one_file(agents: Agents) -> None:
     first = agents.start()
     second = agents.start(state_file=first.state_file)
-    with pytest.raises(InstanceError, match="several agents") as caught:
+    with pytest.raises(InstanceError) as caught:
         find_process(SERVICE, str(first.state_file), run_command, in_seconds(10))
     for word in [str(first.pid), str(second.pid), str(first.state_file)]:
         assert word in str(caught.value)
@@ -276,7 +276,7 @@ def test_whether_it_may_settle(tmp_path: Path, seconds: str | None, settles: boo
 def test_what_a_process_that_is_gone_was_started_with(agents: Agents) -> None:
     agent = agents.start()
     agent.kill()
-    with pytest.raises(EndedError, match=f"the agent's process {agent.pid} has ended"):
+    with pytest.raises(EndedError, match=f" {agent.pid} "):
         Process(agent.pid)
 
 
@@ -314,7 +314,7 @@ def test_main_process_of_the_service(service: str, printed: str) -> None:
 @pytest.mark.parametrize(
     ("done", "named"),
     [
-        (shown("failed"), ["hapgent", "does not run", "failed"]),
+        (shown("failed"), ["service hapgent is not running (failed)"]),
         (shown("inactive"), ["systemctl start hapgent"]),
         (shown("inactive", "not-found"), ["there is no systemd service hapgent"]),
         ((1, "", "Failed to connect to bus: Host is down\n"), ["hapgent.service", "Failed to connect to bus"]),
@@ -336,7 +336,7 @@ def test_what_is_not_the_name_of_a_service(service: str) -> None:
 
     if service == "--all":
         # A name that looks like an option is one, and no option.
-        with pytest.raises(InstanceError, match="does not run"):
+        with pytest.raises(InstanceError, match=f"{service} .*inactive"):
             _main_pid(service, systemctl, in_seconds(10))
     else:
         with pytest.raises(InstanceError, match="is not the name of a systemd service"):
@@ -349,15 +349,15 @@ def test_waits_for_a_service_that_is_about_to_start() -> None:
 
 
 def test_does_not_wait_for_a_service_for_ever() -> None:
-    with pytest.raises(InstanceError, match="service hapgent does not run, it is activating"):
+    with pytest.raises(InstanceError, match=r"hapgent .*activating"):
         _main_pid("hapgent", lambda _command: shown("activating"), in_seconds(0.3))
 
 
 @pytest.mark.parametrize(
     ("served", "found"),
-    [("here.json", "itself"), ("other.json", "service hapgent serves {folder}/other.json, not {folder}/here.json")],
+    [("here.json", ["itself\n"]), ("other.json", ["hapgent", "{folder}/other.json, ", "{folder}/here.json: "])],
 )
-def test_service_has_to_serve_the_state_file(tmp_path: Path, served: str, found: str) -> None:
+def test_service_has_to_serve_the_state_file(tmp_path: Path, served: str, found: list[str]) -> None:
     for name in ("here.json", "other.json"):
         (tmp_path / name).write_bytes(b'{"status": "UP"}')
     # systemd runs where it has this folder. The service is the process that asks: a name and a variable make an agent.
@@ -382,7 +382,7 @@ except InstanceError as error:
         text=True,
         check=True,
     )
-    assert done.stdout.startswith(found.format(folder=tmp_path))
+    assert all(word.format(folder=tmp_path) in done.stdout for word in found), done.stdout
 
 
 def test_socket_of_a_container(agents: Agents, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_first_folder_that_is_not_of_root_decides(folder: Path) -> None:
 @as_root
 def test_a_folder_that_its_owner_cannot_enter(folder: Path) -> None:
     inner = make(make(folder / "his", NEIGHBOUR) / "roots", mode=0o700)
-    with pytest.raises(PathError, match=f"user {NEIGHBOUR} cannot open the folder {inner} .Permission denied."):
+    with pytest.raises(PathError, match=f"{NEIGHBOUR} .*{inner} .Permission denied."):
         as_owner(inner / "file")
 
 
@@ -140,7 +140,7 @@ def test_a_link_in_any_component_is_refused(folder: Path, depth: int) -> None:
     link = folder.joinpath(*components[:depth])
     link.symlink_to(link.rename(folder / "moved"))
     assert file.read_text() == "content"
-    with pytest.raises(PathError, match=f"{link} is a symbolic link"):
+    with pytest.raises(PathError, match=f"{link} .*symbolic link"):
         as_owner(file, reads)
 
 
@@ -156,7 +156,7 @@ def test_a_path_that_is_none(path: str) -> None:
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_folder_that_is_missing(folder: Path, depth: int) -> None:
     missing = folder.joinpath(*["missing"] * depth)
-    with pytest.raises(MissingFolderError, match=f"the folder {folder / 'missing'} does not exist"):
+    with pytest.raises(MissingFolderError, match=f"{folder / 'missing'} "):
         as_owner(missing / "file")
 
 
@@ -173,7 +173,7 @@ def test_a_folder_that_is_none(folder: Path, make_it: Callable[[Path], None]) ->
 def test_a_folder_of_root_that_others_can_write_is_refused(folder: Path, mode: int, below: str) -> None:
     wide = make(folder / "wide", mode=mode)
     make(wide / "roots")
-    with pytest.raises(PathError, match=f"can write {wide}: .*chmod go-w {wide}"):
+    with pytest.raises(PathError, match=f"chmod go-w {wide}$"):
         as_owner(wide / below)
 
 
@@ -182,7 +182,7 @@ def test_a_sticky_folder_is_passed_and_not_worked_in(folder: Path) -> None:
     sticky = make(folder / "sticky", mode=0o1777)
     assert as_owner(make(sticky / "roots") / "file", lambda _folder, _name: os.geteuid()) == 0
     assert as_owner(make(sticky / "his", NEIGHBOUR) / "file") == owned_by(NEIGHBOUR, NEIGHBOUR)
-    with pytest.raises(PathError, match=f"can write {sticky}"):
+    with pytest.raises(PathError, match=f"chmod go-w {sticky}$"):
         as_owner(sticky / "file")
 
 

@@ -102,19 +102,19 @@ def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> N
 def test_whom_nobody_can_wait_for(wanted: object) -> None:
     with pytest.raises(WaitForError) as caught:
         WaitFor(wanted)
-    for word in [f"wait_for is {wanted!r}: ", "allowed is auto, a number from 1 to 1024, or a list of addresses"]:
-        assert word in str(caught.value)
+    allowed = "auto, a number from 1 to 1024, or a list of addresses"
+    assert str(caught.value).startswith(f"wait_for must be {allowed}, not {wanted!r}")
 
 
 @pytest.mark.parametrize("wanted", [["198.51.100.11", "haproxy1"], "198.51.100.11,haproxy1"])
 def test_the_one_that_is_no_address_is_named(wanted: object) -> None:
-    with pytest.raises(WaitForError, match="'haproxy1' does not appear to be an IPv4 or IPv6 address"):
+    with pytest.raises(WaitForError, match=r"\('haproxy1' "):
         WaitFor(wanted)
 
 
 @pytest.mark.parametrize("wanted", ["9" * 5000, "0" * 5000, ["9" * 5000], "x" * 5000, [A] * 5000 + ["haproxy1"]])
 def test_the_error_is_no_longer_than_somebody_reads(wanted: object) -> None:
-    with pytest.raises(WaitForError, match="allowed is auto, a number from 1 to 1024, or a list") as caught:
+    with pytest.raises(WaitForError, match=r"^wait_for .*1024") as caught:
         WaitFor(wanted)
     assert len(str(caught.value)) < 400
 
@@ -229,5 +229,5 @@ def test_left_out_is_not_waited_for() -> None:
 
 
 def test_left_out_that_are_no_addresses() -> None:
-    with pytest.raises(WaitForError, match=r"^wait_except is "):
+    with pytest.raises(WaitForError, match=r"^wait_except "):
         WaitFor("auto", ["lb2"])

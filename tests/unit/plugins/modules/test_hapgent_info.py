@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -233,7 +234,7 @@ def assert_types(values: Result, documented: Result) -> None:
     types: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict, "list": list}
     for name, value in values.items():
         if value is None:
-            assert "null" in str(documented[name]["description"])
+            assert "null" in str(documented[name]["description"]).lower()
         else:
             assert isinstance(value, types[documented[name]["type"]])
             assert isinstance(value, bool) == (documented[name]["type"] == "bool")
@@ -335,9 +336,7 @@ def test_agent_of_another_user(host: Host, tmp_path: Path) -> None:
     (instance,) = host.instances(command=["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
     assert instance["pid"] == there(agent)
     assert (instance["state"], instance["state_file"], instance["status_socket"]) == (None, None, None)
-    assert f"cannot look into the agent's process {there(agent)} (Permission denied): be root or its user" in str(
-        instance["problem"]
-    )
+    assert f" {there(agent)} (Permission denied)" in str(instance["problem"])
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
@@ -368,7 +367,7 @@ def test_agent_that_hangs(host: Host, tmp_path: Path, others: int) -> None:
     result = host.run(timeout=0.5)
     assert time.monotonic() - started < 15
     (warning,) = result["warnings"]
-    for word in ["does not report its status", str(path), "timed out", "see its log"]:
+    for word in [str(agent.state_file), str(path), "timed out", "log"]:
         assert word in str(warning)
     told = {instance["status_socket"]: instance["answer"] for instance in result["instances"]}
     assert told == {str(path): None, **{str(tmp_path / f"{number}.sock"): "UP" for number in range(others)}}
@@ -380,7 +379,8 @@ def test_the_one_agent_that_is_asked_hangs(host: Host, tmp_path: Path) -> None:
     os.kill(here(agent), signal.SIGSTOP)
     result = host.run(command=command, service="hapgent-api", timeout=0.5)
     assert result["failed"]
-    assert "does not report its status" in result["msg"]
+    for word in [str(agent.state_file), str(tmp_path / "status.sock"), "timed out"]:
+        assert word in result["msg"]
 
 
 # The agent of one service
@@ -390,7 +390,8 @@ def test_unknown_service(host: Host, tmp_path: Path) -> None:
     host.start(status_socket=tmp_path / "status.sock")
     result = host.run(service=SERVICE)
     assert result["failed"]
-    assert f"has no service {SERVICE}: name the state_file" in result["msg"]
+    for word in [f" {SERVICE} ", "systemd", "state_file"]:
+        assert word in result["msg"]
 
 
 def test_agent_of_one_state_file(host: Host, tmp_path: Path) -> None:
@@ -447,17 +448,18 @@ def test_agent_of_one_service(host: Host, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "pid", "named"),
     [
-        ("inactive", 0, "service hapgent-api does not run, it is inactive"),
-        ("failed", 0, "systemctl status hapgent-api"),
+        ("inactive", 0, ["hapgent-api ", "(inactive)"]),
+        ("failed", 0, ["(failed)", "systemctl status hapgent-api"]),
         # The first process of that host.
-        ("active", 1, "the main process 1 of service hapgent-api is cat, not"),
+        ("active", 1, [" 1 ", "hapgent-api ", " cat"]),
     ],
 )
-def test_service_without_an_agent(host: Host, tmp_path: Path, state: str, pid: int, named: str) -> None:
+def test_service_without_an_agent(host: Host, tmp_path: Path, state: str, pid: int, named: list[str]) -> None:
     host.start(status_socket=tmp_path / "status.sock")
     result = host.run(command=with_systemd(host, tmp_path, hapgent_api=(state, pid)), service="hapgent-api")
     assert result["failed"]
-    assert named in result["msg"]
+    for word in named:
+        assert word in result["msg"]
 
 
 def test_unknown_service_names_those_that_run_agents(host: Host, tmp_path: Path) -> None:
@@ -469,7 +471,7 @@ def test_unknown_service_names_those_that_run_agents(host: Host, tmp_path: Path)
     )
     result = host.run(command=command, service="hapgent-ap1")
     assert result["failed"]
-    assert "there is no systemd service hapgent-ap1" in result["msg"]
+    assert " hapgent-ap1: " in result["msg"]
     assert result["msg"].endswith(" hapgent, hapgent-api.")
 
 
@@ -495,7 +497,7 @@ def test_hapgent_state_changes_nothing_for_an_unknown_service(host: Host, tmp_pa
     )
     assert result["failed"]
     assert not result["changed"]
-    assert "the services that run an agent here are hapgent. Nothing was changed." in result["msg"]
+    assert result["msg"].endswith(" hapgent. Nothing was changed.")
     assert agent.state_file.read_bytes() == b'{"status": "UP"}'
     (instance,) = host.instances(command=command)
     assert instance["answer"] == "UP"
@@ -505,7 +507,7 @@ def test_hapgent_state_changes_nothing_for_an_unknown_service(host: Host, tmp_pa
 def test_time_that_cannot_be_waited_for(host: Host, seconds: Any) -> None:
     result = host.run(timeout=seconds)
     assert result["failed"]
-    assert "timeout must be 0 to 86400 seconds" in result["msg"]
+    assert "timeout must be 0 to 86400 " in result["msg"]
 
 
 # A hostile neighbour
@@ -695,7 +697,8 @@ def test_neighbour_that_names_the_socket_of_another(host: Host, tmp_path: Path, 
     neighbour.start(neighbour.state_file, neighbour.socket)
     rows, _text = see_the_real_one(host, real)
     assert [row["answer"] for row in rows] == [None, None]
-    assert all("does not run the agent" in row["problem"] for row in rows)
+    # The socket is not that of the user whose process names it.
+    assert all(f" user {os.geteuid()}," in row["problem"] for row in rows)
 
 
 def test_neighbour_that_serves_the_file_of_another(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
@@ -703,7 +706,8 @@ def test_neighbour_that_serves_the_file_of_another(host: Host, tmp_path: Path, n
     neighbour.start(real.state_file, neighbour.socket, SERVES["silence"])
     rows, text = see_the_real_one(host, real)
     assert rows == []
-    assert "not believed" in text
+    # A warning names the process and its user.
+    assert re.search(rf" [0-9]+ \(user {OTHER} ", text)
     (instance,) = host.instances(state_file=str(real.state_file))
     assert instance["pid"] == there(real)
 

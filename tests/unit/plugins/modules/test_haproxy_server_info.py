@@ -404,7 +404,7 @@ def test_some_of_the_servers(balancer: LoadBalancer) -> None:
     assert_failed(balancer.look(server="d"), "selection", "HAProxy has no server d: it has web/a, web/b, api/b, api/c")
     assert_failed(balancer.look(backend="web", server="c"), "selection", "web has no server c: it has web/a, web/b")
     assert_failed(balancer.look(backend="empty", server="c"), "selection", "backend empty has no server c: it has none")
-    assert_failed(balancer.look(backend="empty", wait_until="drained"), "selection", "no server that could be drained")
+    assert_failed(balancer.look(backend="empty", wait_until="drained"), "selection", "drained", "backend")
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
@@ -466,7 +466,7 @@ def test_waits_until_few_sessions_are_left(balancer: LoadBalancer) -> None:
 def test_no_sessions_are_not_enough_for_drained(balancer: LoadBalancer) -> None:
     simple(balancer)
     result = balancer.look(wait_until="drained", timeout=0.5)
-    assert_failed(result, "timeout", "After 0.5 s, not drained: web/web7 (UP, 0 sessions, takes new sessions)")
+    assert_failed(result, "timeout", "Not drained after 0.5 s: web/web7 (UP, 0 sessions, takes new sessions).")
 
 
 def test_time_is_over(balancer: LoadBalancer, eventually: Eventually) -> None:
@@ -476,15 +476,14 @@ def test_time_is_over(balancer: LoadBalancer, eventually: Eventually) -> None:
     agent.line = "drain"
     balancer.await_status(eventually, web7="DRAIN (agent)")
     result = balancer.look(wait_until="drained", timeout=0.5, interval=10)
-    assert_failed(result, "timeout", "After 0.5 s, not drained: web/web7 (DRAIN (agent), 2 sessions)")
+    assert_failed(result, "timeout", "drained", "0.5 s", "web/web7 (DRAIN (agent), 2 sessions)")
     # And what was seen, for who goes on from there.
     assert [server["sessions"] for server in result["servers"]] == [2]
     assert result["haproxy"]["pid"]
     assert result["agent_check_warnings"] == []
     # No time at all is one look.
-    assert_failed(
-        balancer.look(wait_until="maint", timeout=0), "timeout", "After 0 s, not maint: web/web7 (DRAIN (agent), 2 sess"
-    )
+    result = balancer.look(wait_until="maint", timeout=0)
+    assert_failed(result, "timeout", "maint", "0 s", "web/web7 (DRAIN (agent), 2 sessions)")
     assert not balancer.look(wait_until="drained", max_sessions=2, timeout=0).get("failed")
 
 
@@ -518,7 +517,7 @@ def test_what_is_waited_for(
         assert not result.get("failed"), result
     for wanted in unmet:
         result = balancer.look(server="web7", wait_until=wanted, timeout=0)
-        assert_failed(result, "timeout", f"After 0 s, not {wanted}: web/web7 ({status}, 0 sessions")
+        assert_failed(result, "timeout", wanted, "0 s", f" web/web7 ({status}, 0 sessions")
 
 
 def test_sessions_of_a_server_in_maintenance_go_on(balancer: LoadBalancer, eventually: Eventually) -> None:
@@ -559,7 +558,7 @@ def test_server_of_several_backends_has_to_be_so_in_all(balancer: LoadBalancer, 
         assert {server["backend"] for server in waiting.result()["servers"]} == {"web", "api"}
     first_agent.line = "up ready"
     result = balancer.look(server="web7", wait_until="up", timeout=1)
-    assert_failed(result, "timeout", "not up: api/web7 (DRAIN (agent), 0 sessions)")
+    assert_failed(result, "timeout", "up", "1 s", ": api/web7 (DRAIN (agent), 0 sessions).")
 
 
 def test_reload_in_the_middle(balancer: LoadBalancer, eventually: Eventually) -> None:
@@ -574,8 +573,7 @@ def test_reload_in_the_middle(balancer: LoadBalancer, eventually: Eventually) ->
         result = waiting.result()
     assert not result.get("failed"), result
     assert result["haproxy"]["pid"] != pid
-    for word in [f"its process was {pid} and is {result['haproxy']['pid']}", "are not counted"]:
-        assert word in warnings(result)
+    assert f"process {pid}, now {result['haproxy']['pid']}" in warnings(result)
 
 
 def test_stop_and_start_in_the_middle(balancer: LoadBalancer) -> None:
@@ -598,12 +596,9 @@ def test_does_not_come_back(balancer: LoadBalancer) -> None:
         assert waiting.still(2)
         balancer.stop()
         result = waiting.result()
-    assert_failed(
-        result,
-        "silent",
-        "After 4 s, not drained: web/web7 (UP, 0 sessions, takes new sessions). This is as seen last, since now "
-        f"HAProxy does not answer on {balancer.socket}",
-    )
+    # What was seen last, and why nothing is seen now.
+    seen = "web/web7 (UP, 0 sessions, takes new sessions)"
+    assert_failed(result, "silent", "drained", "4 s", seen, f" {balancer.socket} (")
 
 
 def test_up_only_when_the_agent_was_asked(balancer: LoadBalancer) -> None:
@@ -635,22 +630,15 @@ def test_no_haproxy(tmp_path: Path, free_port: FreePort, wait: Result) -> None:
     path = tmp_path / "admin.sock"
     started = time.monotonic()
     result = run_module(socket=str(path), **wait)
-    assert_failed(
-        result,
-        "silent",
-        f"HAProxy does not answer on {path} (No such file or directory): see that it runs",
-        "stats socket",
-    )
+    assert_failed(result, "silent", f" {path} (No such file or directory)", f"stats socket {path} ")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-    assert_failed(
-        run_module(socket=str(path), **wait), "silent", f"HAProxy does not answer on {path} (Connection refused)"
-    )
+    assert_failed(run_module(socket=str(path), **wait), "silent", f" {path} (Connection refused)")
     port = free_port()
     result = run_module(socket=f"127.0.0.1:{port}", **wait)
-    assert_failed(result, "silent", f"HAProxy does not answer on 127.0.0.1:{port} (Connection refused)")
+    assert_failed(result, "silent", f" 127.0.0.1:{port} (Connection refused)")
     result = run_module(url=f"http://127.0.0.1:{port}/stats", **wait)
-    assert_failed(result, "silent", f"HAProxy does not answer on http://127.0.0.1:{port}/stats;csv")
+    assert_failed(result, "silent", f" http://127.0.0.1:{port}/stats;csv (Connection refused)")
     assert time.monotonic() - started < 30
 
 
@@ -665,7 +653,7 @@ def test_starts_a_moment_later(balancer: LoadBalancer) -> None:
 def test_no_socket(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     path.write_text("", encoding="utf-8")
-    assert_failed(run_module(socket=str(path)), "settings", f"{path} is no socket", "stats socket")
+    assert_failed(run_module(socket=str(path)), "settings", str(path), "stats socket")
 
 
 @pytest.mark.parametrize(
@@ -683,7 +671,7 @@ def test_socket_that_cannot_be(named: str) -> None:
     "named", ["haproxy", "ftp://127.0.0.1/", "http://", "http://127.0.0.1:x/", "file:///etc/passwd"]
 )
 def test_url_that_cannot_be(named: str) -> None:
-    assert_failed(run_module(url=named), "settings", "url must be http:// or https://")
+    assert_failed(run_module(url=named), "settings", "url", "http://", "https://")
 
 
 def test_options_that_do_not_fit() -> None:
@@ -718,11 +706,7 @@ def test_no_permission(balancer: LoadBalancer) -> None:
     for folder in [balancer.folder, *balancer.folder.parents][:3]:
         folder.chmod(0o755)
     result = balancer.look(as_nobody=True)
-    assert_failed(
-        result,
-        "permission",
-        f"no permission for the stats socket {balancer.socket}: be root (become) or in the socket's group",
-    )
+    assert_failed(result, "permission", str(balancer.socket), "become")
 
 
 class Pretender(socketserver.ThreadingTCPServer):
@@ -766,12 +750,12 @@ INFO = b"Name: HAProxy\nVersion: 2.6.12\nPid: 7\n\n"
 @pytest.mark.parametrize(
     ("sent", "cause", "named"),
     [
-        (b"", "silent", "without an answer"),
+        (b"", "silent", "closed the connection"),
         (b"UP 50%\n", "answer", "'UP 50%'"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "answer", "'HTTP/1.1 400"),
         (b"\x1b[2J\0\xff\x80", "answer", r"'\x1b[2J\x00\xff\x80'"),
-        (INFO[:20], "silent", "half an answer"),
-        (INFO, "silent", "half an answer"),
+        (INFO[:20], "silent", "incomplete"),
+        (INFO, "silent", "incomplete"),
         (b"Permission denied\n\n", "permission", "level"),
         (INFO + b"Permission denied\n\n", "permission", "level"),
         (INFO + b"Unknown command\n\n", "answer", "'Unknown command'"),
@@ -785,9 +769,9 @@ def test_what_is_no_stats_socket(sent: bytes, cause: str, named: str) -> None:
 
 def test_what_says_nothing_for_ever() -> None:
     for sent, named in [
-        (b"", "it sends nothing"),
-        (b"* OK ready", "it sends only '* OK ready'"),
-        (b"\0", "does not come"),
+        (b"", "nothing"),
+        (b"* OK ready", "'* OK ready'"),
+        (b"\0", r"'\x00'"),
     ]:
         with Pretender(sent, hangs=True) as pretender:
             started = time.monotonic()
@@ -803,7 +787,7 @@ def test_what_does_not_end_with_each_python(python: str) -> None:
         with Pretender(sent, hangs=True) as pretender:
             address = f"http://{pretender.address}/" if option == "url" else pretender.address
             arguments: Result = {option: address, "timeout": 0.5}
-            assert_failed(run_module(python=python, **arguments), "silent", "does not come to an end")
+            assert_failed(run_module(python=python, **arguments), "silent", "does not end")
 
 
 def test_half_an_answer_while_it_waits(balancer: LoadBalancer) -> None:
@@ -943,11 +927,7 @@ def test_page_without_permission(balancer: LoadBalancer) -> None:
     simple(balancer)
     for arguments in ({"password": "wrong"}, {"user": None, "password": None}):
         result = on_page(balancer, **arguments)
-        assert_failed(
-            result,
-            "permission",
-            f"no permission for {balancer.page};csv (HTTP 401): give url_username and url_password",
-        )
+        assert_failed(result, "permission", f"{balancer.page};csv (HTTP 401)", "url_username", "url_password")
 
 
 @pytest.mark.parametrize("userinfo", ["eve:geheim", "geheim", ":geheim", "eve:geheim@home", "eve:geheim:x"])
@@ -978,22 +958,19 @@ def test_page_that_is_none() -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OtherPage) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        assert_failed(run_module(url=f"{url}/page"), "answer", "is no stats page", "'<html>hello</html>'")
-        assert_failed(run_module(url=f"{url}/none"), "answer", f"{url}/none;csv answers HTTP 404", "stats uri")
-        assert_failed(run_module(url=f"{url}/broken"), "answer", f"{url}/broken;csv answers HTTP 500")
+        assert_failed(run_module(url=f"{url}/page"), "answer", f"{url}/page;csv", "'<html>hello</html>'")
+        assert_failed(run_module(url=f"{url}/none"), "answer", f"{url}/none;csv", "HTTP 404", "stats uri")
+        assert_failed(run_module(url=f"{url}/broken"), "answer", f"{url}/broken;csv", "HTTP 500")
         moved = run_module(url=f"{url}/moved", user="ada", password="secret")
-        assert_failed(moved, "answer", f"{url}/moved;csv answers HTTP 302", r"http://127.0.0.1:1/else\x1b[2J")
+        assert_failed(moved, "answer", f"{url}/moved;csv", "HTTP 302", r"http://127.0.0.1:1/else\x1b[2J")
         server.shutdown()
     with Pretender(b"hello\n") as pretender:
-        assert_failed(
-            run_module(url=f"http://{pretender.address}/"),
-            "answer",
-            f"what answers on http://{pretender.address}/;csv is no HTTP server (hello",
-        )
+        result = run_module(url=f"http://{pretender.address}/")
+        assert_failed(result, "answer", f"http://{pretender.address}/;csv", "HTTP server", "(hello")
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + CAPTURED.read_bytes()[:-1]
     for sent in (half, half.replace(b"Content-Length: 99999\r\n", b"")):
         with Pretender(sent) as pretender:
-            assert_failed(run_module(url=f"http://{pretender.address}/"), "silent", "half an answer")
+            assert_failed(run_module(url=f"http://{pretender.address}/"), "silent", "incomplete")
 
 
 def test_page_over_https(balancer: LoadBalancer, tmp_path: Path, free_port: FreePort) -> None:
@@ -1008,13 +985,13 @@ def test_page_over_https(balancer: LoadBalancer, tmp_path: Path, free_port: Free
     url = f"https://127.0.0.1:{port}/stats"
     assert [server["server"] for server in run_module(url=url, ca_path=str(ca))["servers"]] == ["web7"]
     assert [server["server"] for server in run_module(url=url, validate_certs=False)["servers"]] == ["web7"]
-    assert_failed(run_module(url=url), "answer", f"the certificate of {url};csv is not trusted", "ca_path")
+    assert_failed(run_module(url=url), "answer", f"{url};csv", "ca_path")
     os.mkfifo(tmp_path / "fifo.pem")
     (tmp_path / "empty.pem").touch()
     for name in ("none.pem", "fifo.pem", "empty.pem"):
         assert_failed(run_module(url=url, ca_path=str(tmp_path / name)), "settings", name, "ca_path")
     plain = f"https://{balancer.page.split('/')[2]}/stats"
-    assert_failed(run_module(url=plain), "answer", f"no TLS with {plain};csv", "http://")
+    assert_failed(run_module(url=plain), "answer", f"{plain};csv", "TLS", " http://")
 
 
 def test_another_stats_socket(balancer: LoadBalancer) -> None:
@@ -1052,16 +1029,16 @@ def test_warnings(balancer: LoadBalancer, eventually: Eventually, free_port: Fre
 
     eventually(all_were_asked, "all agents were asked")
     expected = {
-        "web/deaf": "the agent does not answer (L4CON",
-        "web/junk": "HAProxy does not understand what the agent answers (agent reports an error : hello)",
-        "web/light": "of the configured weight 1, less than 100% is rounded to 0",
-        "web/rounded": "of the configured weight 20, less than 5% is rounded to 0",
-        "web/nothing": "the configured weight is 0",
-        "web/disabled": "the agent check was disabled by hand",
-        "web/none": "has no agent-check on its server line",
-        "api/tracking": "tracks web/none, which has no agent check",
-        "fixed/half": "balance static-rr takes no weight but 0% and 100% from an agent",
-        "hashed/half": "balance source takes no weight but 0% and 100% from an agent",
+        "web/deaf": ["(L4CON"],
+        "web/junk": ["(agent reports an error : hello)"],
+        "web/light": ["weight 1,", " 100%"],
+        "web/rounded": ["weight 20,", " 5%"],
+        "web/nothing": ["weight is 0,"],
+        "web/disabled": ["enable agent"],
+        "web/none": ["no agent-check on its server line: "],
+        "api/tracking": ["web/none"],
+        "fixed/half": ["balance static-rr "],
+        "hashed/half": ["balance source "],
     }
     result: Result = {}
 
@@ -1074,8 +1051,8 @@ def test_warnings(balancer: LoadBalancer, eventually: Eventually, free_port: Fre
         return set(told()) == set(expected)
 
     eventually(all_are_told, "all that is expected is told, and nothing else")
-    for server, text in expected.items():
-        assert told()[server].startswith(text)
+    for server, words in expected.items():
+        assert all(word in told()[server] for word in words), told()[server]
     for warning in result["agent_check_warnings"]:
         assert json.dumps(warning) in warnings(result)
     assert balancer.look(server="well")["agent_check_warnings"] == []
