@@ -35,7 +35,7 @@ def name_of(result: Result) -> str:
     return str(result[result.get("ansible_loop_var", "item")])
 
 
-def unasked(asked: t.Iterable[Result], pattern: t.Any) -> str:
+def query_problems(asked: t.Iterable[Result], pattern: t.Any) -> str:
     """Report the load balancers that did not return their servers, '' if all did.
 
     C(asked) has the results of C(haproxy_server_info) in a loop over the load balancers. The report advises excluding a
@@ -53,7 +53,7 @@ def _may_be_down(result: Result) -> bool:
     return result.get("cause") == "silent"
 
 
-def strangers(asked: t.Sequence[Result], server: str, backends: t.Sequence[str]) -> str:
+def server_problems(asked: t.Sequence[Result], server: str, backends: t.Sequence[str]) -> str:
     """Report the load balancers that do not list this server, '' if all do.
 
     C(asked) has the results of C(haproxy_server_info) in a loop over them, C(backends) the backends that were queried:
@@ -91,7 +91,7 @@ def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
     return {address: name for name, texts in named for text in texts for address in found.get(text, [])}
 
 
-def unseen(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
+def change_problem(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
     """Report why the change of C(hapgent_state) did not take effect, and what to do if a load balancer has not polled.
 
     C(told) is the result of the module. C(known) has the names of load balancers by address, C(left_out) the names of

@@ -14,10 +14,10 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import (
     addresses,
+    change_problem,
     name_of,
-    strangers,
-    unasked,
-    unseen,
+    query_problems,
+    server_problems,
     with_names,
     without,
 )
@@ -50,8 +50,8 @@ FAILED: dict[str, tuple[list[Result], list[str]]] = {
 
 
 @pytest.mark.parametrize(("results", "down"), FAILED.values(), ids=FAILED)
-def test_unasked(results: list[Result], down: list[str]) -> None:
-    report = unasked([FINE, *results], "lb")
+def test_query_problems(results: list[Result], down: list[str]) -> None:
+    report = query_problems([FINE, *results], "lb")
     assert bool(report) == bool(results)
     assert all(result["item"] in report for result in results)
     assert "lb1" not in report
@@ -81,8 +81,8 @@ def rows(name: str, *servers: str, unreadable: str = "") -> Result:
         ([rows("lb1", unreadable="web/web1"), rows("lb2")], [], ["report about web/web1", "lb2 has no server web1"]),
     ],
 )
-def test_strangers(asked: list[Result], backends: list[str], parts: list[str]) -> None:
-    report = strangers(asked, "web1", backends)
+def test_server_problems(asked: list[Result], backends: list[str], parts: list[str]) -> None:
+    report = server_problems(asked, "web1", backends)
     assert bool(report) == bool(parts)
     assert all(part in report for part in parts)
     assert report.isprintable()
@@ -93,11 +93,11 @@ def test_strangers(asked: list[Result], backends: list[str], parts: list[str]) -
 def test_name_in_a_loop_with_a_variable_of_any_name(variable: str) -> None:
     result = {**failed("not of this loop", "silent"), "ansible_loop_var": variable, variable: "lb2"}
     assert name_of(result) == "lb2"
-    assert "!lb2'" in unasked([result], "lb")
+    assert "!lb2'" in query_problems([result], "lb")
 
 
-def test_unasked_is_safe_to_print_and_bounded() -> None:
-    report = unasked([failed("lb\x1b[2J", "silent", "\x1b]0;" + "x" * 10**6)], "lb\x07")
+def test_query_problems_is_safe_to_print_and_bounded() -> None:
+    report = query_problems([failed("lb\x1b[2J", "silent", "\x1b]0;" + "x" * 10**6)], "lb\x07")
     assert report.isprintable()
     assert len(report) < 3000
 
@@ -119,7 +119,7 @@ def test_without(pattern: Any, names: list[str], advised: str) -> None:
 
 
 # The message of the module, and what else it reports; what has to be in the report, and what not.
-UNSEEN: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
+CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
     "a load balancer that is named": (
         {"msg": "not to 198.51.100.12 (never seen).", "not_seen_by": ["198.51.100.12"], "after": {"status": "DRAIN"}},
         [],
@@ -178,9 +178,11 @@ UNSEEN: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("told", "left_out", "pattern", "parts", "others"), UNSEEN.values(), ids=UNSEEN)
-def test_unseen(told: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]) -> None:
-    report = unseen(told, KNOWN, left_out, pattern)
+@pytest.mark.parametrize(
+    ("told", "left_out", "pattern", "parts", "others"), CHANGE_PROBLEMS.values(), ids=CHANGE_PROBLEMS
+)
+def test_change_problem(told: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]) -> None:
+    report = change_problem(told, KNOWN, left_out, pattern)
     for part in parts:
         assert part in report
     for part in others:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ansible.inventory.manager import InventoryManager
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import begin, look
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import decision, host_check
 
 Result = dict[str, Any]
 
@@ -24,7 +24,7 @@ def told(backend: str, admin: str) -> Result:
 
 
 # The result of the agent, what a load balancer has; problem, kept_out, done and begun, the first two as truth values.
-LOOKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]]] = {
+HOST_CHECKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]]] = {
     "open": ({"before": {"status": "UP"}}, [], (False, False, False, False)),
     "done": ({"before": {"status": "UP", "reason": OURS}}, [told("web", "ready")], (False, False, True, False)),
     "done by another": ({"before": {"status": "UP", "reason": "release 9"}}, [], (False, False, False, False)),
@@ -45,9 +45,9 @@ LOOKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]]] = {
 }
 
 
-@pytest.mark.parametrize(("agent", "asked", "expected"), LOOKS.values(), ids=LOOKS)
-def test_look(agent: Result, asked: list[Result], expected: tuple[bool, ...]) -> None:
-    seen = look(agent, VIEW, OURS, asked)
+@pytest.mark.parametrize(("agent", "asked", "expected"), HOST_CHECKS.values(), ids=HOST_CHECKS)
+def test_host_check(agent: Result, asked: list[Result], expected: tuple[bool, ...]) -> None:
+    seen = host_check(agent, VIEW, OURS, asked)
     assert (bool(seen["problem"]), bool(seen["kept_out"]), seen["done"], seen["begun"]) == expected
     assert seen["host"] == "web1"
 
@@ -62,22 +62,22 @@ DONE, BEGUN, OPEN = host("c", done=True), host("d", begun=True), host("e")
 
 @pytest.mark.parametrize("mode", ["fail", "skip"])
 def test_rolling_does_not_begin_with_a_host_of_which_nothing_is_known(mode: str) -> None:
-    refusal = begin([OPEN, DOWN, host("f", problem="no agent")], OURS, mode, "")["refusal"]
+    refusal = decision([OPEN, DOWN, host("f", problem="no agent")], OURS, mode, "")["refusal"]
     assert "--limit='all,!a,!f'" in refusal
     assert "cannot be reached" in refusal
 
 
 def test_rolling_does_not_begin_if_something_else_keeps_a_host_out() -> None:
-    refusal = begin([OPEN, KEPT], OURS, "fail", "web")["refusal"]
+    refusal = decision([OPEN, KEPT], OURS, "fail", "web")["refusal"]
     assert "b: its agent says MAINT" in refusal
     assert "--limit='web,!b'" in refusal
-    skipped = begin([OPEN, KEPT], OURS, "skip", "")
+    skipped = decision([OPEN, KEPT], OURS, "skip", "")
     assert skipped["refusal"] == ""
     assert "b: its agent says MAINT" in skipped["summary"]
 
 
 @pytest.mark.parametrize(
-    ("looks", "parts"),
+    ("checks", "parts"),
     [
         ([OPEN, host("f")], ["Beginning", "e, f"]),
         ([DONE, BEGUN, OPEN], ["Going on", "1 of 3 done", "next d"]),
@@ -87,15 +87,15 @@ def test_rolling_does_not_begin_if_something_else_keeps_a_host_out() -> None:
         ([DONE, KEPT], ["Going on", "1 of 2 done.", "b: "]),
     ],
 )
-def test_summary(looks: list[Any], parts: list[str]) -> None:
-    summary = begin(looks, OURS, "skip", "")["summary"]
+def test_summary(checks: list[Any], parts: list[str]) -> None:
+    summary = decision(checks, OURS, "skip", "")["summary"]
     for part in [*parts, OURS]:
         assert part in summary
 
 
 def test_what_others_have_written_is_escaped() -> None:
-    assert look({"msg": "\x1b[2J"}, VIEW, OURS, [])["problem"].isprintable()
-    assert look({"before": {"status": "MAINT", "reason": "\u202e"}}, VIEW, OURS, [])["kept_out"].isprintable()
+    assert host_check({"msg": "\x1b[2J"}, VIEW, OURS, [])["problem"].isprintable()
+    assert host_check({"before": {"status": "MAINT", "reason": "\u202e"}}, VIEW, OURS, [])["kept_out"].isprintable()
 
 
 @pytest.mark.parametrize("limit", ["", "web:!away", "web,!away", "!away"])
@@ -106,7 +106,7 @@ def test_advised_limit_leaves_out_who_is_named(limit: str) -> None:
     for name in ("web1", "away", "2001:db8::10"):
         inventory.add_host(name, group="web")
     inventory.reconcile_inventory()
-    refusal = begin([OPEN, host("2001:db8::10", problem="no agent")], OURS, "fail", limit)["refusal"]
+    refusal = decision([OPEN, host("2001:db8::10", problem="no agent")], OURS, "fail", limit)["refusal"]
     inventory.subset(refusal.partition("--limit='")[2].partition("'")[0])
     left = {found.name for found in inventory.get_hosts()}
     assert left == ({"web1"} if limit else {"web1", "away"})

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _rolling_begin
+name: _rolling_decision
 short_description: Decide whether a rolling update can begin
 version_added: 1.0.0
 author:
@@ -15,7 +15,7 @@ description:
 positional: reason, when_kept_out, limit
 options:
   _input:
-    description: The results of P(hapgent.agent._rolling_look#filter), one for each host.
+    description: The results of P(hapgent.agent._rolling_host_check#filter), one for each host.
     type: list
     elements: dict
     required: true
@@ -36,7 +36,7 @@ options:
 EXAMPLES = r"""
 - name: Show what the rolling update is about to do
   ansible.builtin.debug:
-    msg: "{{ ([] | hapgent.agent._rolling_begin('release 4.2', 'fail', '')).summary }}"
+    msg: "{{ ([] | hapgent.agent._rolling_decision('release 4.2', 'fail', '')).summary }}"
 """
 
 RETURN = r"""
@@ -47,11 +47,11 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import begin
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import decision
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_rolling_begin": begin}
+        return {"_rolling_decision": decision}

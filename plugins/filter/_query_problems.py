@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _unasked
+name: _query_problems
 short_description: Report load balancers that did not return their servers
 version_added: 1.0.0
 author:
@@ -28,7 +28,7 @@ options:
 EXAMPLES = r"""
 - name: Fail if a load balancer cannot be queried
   ansible.builtin.assert:
-    that: not asked.results | hapgent.agent._unasked('lb')
+    that: not asked.results | hapgent.agent._query_problems('lb')
 """
 
 RETURN = r"""
@@ -39,11 +39,11 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import unasked
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import query_problems
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_unasked": unasked}
+        return {"_query_problems": query_problems}
