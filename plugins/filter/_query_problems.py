@@ -20,7 +20,9 @@ options:
     elements: dict
     required: true
   pattern:
-    description: The host pattern that selects the load balancers.
+    description:
+      - The host pattern that selects the load balancers. V('') means that it is not known, for example because hosts
+        have different load balancers.
     type: raw
     required: true
 """
