@@ -49,7 +49,7 @@ def host_check(agent: Result, view: Result, reason: str, asked: t.Iterable[Resul
     """
     host, backends = view["host"], view["backends"]
     if "before" not in agent or agent.get("unreachable") or agent.get("msg"):
-        what = "cannot be reached" if agent.get("unreachable") else "does not report its state"
+        what = "is unreachable" if agent.get("unreachable") else "does not report its state"
         problem = f"{what}: {printable(agent.get('msg', 'unknown'), MOST_SHOWN).rstrip('.')}"
         return {"host": host, "problem": problem, "kept_out": "", "done": False, "begun": False}
     state = agent["before"]
@@ -80,13 +80,13 @@ def decision(checks: t.Sequence[HostCheck], reason: str, when_kept_out: str, lim
     if problems:
         listed = "; ".join(f"{seen['host']} {seen['problem']}" for seen in problems)
         return {
-            "refusal": f"{listed}. Repair that, or leave out what is down: {_limit(problems, limit)}",
+            "refusal": f"{listed}. Fix this, or exclude hosts that are down: {_limit(problems, limit)}",
             "summary": "",
         }
     if kept and when_kept_out == "fail":
         return {
-            "refusal": f"Something else keeps hosts out: {_kept(kept)}. Bring them back, leave them out "
-            f"({_limit(kept, limit)}), or roll the others out with hapgent_kept_out=skip",
+            "refusal": f"Something else keeps hosts out of rotation: {_kept(kept)}. Bring them back, exclude them "
+            f"({_limit(kept, limit)}), or continue without them: hapgent_kept_out=skip",
             "summary": "",
         }
     return {"refusal": "", "summary": _summary(checks, reason)}
@@ -96,11 +96,11 @@ def _summary(checks: t.Sequence[HostCheck], reason: str) -> str:
     kept = [seen for seen in checks if seen["kept_out"]]
     done = [seen for seen in checks if seen["done"] and not seen["kept_out"]]
     open_ones = [seen["host"] for seen in checks if not seen["done"] and not seen["kept_out"]]
-    stays = f" Something else keeps out, and nothing is done on: {_kept(kept)}." if kept else ""
+    stays = f" Skipping hosts that something else keeps out of rotation: {_kept(kept)}." if kept else ""
     if not done and not any(seen["begun"] for seen in checks):
-        return f"Beginning with {printable(reason)}: {', '.join(open_ones) or 'no host'}.{stays}"
+        return f"Starting {printable(reason)}: {', '.join(open_ones) or 'no host'}.{stays}"
     following = f", next {open_ones[0]}" if open_ones else ""
-    return f"Going on with {printable(reason)}: {len(done)} of {len(checks)} done{following}.{stays}"
+    return f"Continuing {printable(reason)}: {len(done)} of {len(checks)} hosts done{following}.{stays}"
 
 
 def _kept(checks: t.Iterable[HostCheck]) -> str:
