@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _rolling_decision
-short_description: Decide whether a rolling update can begin
+short_description: Decide whether a rolling update can start
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -41,7 +41,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: C(refusal) is why the rolling update cannot begin, and C(summary) is what it is about to do.
+  description: C(refusal) is why the rolling update cannot start, and C(summary) is what it is about to do.
   type: dict
 """
 

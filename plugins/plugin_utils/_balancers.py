@@ -110,11 +110,11 @@ def change_problem(told: Result, known: t.Mapping[str, str], left_out: t.Collect
         parts.append(f"The agent stays in {printable(told['after'].get('status'))}.")
     missing = told.get("not_seen_by", [])
     silent = sorted({known[address] for address in missing if address in known} - {*left_out})
-    strangers = [address for address in missing if address not in known]
+    unnamed = [address for address in missing if address not in known]
     if silent:
         parts.append(_advice(silent, pattern))
-    if strangers:
-        parts.append(_of_strangers(strangers, told.get("seen_by", []), left_out, pattern))
+    if unnamed:
+        parts.append(_advice_about_unnamed(unnamed, told.get("seen_by", []), left_out, pattern))
     return " ".join(parts)
 
 
@@ -144,16 +144,16 @@ def _exclude(names: t.Sequence[str]) -> str:
     return f"If {', '.join(names)} are down and send no sessions, exclude them"
 
 
-def _of_strangers(
-    strangers: t.Sequence[str], seen_by: t.Sequence[str], left_out: t.Collection[str], pattern: t.Any
+def _advice_about_unnamed(
+    unnamed: t.Sequence[str], seen_by: t.Sequence[str], left_out: t.Collection[str], pattern: t.Any
 ) -> str:
-    belong = f"{', '.join(strangers)} {'belongs' if len(strangers) == 1 else 'belong'}"
+    belong = f"{', '.join(unnamed)} {'belongs' if len(unnamed) == 1 else 'belong'}"
     if left_out:
         return f"If {belong} to {' or '.join(left_out)}, set hapgent_source_addresses of that host."
     if pattern:
         return f"If {belong} to one of the load balancers, set hapgent_source_addresses of that host."
     if seen_by:
-        return f"{_exclude(strangers)}: hapgent_wait_for='{','.join(seen_by)}'."
+        return f"{_exclude(unnamed)}: hapgent_wait_for='{','.join(seen_by)}'."
     return ""
 
 

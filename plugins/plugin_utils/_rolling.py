@@ -35,7 +35,7 @@ class HostCheck(t.TypedDict):
 
 
 class Decision(t.TypedDict):
-    """Why a rolling update cannot begin, '' if it can, and what it is about to do."""
+    """Why a rolling update cannot start, '' if it can, and what it is about to do."""
 
     refusal: str
     summary: str
@@ -71,7 +71,7 @@ def host_check(agent: Result, view: Result, reason: str, asked: t.Iterable[Resul
 
 
 def decision(checks: t.Sequence[HostCheck], reason: str, when_kept_out: str, limit: str) -> Decision:
-    """Decide whether a rolling update of these hosts, in this order, can begin.
+    """Decide whether a rolling update of these hosts, in this order, can start.
 
     C(when_kept_out) is V(fail) or V(skip), C(limit) is the C(--limit) of this run, V('') if it has none.
     """

@@ -219,7 +219,7 @@ def test_those_whom_somebody_else_drained_are_left_alone() -> None:
     before = versions()
     done = rolling("7", "--limit=web:!rolling-web1", "--extra-vars=hapgent_min_up=1 hapgent_kept_out=skip")
     assert done.returncode == 0, done.stdout
-    assert re.search("rolling-web3: [^;]* DRAIN UP # disk", done.stdout)
+    assert re.search(r"rolling-web3: [^;\n]* DRAIN UP # disk", done.stdout)
     assert re.search(r"rolling-web4: rolling-lb2 .*web/rolling-web4 .*DRAIN \(agent\).* UP\b", done.stdout)
     assert versions() == [before[0], "7", *before[2:]]
     assert state("rolling-web3") == {"status": "DRAIN", "reason": "disk"}
