@@ -35,14 +35,15 @@ def name_of(result: Result) -> str:
     return str(result[result.get("ansible_loop_var", "item")])
 
 
-def unasked(asked: t.Iterable[Result], pattern: t.Any) -> str:
+def query_problems(asked: t.Iterable[Result], pattern: t.Any) -> str:
     """Report the load balancers that did not return their servers, '' if all did.
 
     C(asked) has the results of C(haproxy_server_info) in a loop over the load balancers. The report advises excluding a
     load balancer from C(pattern), the value of hapgent_load_balancers, only if it did not respond: others are not down.
+    An empty pattern means that the value is not known, for example because hosts have different load balancers.
     """
     failed = [result for result in asked if "servers" not in result]
-    problems = [f"{printable(name_of(result))} cannot be asked: {_problem(result)}." for result in failed]
+    problems = [f"{printable(name_of(result))} cannot be queried: {_problem(result)}." for result in failed]
     silent = [name_of(result) for result in failed if _may_be_down(result)]
     return " ".join([*problems, *([_advice(silent, pattern)] if silent else [])])
 
@@ -53,7 +54,7 @@ def _may_be_down(result: Result) -> bool:
     return result.get("cause") == "silent"
 
 
-def strangers(asked: t.Sequence[Result], server: str, backends: t.Sequence[str]) -> str:
+def server_problems(asked: t.Sequence[Result], server: str, backends: t.Sequence[str]) -> str:
     """Report the load balancers that do not list this server, '' if all do.
 
     C(asked) has the results of C(haproxy_server_info) in a loop over them, C(backends) the backends that were queried:
@@ -75,7 +76,7 @@ def strangers(asked: t.Sequence[Result], server: str, backends: t.Sequence[str])
         where = f"in the backends {', '.join(backends)}" if backends else "in any backend"
         reports.append(
             f"HAProxy on {', '.join(missing)} has no server {server} {where}: "
-            "say with hapgent_server how HAProxy calls it."
+            "set hapgent_server to the server's name in HAProxy."
         )
     return printable(" ".join(reports), MOST_SHOWN) if reports else ""
 
@@ -91,7 +92,7 @@ def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
     return {address: name for name, texts in named for text in texts for address in found.get(text, [])}
 
 
-def unseen(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
+def change_problem(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
     """Report why the change of C(hapgent_state) did not take effect, and what to do if a load balancer has not polled.
 
     C(told) is the result of the module. C(known) has the names of load balancers by address, C(left_out) the names of
@@ -99,20 +100,21 @@ def unseen(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str]
     """
     if told.get("kept"):
         return (
-            f"the state was changed meanwhile, it is now {printable(State(**told['after']).answer(), MOST_SHOWN)}. "
-            "Nothing was changed on it. Find out who changed it before you run this again."
+            "the state was changed meanwhile: something else set it to "
+            f"{printable(State(**told['after']).answer(), MOST_SHOWN)}. Nothing was changed by this run. "
+            "Find out what set it before you run this again."
         )
     text = with_names(str(told.get("msg", "")).rstrip("."), known)
     parts = [f"{printable(text, MOST_SHOWN)}."]
     if told.get("after") and "Nothing was changed" not in text:
-        parts.append(f"It stays in {printable(told['after'].get('status'))}.")
+        parts.append(f"The agent stays in {printable(told['after'].get('status'))}.")
     missing = told.get("not_seen_by", [])
     silent = sorted({known[address] for address in missing if address in known} - {*left_out})
-    strangers = [address for address in missing if address not in known]
+    unnamed = [address for address in missing if address not in known]
     if silent:
         parts.append(_advice(silent, pattern))
-    if strangers:
-        parts.append(_of_strangers(strangers, told.get("seen_by", []), left_out, pattern))
+    if unnamed:
+        parts.append(_advice_about_unnamed(unnamed, told.get("seen_by", []), left_out, pattern))
     return " ".join(parts)
 
 
@@ -131,25 +133,27 @@ def without(pattern: t.Any, names: t.Iterable[str]) -> str:
 
 
 def _advice(names: t.Sequence[str], pattern: t.Any) -> str:
-    """Advice about load balancers that may be down."""
-    are = "is down and sends" if len(names) == 1 else "are down and send"
-    it = "it" if len(names) == 1 else "them"
-    return printable(
-        f"If {', '.join(names)} {are} no sessions, leave {it} out: hapgent_load_balancers='{without(pattern, names)}'.",
-        MOST_SHOWN,
-    )
+    """Advice about load balancers that may be down. An empty pattern means that hapgent_load_balancers is not known."""
+    how = f": hapgent_load_balancers='{without(pattern, names)}'." if pattern else " from hapgent_load_balancers."
+    return printable(f"{_exclude(names)}{how}", MOST_SHOWN)
 
 
-def _of_strangers(
-    strangers: t.Sequence[str], seen_by: t.Sequence[str], left_out: t.Collection[str], pattern: t.Any
+def _exclude(names: t.Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"If {names[0]} is down and sends no sessions, exclude it"
+    return f"If {', '.join(names)} are down and send no sessions, exclude them"
+
+
+def _advice_about_unnamed(
+    unnamed: t.Sequence[str], seen_by: t.Sequence[str], left_out: t.Collection[str], pattern: t.Any
 ) -> str:
-    listed = ", ".join(strangers)
+    belong = f"{', '.join(unnamed)} {'belongs' if len(unnamed) == 1 else 'belong'}"
     if left_out:
-        return f"If {listed} belongs to {', '.join(left_out)}, set hapgent_source_addresses of that host."
+        return f"If {belong} to {' or '.join(left_out)}, set hapgent_source_addresses of that host."
     if pattern:
-        return f"If {listed} belongs to one of the load balancers, set hapgent_source_addresses of that host."
+        return f"If {belong} to one of the load balancers, set hapgent_source_addresses of that host."
     if seen_by:
-        return f"If {listed} is down and sends no sessions, leave it out: hapgent_wait_for='{','.join(seen_by)}'."
+        return f"{_exclude(unnamed)}: hapgent_wait_for='{','.join(seen_by)}'."
     return ""
 
 

@@ -42,23 +42,24 @@ def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) ->
 
     C(asked) has the results of C(haproxy_server_info) in a loop over the load balancers.
     """
-    said = f"its agent says {answer_of(state)}"
+    said = f"its agent reports {answer_of(state)}"
     if state["status"] == "DRAIN":
         others = state.get("reason", "") != reason
-        return _plan(change=not others, note=f"{said}, which stays as it is" if others else "")
+        return _plan(change=not others, note=f"{said}, which is kept" if others else "")
     if state["status"] not in IN:
-        return _plan(change=False, note=f"{said}, which stays as it is")
+        return _plan(change=False, note=f"{said}, which is kept")
     rows = [(name_of(result), row) for result in asked for row in result.get("servers", []) if row["server"] == server]
     in_maint = [f"{row['backend']}/{row['server']} on {name}" for name, row in rows if _agent_would_end(row)]
     if not in_maint:
         return _plan(change=True)
-    where = printable(", ".join(in_maint))
+    is_in_maint = f"{printable(', '.join(in_maint))} {'is' if len(in_maint) == 1 else 'are'} in MAINT"
     if all(row["admin_state"] == "maint" for _name, row in rows):
-        return _plan(change=False, note=f"{where} is in MAINT, which stays as it is")
+        return _plan(change=False, note=f"{is_in_maint}, which is kept")
     return _plan(
         change=False,
-        refusal=f"HAProxy has {where} in MAINT, but not everywhere, and would end that when the agent says DRAIN. "
-        "Put the server in MAINT on the others too, or end its MAINT (set server ... state ready)",
+        refusal=f"{is_in_maint} in HAProxy, but not everywhere. HAProxy would end the MAINT if "
+        "the agent reported DRAIN. Set the server to MAINT on the other load balancers too, "
+        "or end its MAINT (set server ... state ready)",
     )
 
 
@@ -74,13 +75,14 @@ def undrain(state: Fields, reason: str, found_out: str) -> Plan:
             return _plan(change=True)
         if reason:
             return _plan(change=True, keeps=said)
-        return _plan(change=True, note=f"this takes the reason away: its agent says {answer_of(state)}")
+        return _plan(change=True, note=f"this removes the reason: its agent reports {answer_of(state)}")
     if found_out:
-        return _plan(change=False, note=f"it was out before this run drained it, and stays out ({found_out})")
+        return _plan(change=False, note=f"it was out of rotation before this run, and stays out ({found_out})")
     if reason and state.get("reason", "") != reason:
         return _plan(
             change=False,
-            note=f"it stays out: its agent says {answer_of(state)}, and hapgent_reason is {printable(reason)}",
+            note=f"it stays out of rotation: its agent reports {answer_of(state)}, and hapgent_reason is "
+            f"{printable(reason)}",
         )
     return _plan(change=True, note=f"this ends {answer_of(state)}")
 

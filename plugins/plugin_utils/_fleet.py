@@ -54,12 +54,12 @@ class Pool(t.NamedTuple):
         if len(staying) >= least or not leaves:
             return ""
         not_in = [f"{name} is {says}" for name, (takes, says) in self.members.items() if not takes]
-        never = f" With {total}, that lets none leave, ever: lower hapgent_min_up." if least >= total else ""
+        never = f" With {_counted(total)}, none can ever leave: lower hapgent_min_up." if least >= total else ""
         return (
-            f"{len(staying)} would stay in, and hapgent_min_up is "
-            f"{min_up}{'' if str(min_up) == str(least) else f', here {least}'}.{never} "
+            f"{f'only {len(staying)}' if staying else 'none'} would stay in rotation, but hapgent_min_up requires "
+            f"{min_up}{'' if str(min_up) == str(least) else f' ({least})'}.{never} "
             f"Leaving: {', '.join(leaves)}. Staying: {', '.join(staying) or 'none'}. "
-            f"Not in: {', '.join(not_in) or 'none'}."
+            f"Not available: {', '.join(not_in) or 'none'}."
         )
 
 
@@ -91,16 +91,20 @@ def _merged(pools: t.Iterable[Pool], leaving: t.Collection[str], min_up: t.Any) 
     for pool in pools:
         alike.setdefault(pool.shortage(leaving, min_up), {})[pool.title] = pool
     return [
-        f"Of the {len(next(iter(same.values())).members)} servers {' and '.join(same)}, {shortage}"
+        f"Of the {_counted(len(next(iter(same.values())).members))} {' and '.join(same)}, {shortage}"
         for shortage, same in alike.items()
         if shortage
     ]
 
 
+def _counted(servers: int) -> str:
+    return "1 server" if servers == 1 else f"{servers} servers"
+
+
 def _unknown(names: t.Sequence[str], min_up: str) -> str:
     return (
-        f"hapgent_min_up is {min_up}, and no servers are known that it is about: name hapgent_load_balancers, or a "
-        f"hapgent_fleet of hosts in the inventory, {', '.join(names)} among them."
+        f"hapgent_min_up {min_up} cannot be evaluated: set hapgent_load_balancers, or a hapgent_fleet that includes "
+        f"{', '.join(names)}."
     )
 
 
@@ -108,7 +112,7 @@ def at_least(min_up: t.Any, total: int) -> int:
     """How many of C(total) servers must stay in rotation. Raises FleetError."""
     match = re.fullmatch(r"([0-9]{1,6})(%?)", str(min_up))
     if not match or (match[2] and int(match[1]) > 100):
-        raise FleetError(f"hapgent_min_up is {min_up}: allowed is a number from 0 on, or 0% to 100%")
+        raise FleetError(f"hapgent_min_up must be a number from 0, or a percentage from 0% to 100%, not {min_up}")
     return -(-total * int(match[1]) // 100) if match[2] else int(match[1])
 
 
@@ -146,7 +150,7 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
     """What else keeps the server out of rotation, or ''. An agent that drains it with this reason does not count."""
     ours = state["status"] == "DRAIN" and state.get("reason") == reason
     if not is_in(state) and not ours:
-        return f"its agent says {printable(State(**state).answer())}"
+        return f"its agent reports {printable(State(**state).answer())}"
     # HAProxy does not distinguish a manual drain from that of the agent.
     expected = ("ready", "drain", None) if ours else ("ready", None)
     by_hand = [
@@ -154,7 +158,7 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
         for result, row in _servers(asked)
         if row["server"] == server and row["admin_state"] not in expected
     ]
-    return printable(f"{', '.join(by_hand)}, and its agent says {state['status']}", MOST_SHOWN) if by_hand else ""
+    return printable(f"{', '.join(by_hand)}, and its agent reports {state['status']}", MOST_SHOWN) if by_hand else ""
 
 
 def table(
@@ -172,7 +176,9 @@ def table(
     empty list means all. C(known) has the names of load balancers by address.
     """
     rows = [["host", "state", "since", "reason", "told", *(name_of(result) for result in asked)]]
-    remarks = [f"{name_of(result)} cannot be asked: {_problem(result)}" for result in asked if "servers" not in result]
+    remarks = [
+        f"{name_of(result)} cannot be queried: {_problem(result)}" for result in asked if "servers" not in result
+    ]
     balancers = {name_of(result) for result in asked}
     for host, server, wanted, result in zip(names, servers, backends_of, agents):
         agent = _agent(result)
@@ -257,7 +263,7 @@ def _remarks(
     agent: Result | None, result: Result, asked: t.Iterable[Result], known: t.Mapping[str, str]
 ) -> t.Iterator[str]:
     if not agent:
-        yield f"its agent cannot be asked: {_problem(result)}"
+        yield f"its agent cannot be queried: {_problem(result)}"
         return
     if agent["problem"]:
         yield f"its agent has a problem: {agent['problem']}"
@@ -265,14 +271,14 @@ def _remarks(
         yield f"its agent has an invalid state file, {agent['state_file']}"
     for told, row in _servers(asked):
         if _mark(agent["state"], row):
-            gives = "gives it new sessions" if row["takes_new_sessions"] else "gives it none"
-            where = f"in {row['backend']} it is {row['status']}"
-            yield f"its agent says {_words(agent['state'])}, but {name_of(told)} {gives}: {where}"
+            new = "new sessions" if row["takes_new_sessions"] else "no new sessions"
+            where = f"it is {row['status']} in {row['backend']}"
+            yield f"its agent reports {_words(agent['state'])}, but {name_of(told)} sends it {new}: {where}"
     for peer in agent["peers"] or []:
         if peer["polls"] and not peer["has_it"]:
-            yield f"{with_names(peer['address'], known)} was not told the state yet"
+            yield f"{with_names(peer['address'], known)} has not received the state yet"
     if agent["peers"] is not None and not any(peer["polls"] for peer in agent["peers"]):
-        yield "no load balancer asks its agent"
+        yield "no load balancer polls its agent"
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -60,9 +60,9 @@ def _misspelt(given: Given) -> t.Iterator[str]:
     there = [problem for problem in there if problem not in here]
     yield from here
     if there:
-        yield f"Of {', '.join(given['balancers'])}: {' '.join(there)}"
+        yield f"Variables of {', '.join(given['balancers'])}: {' '.join(there)}"
     if here or there:
-        yield "List variables of your own that begin with hapgent_ in hapgent_own_variables."
+        yield "If these variables are your own, list them in hapgent_own_variables."
 
 
 def _too_late(given: Given) -> t.Iterator[str]:
@@ -70,7 +70,7 @@ def _too_late(given: Given) -> t.Iterator[str]:
     if late:
         yield (
             "hapgent_hosts and hapgent_serial work only on the command line (-e) and in the vars of import_playbook, "
-            "since Ansible makes the play before it reads the inventory's variables. "
+            "because Ansible creates the play before it reads the variables of the inventory. "
             f"Remove {' and '.join(late)} from the inventory."
         )
 
@@ -78,8 +78,8 @@ def _too_late(given: Given) -> t.Iterator[str]:
 def _stray(given: Given) -> t.Iterator[str]:
     if given["stray_words"]:
         yield (
-            f"The command line has words outside of quotes, '{given['stray_words']}', which Ansible takes out of the "
-            "value before them. Quote the whole value, -e \"reason='kernel upgrade'\", or write JSON, "
+            f"The command line has words outside of quotes, '{given['stray_words']}', which Ansible removes from the "
+            "value before them. Quote the whole value, -e \"reason='kernel upgrade'\", or use JSON, "
             '-e \'{"reason": "kernel upgrade"}\'.'
         )
 
@@ -91,7 +91,7 @@ def _strange_balancers(given: Given, groups: t.Mapping[str, t.Sequence[str]]) ->
     if pattern and not given["balancers"]:
         yield f"hapgent_load_balancers must name hosts or groups of the inventory. {pattern} matches none."
     elif strange:
-        yield f"hapgent_load_balancers is {pattern}, and the inventory has no {', '.join(strange)}."
+        yield f"hapgent_load_balancers must name hosts or groups of the inventory, which has no {', '.join(strange)}."
 
 
 def _numbers(given: t.Mapping[str, t.Any]) -> t.Iterator[str]:

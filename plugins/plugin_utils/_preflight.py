@@ -32,13 +32,13 @@ COMPONENT = r"/[A-Za-z0-9_@:+-][A-Za-z0-9_.@:+-]*"
 # The path of a socket must not exceed 107 bytes, and the status socket is /run/hapgent/NAME/status.sock.
 SERVICE = r"(?!.*\.(service|socket)\Z)[A-Za-z0-9_][A-Za-z0-9_.@-]{0,78}[A-Za-z0-9_-]|[A-Za-z0-9_]"
 FORMS = {
-    "hapgent_user": (NAME, "the name of a user, of at most 31 letters, digits and _.-"),
-    "hapgent_group": (NAME, "the name of a group, of at most 31 letters, digits and _.-"),
+    "hapgent_user": (NAME, "a user name of at most 31 letters, digits and _.-"),
+    "hapgent_group": (NAME, "a group name of at most 31 letters, digits and _.-"),
     "hapgent_service": (SERVICE, "a name without .service, of at most 80 letters, digits and _.@-"),
     "hapgent_python": (f"({COMPONENT})+", "an absolute path of letters, digits and _./@:+-, without .."),
     "hapgent_state_file": (
         f"({COMPONENT}){{3,}}",
-        "an absolute path two folders deep or more, of letters, digits and _./@:+-, without .., "
+        "an absolute path with at least two folders, of letters, digits and _./@:+-, without .., "
         "such as /etc/hapgent/state.json",
     ),
 }
@@ -102,7 +102,7 @@ def state_folder_problem(listed: str, state_file: str, uid: int | None, only_own
     found = _found(listed)
     folder = posixpath.dirname(state_file)
     if "/" not in found:
-        return f"hapgent_state_file is {state_file}, and the folders on the way to it cannot be looked at"
+        return f"hapgent_state_file is {state_file}, but the folders on its path cannot be inspected"
     for path in parents(state_file):
         if path in found and (problem := _parent_problem(path, found[path])):
             return f"hapgent_state_file is {state_file}, and {problem}"
@@ -110,8 +110,8 @@ def state_folder_problem(listed: str, state_file: str, uid: int | None, only_own
         problem = _folder_problem(folder, found[folder])
         if not problem and not uninstall and found[folder].uid != uid and not (only_own_files and state_file in found):
             problem = (
-                f"{folder} belongs to {printable(found[folder].owner)}. It must belong to hapgent_user, who replaces "
-                "files in it: name a folder that does not exist yet, or give this one to that user with chown"
+                f"{folder} belongs to {printable(found[folder].owner)}. It must belong to hapgent_user, because the "
+                "agent replaces files in it: use a folder that does not exist yet, or change the owner with chown"
             )
         if problem:
             return f"hapgent_state_file is {state_file}, and {problem}"
@@ -132,20 +132,20 @@ def _parent_problem(path: str, found: Found) -> str:
         return problem
     if found.uid != 0:
         return (
-            f"{path} belongs to {printable(found.owner)}, who could put a link in the place of what is in it. "
-            "It must belong to root: use another folder, or change that with chown"
+            f"{path} belongs to {printable(found.owner)}. It must belong to root, because another user could replace "
+            "its contents with a link: use another folder, or change the owner with chown"
         )
     if found.mode & OTHERS_WRITE:
         return (
-            f"users other than root can write to {path}, and could put a link in the place of what is in it: "
-            "use another folder, or change that with chmod go-w"
+            f"users other than root can write to {path} and could replace its contents with a link: "
+            "use another folder, or run chmod go-w"
         )
     return ""
 
 
 def _folder_problem(path: str, found: Found) -> str:
     if stat.S_ISLNK(found.mode):
-        return f"{path} is a symbolic link. Name the folder to which it leads"
+        return f"{path} must not be a symbolic link: use the folder to which it leads"
     return "" if stat.S_ISDIR(found.mode) else f"{path} is not a folder"
 
 
@@ -153,9 +153,9 @@ def _file_problem(path: str, found: Found | None, uninstall: bool) -> str:
     if found is None or stat.S_ISREG(found.mode):
         return ""
     if stat.S_ISDIR(found.mode):
-        return f"hapgent_state_file must be a file, such as {path}/state.json, and {path} is a folder"
+        return f"hapgent_state_file must be a file, such as {path}/state.json, but {path} is a folder"
     # Uninstalling ignores such a file, so that the agent's user cannot prevent it by creating one.
-    return "" if uninstall else f"hapgent_state_file must be a regular file, and {path} is none: remove it"
+    return "" if uninstall else f"hapgent_state_file must be a regular file, but {path} is not one: remove it"
 
 
 def _number_problem(name: str, value: t.Any, least: int, most: int) -> str:
@@ -175,7 +175,7 @@ def _form_problem(name: str, value: t.Any) -> str:
     if name in SEEN and HIDDEN.fullmatch(text):
         return (
             f"{name} must be a path such as {SEEN[name]}, not {text}: "
-            "the sandbox hides that folder from the agent, or a reboot empties it."
+            "the agent's sandbox hides that folder, or a reboot empties it."
         )
     return ""
 
@@ -197,8 +197,8 @@ def _version_problem(version: str, shipped: Shipped) -> str:
     if version == shipped.version:
         return ""
     return (
-        f"hapgent_version must be {shipped.version}, the release whose behaviour the agent of this collection has, "
-        f"not {_shown(version)}. Remove it from your inventory, or set it to that."
+        f"hapgent_version must be {shipped.version}, the release that the agent of this collection is compatible with, "
+        f"not {_shown(version)}. Remove it from your inventory, or set it to {shipped.version}."
     )
 
 
@@ -207,12 +207,12 @@ def _checksum_problem(checksum: str, shipped: Shipped) -> str:
         return ""
     if checksum == shipped.original_checksum:
         return (
-            f"hapgent_checksum is that of the original hapgent {shipped.version} binary. This collection ships an "
-            "agent of its own, whose checksum is the default. Remove hapgent_checksum from your inventory."
+            f"hapgent_checksum is the checksum of the original hapgent {shipped.version} binary, but this collection "
+            "ships its own agent. Remove hapgent_checksum from your inventory: its default is correct."
         )
     return (
-        f"hapgent_checksum must be {shipped.checksum}, that of the agent in this release of the collection, "
-        f"not {_shown(checksum)}. Remove it from your inventory, or pin it to that."
+        f"hapgent_checksum must be {shipped.checksum}, the checksum of the agent in this release of the collection, "
+        f"not {_shown(checksum)}. Remove it from your inventory, or pin it to that checksum."
     )
 
 

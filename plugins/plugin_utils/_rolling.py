@@ -19,7 +19,7 @@ Result = t.Mapping[str, t.Any]
 MOST_SHOWN = 400
 
 
-class Look(t.TypedDict):
+class HostCheck(t.TypedDict):
     """One host of a rolling update.
 
     C(problem) is why its state is not known, C(kept_out) what else keeps it out of rotation, both '' if there is
@@ -34,14 +34,14 @@ class Look(t.TypedDict):
     begun: bool
 
 
-class Beginning(t.TypedDict):
-    """Why a rolling update cannot begin, '' if it can, and what it is about to do."""
+class Decision(t.TypedDict):
+    """Why a rolling update cannot start, '' if it can, and what it is about to do."""
 
     refusal: str
     summary: str
 
 
-def look(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) -> Look:
+def host_check(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) -> HostCheck:
     """Determine the progress of one host. C(agent) is the result of C(hapgent_state) in check mode.
 
     C(view) has its C(host), C(server) (its name in HAProxy) and C(backends), the backends to check; none means all.
@@ -49,7 +49,7 @@ def look(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) ->
     """
     host, backends = view["host"], view["backends"]
     if "before" not in agent or agent.get("unreachable") or agent.get("msg"):
-        what = "cannot be reached" if agent.get("unreachable") else "does not report its state"
+        what = "is unreachable" if agent.get("unreachable") else "does not report its state"
         problem = f"{what}: {printable(agent.get('msg', 'unknown'), MOST_SHOWN).rstrip('.')}"
         return {"host": host, "problem": problem, "kept_out": "", "done": False, "begun": False}
     state = agent["before"]
@@ -70,44 +70,44 @@ def look(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) ->
     }
 
 
-def begin(looks: t.Sequence[Look], reason: str, when_kept_out: str, limit: str) -> Beginning:
-    """Decide whether a rolling update of these hosts, in this order, can begin.
+def decision(checks: t.Sequence[HostCheck], reason: str, when_kept_out: str, limit: str) -> Decision:
+    """Decide whether a rolling update of these hosts, in this order, can start.
 
     C(when_kept_out) is V(fail) or V(skip), C(limit) is the C(--limit) of this run, V('') if it has none.
     """
-    problems = [seen for seen in looks if seen["problem"]]
-    kept = [seen for seen in looks if seen["kept_out"]]
+    problems = [seen for seen in checks if seen["problem"]]
+    kept = [seen for seen in checks if seen["kept_out"]]
     if problems:
         listed = "; ".join(f"{seen['host']} {seen['problem']}" for seen in problems)
         return {
-            "refusal": f"{listed}. Repair that, or leave out what is down: {_limit(problems, limit)}",
+            "refusal": f"{listed}. Fix this, or exclude hosts that are down: {_limit(problems, limit)}",
             "summary": "",
         }
     if kept and when_kept_out == "fail":
         return {
-            "refusal": f"Something else keeps hosts out: {_kept(kept)}. Bring them back, leave them out "
-            f"({_limit(kept, limit)}), or roll the others out with hapgent_kept_out=skip",
+            "refusal": f"Something else keeps hosts out of rotation: {_kept(kept)}. Bring them back, exclude them "
+            f"({_limit(kept, limit)}), or continue without them: hapgent_kept_out=skip",
             "summary": "",
         }
-    return {"refusal": "", "summary": _summary(looks, reason)}
+    return {"refusal": "", "summary": _summary(checks, reason)}
 
 
-def _summary(looks: t.Sequence[Look], reason: str) -> str:
-    kept = [seen for seen in looks if seen["kept_out"]]
-    done = [seen for seen in looks if seen["done"] and not seen["kept_out"]]
-    open_ones = [seen["host"] for seen in looks if not seen["done"] and not seen["kept_out"]]
-    stays = f" Something else keeps out, and nothing is done on: {_kept(kept)}." if kept else ""
-    if not done and not any(seen["begun"] for seen in looks):
-        return f"Beginning with {printable(reason)}: {', '.join(open_ones) or 'no host'}.{stays}"
+def _summary(checks: t.Sequence[HostCheck], reason: str) -> str:
+    kept = [seen for seen in checks if seen["kept_out"]]
+    done = [seen for seen in checks if seen["done"] and not seen["kept_out"]]
+    open_ones = [seen["host"] for seen in checks if not seen["done"] and not seen["kept_out"]]
+    stays = f" Skipping hosts that something else keeps out of rotation: {_kept(kept)}." if kept else ""
+    if not done and not any(seen["begun"] for seen in checks):
+        return f"Starting {printable(reason)}: {', '.join(open_ones) or 'no host'}.{stays}"
     following = f", next {open_ones[0]}" if open_ones else ""
-    return f"Going on with {printable(reason)}: {len(done)} of {len(looks)} done{following}.{stays}"
+    return f"Continuing {printable(reason)}: {len(done)} of {len(checks)} hosts done{following}.{stays}"
 
 
-def _kept(looks: t.Iterable[Look]) -> str:
-    return "; ".join(f"{seen['host']}: {seen['kept_out']}" for seen in looks)
+def _kept(checks: t.Iterable[HostCheck]) -> str:
+    return "; ".join(f"{seen['host']}: {seen['kept_out']}" for seen in checks)
 
 
-def _limit(looks: t.Iterable[Look], limit: str) -> str:
+def _limit(checks: t.Iterable[HostCheck], limit: str) -> str:
     # If --limit is given twice, only the last one counts, so this one must repeat the current limit. It uses commas,
     # because Ansible does not split IPv6 addresses in a pattern that contains one.
-    return f"--limit='{','.join([host_pattern(limit) or 'all', *('!' + seen['host'] for seen in looks)])}'"
+    return f"--limit='{','.join([host_pattern(limit) or 'all', *('!' + seen['host'] for seen in checks)])}'"

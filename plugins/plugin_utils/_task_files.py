@@ -77,7 +77,7 @@ class _Reader:
 
     def _entry(self, path: str, entry: t.Any, handlers: bool) -> None:
         if not isinstance(entry, dict):
-            self._note(path, f"{entry!r} must be a task, with a module and its options")
+            self._note(path, f"{entry!r} must be a task with a module and its options")
             return
         self._notifies(path, entry.get("notify"))
         if any(part in entry for part in BLOCK_PARTS):
@@ -101,7 +101,7 @@ class _Reader:
 
     def _block(self, path: str, entry: dict[str, t.Any], handlers: bool) -> None:
         if handlers:
-            self._note(path, "Ansible takes no block as a handler")
+            self._note(path, "a handler must not be a block")
             return
         # The tasks of the block are checked one by one below.
         self._takes(path, Block, {**entry, **{part: [] for part in BLOCK_PARTS if part in entry}})
@@ -129,7 +129,7 @@ class _Reader:
             return
         found = os.path.join(os.path.dirname(path), file)
         if not os.path.exists(found):
-            self._note(path, f"there is no {found}, which it includes")
+            self._note(path, f"it includes {found}, which does not exist")
             return
         self.read(found, handlers=handlers)
 
@@ -206,7 +206,8 @@ def problems(tasks: str, handlers: str, playbook_dir: str) -> list[str]:
     reader.read(tasks)
     if not reader.is_open:
         reader.problems += [
-            f"{printable(path)}: it notifies {printable(name)}, which is no handler: put it in hapgent_handlers"
+            f"{printable(path)}: it notifies {printable(name)}, but no handler has this name: "
+            "add one to hapgent_handlers"
             for name, path in reader.notified.items()
             if name not in reader.handlers and "{{" not in name
         ]

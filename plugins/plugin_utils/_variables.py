@@ -70,8 +70,8 @@ def hosts_of_play(
     if not pattern:
         if changes and not limit:
             raise VariableError(
-                f"This would {changes} every host of the inventory. Name hosts with --limit, or with the variable "
-                "hapgent_hosts, which works only on the command line (-e) and in the vars of import_playbook. "
+                f"This would {changes} every host of the inventory. Select hosts with --limit or hapgent_hosts. "
+                "hapgent_hosts works only on the command line (-e) and in the vars of import_playbook. "
                 "Nothing was changed."
             )
         return "all"
@@ -83,10 +83,12 @@ def hosts_of_play(
             found = inventory.get_hosts(pattern)
             if not found:
                 raise VariableError(
-                    f"hapgent_hosts is {pattern} and --limit is {limit}: no host is in both. Nothing was changed."
+                    f"No host is in both hapgent_hosts ({pattern}) and --limit ({limit}). Nothing was changed."
                 )
     except AnsibleError as error:
-        raise VariableError(f"hapgent_hosts is {pattern}: {error}. Nothing was changed.") from error
+        raise VariableError(
+            f"hapgent_hosts must be a host pattern, not {pattern}: {error}. Nothing was changed."
+        ) from error
     if not found:
         raise VariableError(
             f"hapgent_hosts must name hosts or groups of the inventory. {pattern} matches none. Nothing was changed."
@@ -94,7 +96,8 @@ def hosts_of_play(
     strange = strangers(pattern, groups)
     if strange:
         raise VariableError(
-            f"hapgent_hosts is {pattern}, and the inventory has no {', '.join(strange)}. Nothing was changed."
+            f"hapgent_hosts must name hosts or groups of the inventory, which has no {', '.join(strange)}. "
+            "Nothing was changed."
         )
     return pattern
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,12 +115,12 @@ def test_drain_leaves_what_is_out_and_undrain_what_has_another_reason(fleet_of: 
         back = {"status": "UP"}
         assert fleet.states() == {**OUT, "up": back, "ready": back, "stopped": back}
         for name in ("maint", "down", "fail", "drain"):
-            assert f"{name}: it stays out" in said
+            assert re.search(rf"\b{name}: .* {OUT[name]['status']}\b.* hapgent_reason is upgrade", said)
 
         # Without a reason, it is brought back whoever has taken it out, and what that was is reported.
         said = fleet.play("hapgent.agent.undrain", "--limit=maint")
         assert fleet.states()["maint"] == back
-        assert "maint: this ends MAINT UP # disk" in said
+        assert re.search("maint: .*MAINT UP # disk", said)
 
 
 def test_drain_in_check_mode_says_what_is_out(fleet_of: Any) -> None:
@@ -163,7 +164,7 @@ def test_play_of_ones_own_brings_back_only_what_it_has_taken_out(fleet_of: Any, 
     with fleet.polled():
         said = fleet.play("play.yml", hapgent_reason=reason)
     assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
-    assert "maint: it was out before this run drained it" in said
+    assert re.search(r"\bmaint: .*\(.*MAINT UP # disk.*\)", said)
 
 
 def test_second_undrain_of_a_run_ends_what_was_out_before(fleet_of: Any, tmp_path: Path) -> None:

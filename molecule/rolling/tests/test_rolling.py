@@ -188,7 +188,7 @@ def test_load_balancer_that_is_down_stops_it() -> None:
     with traffic() as load:
         run("rolling-lb2", "systemctl stop haproxy")
         said = message(rolling("5"))
-        assert "rolling-lb2 cannot be asked" in said
+        assert "rolling-lb2 cannot be queried" in said
         assert "hapgent_load_balancers='lb,!rolling-lb2'" in said
         assert "Nothing was changed" in said
         assert state("rolling-web1") == {"status": "UP"}
@@ -204,7 +204,7 @@ def test_load_balancer_that_goes_down_meanwhile_stops_it() -> None:
         assert eventually(lambda: balanced("rolling-web1"), DRAINED, timeout=180) == DRAINED
         run("rolling-lb2", "systemctl stop haproxy")
         said, _errors = process.communicate(timeout=180)
-        assert "rolling-lb2 cannot be asked" in said
+        assert "rolling-lb2 cannot be queried" in said
         assert re.search(r"stopped at rolling-web1\b.* DRAIN\.", said)
         assert [state(host) for host in WEB[1:]] == [{"status": "UP"}] * 3
     assert load.counted["by_address"][LB1][1] == 0, load.counted
@@ -219,8 +219,8 @@ def test_those_whom_somebody_else_drained_are_left_alone() -> None:
     before = versions()
     done = rolling("7", "--limit=web:!rolling-web1", "--extra-vars=hapgent_min_up=1 hapgent_kept_out=skip")
     assert done.returncode == 0, done.stdout
-    assert "rolling-web3: its agent says DRAIN UP # disk" in done.stdout
-    assert "rolling-web4: rolling-lb2 has web/rolling-web4 in DRAIN (agent), and its agent says UP" in done.stdout
+    assert re.search(r"rolling-web3: [^;\n]* DRAIN UP # disk", done.stdout)
+    assert re.search(r"rolling-web4: rolling-lb2 .*web/rolling-web4 .*DRAIN \(agent\).* UP\b", done.stdout)
     assert versions() == [before[0], "7", *before[2:]]
     assert state("rolling-web3") == {"status": "DRAIN", "reason": "disk"}
     assert balanced("rolling-web4") == ["UP", "DRAIN (agent)"]
@@ -230,7 +230,7 @@ def test_those_whom_somebody_else_drained_are_left_alone() -> None:
     lines = {line.split()[0].strip('"'): line for line in done.stdout.splitlines() if line.startswith(" " * 8)}
     assert re.search(r"DRAIN +.* UTC +disk +2 of 2 +DRAIN \(agent\) +DRAIN \(agent\)", lines["rolling-web3"])
     assert re.search(r"UP +.* UTC +2 of 2 +UP +DRAIN \(agent\) !", lines["rolling-web4"])
-    assert "rolling-web4: its agent says UP, but rolling-lb2 gives it none: in web it is DRAIN (agent)" in done.stdout
+    assert re.search(r"rolling-web4: .* UP, .*rolling-lb2 .*DRAIN \(agent\) in web\b", done.stdout)
 
 
 def test_one_whom_somebody_drains_while_it_is_worked_on_stays_drained() -> None:
@@ -243,21 +243,26 @@ def test_one_whom_somebody_drains_while_it_is_worked_on_stays_drained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "arguments", "why"),
+    ("hosts", "arguments", "pattern"),
     [
-        ("rolling-web1,rolling-web2,rolling-web3", [], "1 would stay in"),
-        ("rolling-web1", ["hapgent_min_up=4"], "3 would stay in, and hapgent_min_up is 4"),
-        ("rolling-web1", ["hapgent_min_up=76%"], "hapgent_min_up is 76%, here 4"),
-        ("rolling-web1", ["hapgent_min_up=many"], "must be a number from 0, or a percentage"),
-        ("rolling-web1", ["hapgent_load_balancers=", "hapgent_fleet=web", "hapgent_min_up=4"], "of hapgent_fleet, 3"),
-        ("rolling-web1", ["hapgent_load_balancers="], "name hapgent_load_balancers, or a hapgent_fleet"),
-        ("rolling-web1", ["hapgent_load_balancers=lbs"], "lbs matches none"),
-        ("rolling-web1", ["hapgent_server=web1"], "rolling-lb1, rolling-lb2 has no server web1 in any backend"),
+        ("rolling-web1,rolling-web2,rolling-web3", [], r"of web on rolling-lb1\b.*\b1\b.*Staying: rolling-web4\."),
+        ("rolling-web1", ["hapgent_min_up=4"], r"\b3\b.*hapgent_min_up .*\b4\b"),
+        ("rolling-web1", ["hapgent_min_up=76%"], r"\b3\b.*hapgent_min_up .*76% \(4\)"),
+        ("rolling-web1", ["hapgent_min_up=many"], r"hapgent_min_up must be .*\bmany\b"),
+        (
+            "rolling-web1",
+            ["hapgent_load_balancers=", "hapgent_fleet=web", "hapgent_min_up=4"],
+            r"of hapgent_fleet, .*\b3\b.*hapgent_min_up .*\b4\b",
+        ),
+        ("rolling-web1", ["hapgent_load_balancers="], r"hapgent_min_up .*hapgent_load_balancers.* rolling-web1\."),
+        ("rolling-web1", ["hapgent_load_balancers=lbs"], r"hapgent_load_balancers .*\blbs\b"),
+        ("rolling-web1", ["hapgent_server=web1"], r"rolling-lb1, rolling-lb2 .*\bweb1\b.*\bhapgent_server\b"),
     ],
 )
-def test_gate(hosts: str, arguments: list[str], why: str) -> None:
+def test_gate(hosts: str, arguments: list[str], pattern: str) -> None:
     # One after the other: each is refused, whatever Ansible makes of those before it.
-    assert why in message(drain(hosts, "--forks=1", *(f"--extra-vars={argument}" for argument in arguments)))
+    done = drain(hosts, "--forks=1", *(f"--extra-vars={argument}" for argument in arguments))
+    assert re.search(pattern, message(done))
     assert [state(host) for host in WEB] == [{"status": "UP"}] * 4
 
 

@@ -18,7 +18,7 @@ STRICT = ("-e", "hapgent_status_strict=true")
 
 
 def test_status_as_a_gate(fleet: Fleet) -> None:
-    """It fails for a host that cannot be asked, and only if that is wanted."""
+    """It fails for a host that cannot be queried, and only if that is wanted."""
     fleet.play(STATUS, *STRICT, variables=HOSTS)
     fleet.host_vars("web3").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
     played = fleet.play(STATUS, *STRICT, variables=HOSTS, succeeds=False)

@@ -67,7 +67,7 @@ def test_load_balancer_that_does_not_poll_is_named(fleet: Fleet) -> None:
 def test_load_balancer_without_the_backend_is_not_to_be_left_out(fleet: Fleet) -> None:
     failure = fleet.play(DRAIN, LIMIT, succeeds=False, variables={"hapgent_backend": ["api"]}).failures()["web1"]
     assert "api" in failure
-    assert "leave it out" not in failure
+    assert "hapgent_load_balancers" not in failure
     assert advised(failure) == ""
     assert fleet.state("web1") == {"status": "UP"}
 

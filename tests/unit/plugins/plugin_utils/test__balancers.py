@@ -14,10 +14,10 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import (
     addresses,
+    change_problem,
     name_of,
-    strangers,
-    unasked,
-    unseen,
+    query_problems,
+    server_problems,
     with_names,
     without,
 )
@@ -50,14 +50,14 @@ FAILED: dict[str, tuple[list[Result], list[str]]] = {
 
 
 @pytest.mark.parametrize(("results", "down"), FAILED.values(), ids=FAILED)
-def test_unasked(results: list[Result], down: list[str]) -> None:
-    report = unasked([FINE, *results], "lb")
+def test_query_problems(results: list[Result], down: list[str]) -> None:
+    report = query_problems([FINE, *results], "lb")
     assert bool(report) == bool(results)
     assert all(result["item"] in report for result in results)
     assert "lb1" not in report
     excluded = "".join(f",!{name}" for name in down)
     assert (f"hapgent_load_balancers='lb{excluded}'" in report) == bool(down)
-    assert ("leave" in report) == bool(down)
+    assert ("hapgent_load_balancers" in report) == bool(down)
 
 
 def rows(name: str, *servers: str, unreadable: str = "") -> Result:
@@ -73,31 +73,38 @@ def rows(name: str, *servers: str, unreadable: str = "") -> Result:
     [
         ([], [], []),
         ([rows("lb1", "web1"), rows("lb2", "web2", "web1", unreadable="web/web1")], [], []),
-        ([rows("lb1", "web1"), rows("lb2"), rows("lb3")], [], ["lb2, lb3 has no server web1 in any backend"]),
-        ([rows("lb1", "web2")], ["web", "api"], ["lb1 has no server web1 in the backends web, api"]),
-        ([rows("lb1", unreadable="web/web1")], [], ["lb1: HAProxy's report about web/web1", "7 of 90 columns"]),
-        ([rows("lb1", unreadable="web/?")], [], ["lb1: HAProxy's report about web/?"]),
-        ([rows("lb1", unreadable="web/web2")], [], ["lb1 has no server web1"]),
-        ([rows("lb1", unreadable="web/web1"), rows("lb2")], [], ["report about web/web1", "lb2 has no server web1"]),
+        (
+            [rows("lb1", "web1"), rows("lb2"), rows("lb3")],
+            [],
+            [
+                "HAProxy on lb2, lb3 has no server web1 in any backend: "
+                "set hapgent_server to the server's name in HAProxy."
+            ],
+        ),
+        ([rows("lb1", "web2")], ["web", "api"], ["lb1", "web1", "web, api", "hapgent_server"]),
+        ([rows("lb1", unreadable="web/web1")], [], ["lb1: ", "web/web1", "7 of 90 columns"]),
+        ([rows("lb1", unreadable="web/?")], [], ["lb1: ", "web/?"]),
+        ([rows("lb1", unreadable="web/web2")], [], ["lb1", "web1", "hapgent_server"]),
+        ([rows("lb1", unreadable="web/web1"), rows("lb2")], [], ["lb1: ", "web/web1", "lb2", "hapgent_server"]),
     ],
 )
-def test_strangers(asked: list[Result], backends: list[str], parts: list[str]) -> None:
-    report = strangers(asked, "web1", backends)
+def test_server_problems(asked: list[Result], backends: list[str], parts: list[str]) -> None:
+    report = server_problems(asked, "web1", backends)
     assert bool(report) == bool(parts)
     assert all(part in report for part in parts)
     assert report.isprintable()
-    assert ("hapgent_server" in report) == any("has no server" in part for part in parts)
+    assert ("hapgent_server" in report) == any("hapgent_server" in part for part in parts)
 
 
 @pytest.mark.parametrize("variable", ["item", "hapgent__balancer"])
 def test_name_in_a_loop_with_a_variable_of_any_name(variable: str) -> None:
     result = {**failed("not of this loop", "silent"), "ansible_loop_var": variable, variable: "lb2"}
     assert name_of(result) == "lb2"
-    assert "!lb2'" in unasked([result], "lb")
+    assert "!lb2'" in query_problems([result], "lb")
 
 
-def test_unasked_is_safe_to_print_and_bounded() -> None:
-    report = unasked([failed("lb\x1b[2J", "silent", "\x1b]0;" + "x" * 10**6)], "lb\x07")
+def test_query_problems_is_safe_to_print_and_bounded() -> None:
+    report = query_problems([failed("lb\x1b[2J", "silent", "\x1b]0;" + "x" * 10**6)], "lb\x07")
     assert report.isprintable()
     assert len(report) < 3000
 
@@ -119,12 +126,12 @@ def test_without(pattern: Any, names: list[str], advised: str) -> None:
 
 
 # The message of the module, and what else it reports; what has to be in the report, and what not.
-UNSEEN: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
+CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
     "a load balancer that is named": (
         {"msg": "not to 198.51.100.12 (never seen).", "not_seen_by": ["198.51.100.12"], "after": {"status": "DRAIN"}},
         [],
         "lb",
-        ["198.51.100.12 (lb2)", "stays in DRAIN", "'lb,!lb2'"],
+        ["198.51.100.12 (lb2)", " The agent stays in DRAIN. ", "hapgent_load_balancers='lb,!lb2'"],
         ["hapgent_source_addresses"],
     ),
     "one by two addresses": (
@@ -133,6 +140,13 @@ UNSEEN: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
         "lb",
         ["'lb,!lb2'"],
         ["stays", "!lb2,!lb2"],
+    ),
+    "hosts with different load balancers": (
+        {"msg": "not to 198.51.100.12.", "not_seen_by": ["198.51.100.12"]},
+        [],
+        "",
+        ["hapgent_load_balancers"],
+        ["hapgent_load_balancers=", "!"],
     ),
     "a stranger": (
         {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
@@ -145,7 +159,7 @@ UNSEEN: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
         {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
         ["lb3"],
         "lb,!lb3",
-        ["192.0.2.9 belongs to lb3", "hapgent_source_addresses"],
+        ["192.0.2.9", "lb3", "hapgent_source_addresses"],
         ["hapgent_load_balancers"],
     ),
     "no load balancers named": (
@@ -160,7 +174,7 @@ UNSEEN: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
         [],
         "lb",
         ["No agent. Nothing was changed."],
-        ["stays", "leave"],
+        ["stays", "hapgent_"],
     ),
     "changed by another run, so kept": (
         {
@@ -172,20 +186,81 @@ UNSEEN: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
         [],
         "lb",
         ["MAINT UP # disk", "Nothing was changed"],
-        ["stays", "leave"],
+        ["stays", "hapgent_"],
     ),
-    "no more than a message": ({"msg": "MODULE FAILURE"}, [], "lb", ["MODULE FAILURE."], ["leave"]),
+    "no more than a message": ({"msg": "MODULE FAILURE"}, [], "lb", ["MODULE FAILURE."], ["hapgent_"]),
 }
 
 
-@pytest.mark.parametrize(("told", "left_out", "pattern", "parts", "others"), UNSEEN.values(), ids=UNSEEN)
-def test_unseen(told: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]) -> None:
-    report = unseen(told, KNOWN, left_out, pattern)
+@pytest.mark.parametrize(
+    ("told", "left_out", "pattern", "parts", "others"), CHANGE_PROBLEMS.values(), ids=CHANGE_PROBLEMS
+)
+def test_change_problem(told: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]) -> None:
+    report = change_problem(told, KNOWN, left_out, pattern)
     for part in parts:
         assert part in report
     for part in others:
         assert part not in report
     assert report.isprintable()
+
+
+DOWN = "If lb2 is down and sends no sessions, exclude it"
+ARE_DOWN = "If lb2, lb3 are down and send no sessions, exclude them"
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "advice"),
+    [
+        (["lb2"], "lb", f"{DOWN}: hapgent_load_balancers='lb,!lb2'."),
+        (["lb2", "lb3"], "lb", f"{ARE_DOWN}: hapgent_load_balancers='lb,!lb2,!lb3'."),
+        # Hosts with different load balancers: no value is right for all of them.
+        (["lb2"], "", f"{DOWN} from hapgent_load_balancers."),
+        (["lb2", "lb3"], "", f"{ARE_DOWN} from hapgent_load_balancers."),
+    ],
+)
+def test_advice_about_load_balancers_that_may_be_down(names: list[str], pattern: str, advice: str) -> None:
+    assert query_problems([failed(name, "silent") for name in names], pattern).endswith(f" {advice}")
+
+
+ONE, TWO = ["192.0.2.9"], ["192.0.2.9", "192.0.2.10"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "left_out", "pattern", "advice"),
+    [
+        (ONE, ["lb3"], "lb", "If 192.0.2.9 belongs to lb3, set hapgent_source_addresses of that host."),
+        (
+            TWO,
+            ["lb3", "lb4"],
+            "lb",
+            "If 192.0.2.9, 192.0.2.10 belong to lb3 or lb4, set hapgent_source_addresses of that host.",
+        ),
+        (
+            ONE,
+            [],
+            "lb",
+            "If 192.0.2.9 belongs to one of the load balancers, set hapgent_source_addresses of that host.",
+        ),
+        (
+            TWO,
+            [],
+            "lb",
+            "If 192.0.2.9, 192.0.2.10 belong to one of the load balancers, set hapgent_source_addresses of that host.",
+        ),
+        (ONE, [], "", "If 192.0.2.9 is down and sends no sessions, exclude it: hapgent_wait_for='192.0.2.7'."),
+        (
+            TWO,
+            [],
+            "",
+            "If 192.0.2.9, 192.0.2.10 are down and send no sessions, exclude them: hapgent_wait_for='192.0.2.7'.",
+        ),
+    ],
+)
+def test_advice_about_addresses_without_a_name(
+    missing: list[str], left_out: list[str], pattern: str, advice: str
+) -> None:
+    told = {"msg": "not to some.", "not_seen_by": missing, "seen_by": ["192.0.2.7"]}
+    assert change_problem(told, {}, left_out, pattern) == f"not to some. {advice}"
 
 
 def test_names_beside_addresses() -> None:

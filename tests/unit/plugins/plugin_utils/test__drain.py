@@ -89,7 +89,7 @@ UNDRAINS: dict[str, tuple[Row, str, str, bool, str]] = {
     "ours": ({"status": "DRAIN", "reason": OURS}, OURS, "", True, OURS),
     "another reason": ({"status": "DRAIN", "reason": "disk"}, OURS, "", False, "disk"),
     "no reason, and one is asked for": ({"status": "MAINT"}, OURS, "", False, "MAINT"),
-    "found out by this run": ({"status": "MAINT"}, "", "its agent says MAINT UP", False, "MAINT"),
+    "found out by this run": ({"status": "MAINT"}, "", "its agent reports MAINT UP", False, "MAINT"),
     "found out in HAProxy": ({"status": "UP"}, "", "web/web1 on lb1 is in MAINT", False, "lb1"),
 }
 

@@ -33,7 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
     "misspelt, and one's own": ({"names": ["hapgent_resaon"], "own": "hapgent_resaon"}, []),
     "misspelt on a load balancer": (
         {"names_there": ["hapgent_haproxy_sockte"]},
-        [["Of lb1, lb2", "hapgent_haproxy_socket?"], ["hapgent_own_variables"]],
+        [["lb1, lb2", "hapgent_haproxy_socket?"], ["hapgent_own_variables"]],
     ),
     "misspelt everywhere": (
         {"names": ["hapgent_resaon"], "names_there": ["hapgent_resaon"]},
@@ -43,7 +43,7 @@ CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
     "one's own, on a load balancer": ({"names_there": ["hapgent_color"], "own": ["hapgent_color"]}, []),
     "hosts of the inventory": (
         FROM_THE_INVENTORY,
-        [["hapgent_hosts", "-e", "Remove hapgent_hosts from the inventory"]],
+        [["hapgent_hosts and hapgent_serial", "-e", "Remove hapgent_hosts from the inventory"]],
     ),
     "both of the inventory": (
         {**FROM_THE_INVENTORY, "names": ["hapgent_hosts", "hapgent_serial"]},
@@ -52,8 +52,8 @@ CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
     "a limit": ({**FROM_THE_INVENTORY, "names": []}, []),
     "words outside of quotes": ({"stray_words": "upgrade"}, [["'upgrade'", "Quote"]]),
     "a pattern that matches nothing": ({"pattern": "lbs", "balancers": []}, [["lbs matches none"]]),
-    "a name of nobody": ({"pattern": "lb,lb9"}, [["lb,lb9", "has no lb9"]]),
-    "a list with a name of nobody that is left out": ({"pattern": ["lb", "!lb9"]}, [["has no lb9"]]),
+    "a name that is not in the inventory": ({"pattern": "lb,lb9"}, [["hapgent_load_balancers must", "has no lb9."]]),
+    "a list that excludes a name that is not in the inventory": ({"pattern": ["lb", "!lb9"]}, [["lb9."]]),
     "two things": ({"stray_words": "x", "pattern": "lb9", "balancers": []}, [["'x'"], ["lb9"]]),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ansible.inventory.manager import InventoryManager
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import begin, look
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import decision, host_check
 
 Result = dict[str, Any]
 
@@ -24,7 +24,7 @@ def told(backend: str, admin: str) -> Result:
 
 
 # The result of the agent, what a load balancer has; problem, kept_out, done and begun, the first two as truth values.
-LOOKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]]] = {
+HOST_CHECKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]]] = {
     "open": ({"before": {"status": "UP"}}, [], (False, False, False, False)),
     "done": ({"before": {"status": "UP", "reason": OURS}}, [told("web", "ready")], (False, False, True, False)),
     "done by another": ({"before": {"status": "UP", "reason": "release 9"}}, [], (False, False, False, False)),
@@ -45,9 +45,9 @@ LOOKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]]] = {
 }
 
 
-@pytest.mark.parametrize(("agent", "asked", "expected"), LOOKS.values(), ids=LOOKS)
-def test_look(agent: Result, asked: list[Result], expected: tuple[bool, ...]) -> None:
-    seen = look(agent, VIEW, OURS, asked)
+@pytest.mark.parametrize(("agent", "asked", "expected"), HOST_CHECKS.values(), ids=HOST_CHECKS)
+def test_host_check(agent: Result, asked: list[Result], expected: tuple[bool, ...]) -> None:
+    seen = host_check(agent, VIEW, OURS, asked)
     assert (bool(seen["problem"]), bool(seen["kept_out"]), seen["done"], seen["begun"]) == expected
     assert seen["host"] == "web1"
 
@@ -56,46 +56,53 @@ def host(name: str, **fields: Any) -> Any:
     return {"host": name, "problem": "", "kept_out": "", "done": False, "begun": False, **fields}
 
 
-DOWN, KEPT = host("a", problem="cannot be reached"), host("b", kept_out="its agent says MAINT")
+DOWN, KEPT = host("a", problem="is down"), host("b", kept_out="in MAINT")
 DONE, BEGUN, OPEN = host("c", done=True), host("d", begun=True), host("e")
 
 
 @pytest.mark.parametrize("mode", ["fail", "skip"])
 def test_rolling_does_not_begin_with_a_host_of_which_nothing_is_known(mode: str) -> None:
-    refusal = begin([OPEN, DOWN, host("f", problem="no agent")], OURS, mode, "")["refusal"]
-    assert "--limit='all,!a,!f'" in refusal
-    assert "cannot be reached" in refusal
+    refusal = decision([OPEN, DOWN, host("f", problem="no agent")], OURS, mode, "")["refusal"]
+    assert refusal == "a is down; f no agent. Fix this, or exclude hosts that are down: --limit='all,!a,!f'"
 
 
 def test_rolling_does_not_begin_if_something_else_keeps_a_host_out() -> None:
-    refusal = begin([OPEN, KEPT], OURS, "fail", "web")["refusal"]
-    assert "b: its agent says MAINT" in refusal
-    assert "--limit='web,!b'" in refusal
-    skipped = begin([OPEN, KEPT], OURS, "skip", "")
+    refusal = decision([OPEN, KEPT], OURS, "fail", "web")["refusal"]
+    assert refusal == (
+        "Something else keeps hosts out of rotation: b: in MAINT. Bring them back, exclude them (--limit='web,!b'), "
+        "or continue without them: hapgent_kept_out=skip"
+    )
+    skipped = decision([OPEN, KEPT], OURS, "skip", "")
     assert skipped["refusal"] == ""
-    assert "b: its agent says MAINT" in skipped["summary"]
+    assert "b: in MAINT" in skipped["summary"]
 
 
 @pytest.mark.parametrize(
-    ("looks", "parts"),
+    ("checks", "summary"),
     [
-        ([OPEN, host("f")], ["Beginning", "e, f"]),
-        ([DONE, BEGUN, OPEN], ["Going on", "1 of 3 done", "next d"]),
-        ([BEGUN, OPEN], ["Going on", "0 of 2 done", "next d"]),
-        ([DONE, OPEN, DONE], ["Going on", "2 of 3 done", "next e"]),
-        ([DONE], ["Going on", "1 of 1 done."]),
-        ([DONE, KEPT], ["Going on", "1 of 2 done.", "b: "]),
+        ([OPEN, host("f")], "Starting release 10: e, f."),
+        ([DONE, BEGUN, OPEN], "Continuing release 10: 1 of 3 hosts done, next d."),
+        ([BEGUN, OPEN], "Continuing release 10: 0 of 2 hosts done, next d."),
+        ([DONE, OPEN, DONE], "Continuing release 10: 2 of 3 hosts done, next e."),
+        ([DONE], "Continuing release 10: 1 of 1 hosts done."),
+        (
+            [DONE, KEPT],
+            "Continuing release 10: 1 of 2 hosts done. "
+            "Skipping hosts that something else keeps out of rotation: b: in MAINT.",
+        ),
+        (
+            [KEPT],
+            "Starting release 10: no host. Skipping hosts that something else keeps out of rotation: b: in MAINT.",
+        ),
     ],
 )
-def test_summary(looks: list[Any], parts: list[str]) -> None:
-    summary = begin(looks, OURS, "skip", "")["summary"]
-    for part in [*parts, OURS]:
-        assert part in summary
+def test_summary(checks: list[Any], summary: str) -> None:
+    assert decision(checks, OURS, "skip", "")["summary"] == summary
 
 
 def test_what_others_have_written_is_escaped() -> None:
-    assert look({"msg": "\x1b[2J"}, VIEW, OURS, [])["problem"].isprintable()
-    assert look({"before": {"status": "MAINT", "reason": "\u202e"}}, VIEW, OURS, [])["kept_out"].isprintable()
+    assert host_check({"msg": "\x1b[2J"}, VIEW, OURS, [])["problem"].isprintable()
+    assert host_check({"before": {"status": "MAINT", "reason": "\u202e"}}, VIEW, OURS, [])["kept_out"].isprintable()
 
 
 @pytest.mark.parametrize("limit", ["", "web:!away", "web,!away", "!away"])
@@ -106,7 +113,7 @@ def test_advised_limit_leaves_out_who_is_named(limit: str) -> None:
     for name in ("web1", "away", "2001:db8::10"):
         inventory.add_host(name, group="web")
     inventory.reconcile_inventory()
-    refusal = begin([OPEN, host("2001:db8::10", problem="no agent")], OURS, "fail", limit)["refusal"]
+    refusal = decision([OPEN, host("2001:db8::10", problem="no agent")], OURS, "fail", limit)["refusal"]
     inventory.subset(refusal.partition("--limit='")[2].partition("'")[0])
     left = {found.name for found in inventory.get_hosts()}
     assert left == ({"web1"} if limit else {"web1", "away"})

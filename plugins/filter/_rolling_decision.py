@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _rolling_begin
-short_description: Decide whether a rolling update can begin
+name: _rolling_decision
+short_description: Decide whether a rolling update can start
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,7 +15,7 @@ description:
 positional: reason, when_kept_out, limit
 options:
   _input:
-    description: The results of P(hapgent.agent._rolling_look#filter), one for each host.
+    description: The results of P(hapgent.agent._rolling_host_check#filter), one for each host.
     type: list
     elements: dict
     required: true
@@ -36,22 +36,22 @@ options:
 EXAMPLES = r"""
 - name: Show what the rolling update is about to do
   ansible.builtin.debug:
-    msg: "{{ ([] | hapgent.agent._rolling_begin('release 4.2', 'fail', '')).summary }}"
+    msg: "{{ ([] | hapgent.agent._rolling_decision('release 4.2', 'fail', '')).summary }}"
 """
 
 RETURN = r"""
 _value:
-  description: C(refusal) is why the rolling update cannot begin, and C(summary) is what it is about to do.
+  description: C(refusal) is why the rolling update cannot start, and C(summary) is what it is about to do.
   type: dict
 """
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import begin
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import decision
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_rolling_begin": begin}
+        return {"_rolling_decision": decision}

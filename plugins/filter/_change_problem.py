@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _unseen
+name: _change_problem
 short_description: Report why a state has not reached the load balancers
 version_added: 1.0.0
 author:
@@ -36,7 +36,7 @@ options:
 EXAMPLES = r"""
 - name: Show the problem and what to do
   ansible.builtin.debug:
-    msg: "{{ told | hapgent.agent._unseen({'198.51.100.11': 'lb1'}, [], 'lb') }}"
+    msg: "{{ told | hapgent.agent._change_problem({'198.51.100.11': 'lb1'}, [], 'lb') }}"
 """
 
 RETURN = r"""
@@ -47,11 +47,11 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import unseen
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import change_problem
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_unseen": unseen}
+        return {"_change_problem": change_problem}

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _rolling_look
+name: _rolling_host_check
 short_description: Determine the progress of one host in a rolling update
 version_added: 1.0.0
 author:
@@ -36,7 +36,7 @@ options:
 EXAMPLES = r"""
 - name: Show whether web1 is done
   ansible.builtin.debug:
-    msg: "{{ (agent | hapgent.agent._rolling_look(web1, 'release 4.2', [])).done }}"
+    msg: "{{ (agent | hapgent.agent._rolling_host_check(web1, 'release 4.2', [])).done }}"
   vars:
     web1: {host: web1, server: web1, backends: []}
 """
@@ -51,11 +51,11 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import look
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import host_check
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_rolling_look": look}
+        return {"_rolling_host_check": host_check}

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _unasked
+name: _query_problems
 short_description: Report load balancers that did not return their servers
 version_added: 1.0.0
 author:
@@ -20,7 +20,9 @@ options:
     elements: dict
     required: true
   pattern:
-    description: The host pattern that selects the load balancers.
+    description:
+      - The host pattern that selects the load balancers. V('') means that it is not known, for example because hosts
+        have different load balancers.
     type: raw
     required: true
 """
@@ -28,7 +30,7 @@ options:
 EXAMPLES = r"""
 - name: Fail if a load balancer cannot be queried
   ansible.builtin.assert:
-    that: not asked.results | hapgent.agent._unasked('lb')
+    that: not asked.results | hapgent.agent._query_problems('lb')
 """
 
 RETURN = r"""
@@ -39,11 +41,11 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import unasked
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import query_problems
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_unasked": unasked}
+        return {"_query_problems": query_problems}

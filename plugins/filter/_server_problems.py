@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _strangers
+name: _server_problems
 short_description: Report the load balancers that do not list a server
 version_added: 1.0.0
 author:
@@ -33,7 +33,7 @@ options:
 EXAMPLES = r"""
 - name: Check that each load balancer has the server
   ansible.builtin.assert:
-    that: not asked.results | hapgent.agent._strangers('web1', [])
+    that: not asked.results | hapgent.agent._server_problems('web1', [])
 """
 
 RETURN = r"""
@@ -44,11 +44,11 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import strangers
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import server_problems
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_strangers": strangers}
+        return {"_server_problems": server_problems}

@@ -1,0 +1,73 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: _kept_out_by
+short_description: Report what else keeps a server out of rotation
+version_added: 1.0.0
+author:
+  - The hapgent.agent contributors (@hapgent)
+description:
+  - For the role of this collection only. It may change at any time.
+  - The agent keeps a server out of rotation if it reports a status other than C(UP) and C(READY), or the weight 0,
+    unless it reports C(DRAIN) with the given reason.
+  - HAProxy keeps a server out of rotation if it was set to drain or maintenance manually or in the configuration.
+    While the agent reports C(DRAIN) with the given reason, a drain in HAProxy is attributed to the agent.
+  - A server that is only down is not considered to be kept out.
+positional: reason, asked, server
+options:
+  _input:
+    description: The state of the server's agent, as returned by M(hapgent.agent.hapgent_state).
+    type: dict
+    required: true
+  reason:
+    description: Your own reason. An agent that reports C(DRAIN) with this reason is not reported.
+    type: str
+    required: true
+  asked:
+    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers.
+    type: list
+    elements: dict
+    required: true
+  server:
+    description: The name of the server in HAProxy.
+    type: str
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Read the state
+  hapgent.agent.hapgent_state:
+  check_mode: true
+  register: state
+
+- name: Query the load balancers
+  hapgent.agent.haproxy_server_info:
+  delegate_to: "{{ item }}"
+  loop: [lb1, lb2]
+  register: asked
+
+- name: Work on the server unless something else keeps it out of rotation
+  ansible.builtin.import_tasks: work.yml
+  when: not state.after | hapgent.agent._kept_out_by('release 4.2', asked.results, inventory_hostname)
+"""
+
+RETURN = r"""
+_value:
+  description: What else keeps the server out of rotation. Empty if nothing does.
+  type: str
+"""
+
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import kept_out
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"_kept_out_by": kept_out}
