@@ -39,7 +39,7 @@ lint: ## format, types, documentation, licences, ansible-lint, ansible-test sani
 	@tests/tools/stage install tests/tools/install
 	@tests/tools/stage lint tests/tools/lint
 
-# One after the other, the slowest first: none is waited for in the end.
+# Workers get one test at a time, the slowest tests first, so that no worker ends with a slow one.
 unit: TESTS = tests/unit tests/agent
 unit: ## agent, modules and packaging, with real processes, sockets and files; or those in TESTS
 	@tests/tools/stage install tests/tools/install
