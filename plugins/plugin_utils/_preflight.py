@@ -4,7 +4,7 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""What the role rejects before it changes a host: invalid variables, and paths that another user could redirect."""
+"""What the role rejects before it changes a host: invalid variables, and hosts on which it cannot work safely."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ FORMS = {
 }
 # The agent's sandbox hides these folders, or a reboot empties them.
 HIDDEN = re.compile(r"/(dev|home|proc|root|run|sys|tmp|var/run|var/tmp)(/.*)?")
+MIN_PYTHON = (3, 9)
 SEEN = {"hapgent_python": "/usr/bin/python3", "hapgent_state_file": "/etc/hapgent/state.json"}
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -58,8 +59,9 @@ class Shipped(t.NamedTuple):
 
 
 class Found(t.NamedTuple):
-    """The owner (ID and name) and the mode of a path. Symbolic links are not followed."""
+    """The owner (ID and name) and the mode of a folder or a file. Symbolic links are not followed."""
 
+    path: str
     uid: int
     owner: str
     mode: int
@@ -89,73 +91,117 @@ def parents(state_file: str) -> list[str]:
     return ["/", *("/" + "/".join(names[:count]) for count in range(1, len(names) + 1))]
 
 
-def state_folder_problem(listed: str, state_file: str, uid: int | None, only_own_files: bool, uninstall: bool) -> str:
+def host_problems(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any], uninstall: bool) -> list[str]:
+    """Return a sentence for each reason why the role cannot work on a host.
+
+    C(host) is what the module hapgent_host_info has returned for these variables. With C(uninstall), what an agent
+    needs to run is not checked.
+    """
+    problems = [_path_problem(host, variables["hapgent_state_file"], uninstall), _service_problem(host, variables)]
+    if not uninstall:
+        problems += [_python_problem(host, variables), _account_problem(host, variables)]
+    return [problem for problem in problems if problem]
+
+
+def _path_problem(host: t.Mapping[str, t.Any], state_file: str, uninstall: bool) -> str:
     """Return why it is not safe for root to work in the folder of the state file, or ''.
 
-    C(listed) is the output of C(stat --format='%u %f %n %U') for the parents, the folder and the file, without those
-    that do not exist. C(uid) is the user ID of the agent, None if the user does not exist yet. C(only_own_files) is
-    whether the folder contains only the state file and the files that the agent keeps beside it.
-
-    If all parents belong to root and no other user can write to them, no other user can replace the folder with a link,
-    now or later.
+    If all folders above it belong to root and no other user can write to them, no other user can replace the folder
+    with a link, now or later.
     """
-    found = _found(listed)
-    folder = posixpath.dirname(state_file)
-    if "/" not in found:
-        return f"hapgent_state_file is {state_file}, but the folders on its path cannot be inspected"
-    for path in parents(state_file):
-        if path in found and (problem := _parent_problem(path, found[path])):
-            return f"hapgent_state_file is {state_file}, and {problem}"
-    if folder in found:
-        problem = _folder_problem(folder, found[folder])
-        if not problem and not uninstall and found[folder].uid != uid and not (only_own_files and state_file in found):
-            problem = (
-                f"{folder} belongs to {printable(found[folder].owner)}. It must belong to hapgent_user, because the "
-                "agent replaces files in it: use a folder that does not exist yet, or change the owner with chown"
-            )
-        if problem:
-            return f"hapgent_state_file is {state_file}, and {problem}"
-    return _file_problem(state_file, found.get(state_file), uninstall)
+    found = {component["path"]: Found(**component) for component in host["path"]}
+    folder = found.get(posixpath.dirname(state_file))
+    file = found.get(state_file)
+    problems = [_parent_problem(found[path]) for path in parents(state_file) if path in found]
+    if folder:
+        problems.append(_folder_problem(folder) or ("" if uninstall else _owner_problem(folder, file, host)))
+    if file:
+        problems.append(_file_problem(file, uninstall))
+    problem = next(filter(None, problems), "")
+    return problem and f"hapgent_state_file is {state_file}, and {problem}."
 
 
-def _found(listed: str) -> dict[str, Found]:
-    found = {}
-    for line in listed.splitlines():
-        uid, mode, path, owner = line.split(" ", 3)
-        found[path] = Found(int(uid), owner, int(mode, 16))
-    return found
-
-
-def _parent_problem(path: str, found: Found) -> str:
-    problem = _folder_problem(path, found)
+def _parent_problem(found: Found) -> str:
+    problem = _folder_problem(found)
     if problem:
         return problem
     if found.uid != 0:
         return (
-            f"{path} belongs to {printable(found.owner)}. It must belong to root, because another user could replace "
-            "its contents with a link: use another folder, or change the owner with chown"
+            f"{found.path} belongs to {printable(found.owner)}. It must belong to root, because another user could "
+            "replace its contents with a link: use another folder, or change the owner with chown"
         )
     if found.mode & OTHERS_WRITE:
         return (
-            f"users other than root can write to {path} and could replace its contents with a link: "
+            f"users other than root can write to {found.path} and could replace its contents with a link: "
             "use another folder, or run chmod go-w"
         )
     return ""
 
 
-def _folder_problem(path: str, found: Found) -> str:
+def _folder_problem(found: Found) -> str:
     if stat.S_ISLNK(found.mode):
-        return f"{path} must not be a symbolic link: use the folder to which it leads"
-    return "" if stat.S_ISDIR(found.mode) else f"{path} is not a folder"
+        return f"{found.path} must not be a symbolic link: use the folder to which it leads"
+    return "" if stat.S_ISDIR(found.mode) else f"{found.path} is not a folder"
 
 
-def _file_problem(path: str, found: Found | None, uninstall: bool) -> str:
-    if found is None or stat.S_ISREG(found.mode):
+def _owner_problem(folder: Found, file: Found | None, host: t.Mapping[str, t.Any]) -> str:
+    is_its_own = host["user"] is not None and host["user"]["id"] == folder.uid
+    # The folder of an agent that had another user.
+    is_an_agents = file is not None and not host["has_other_files"]
+    if is_its_own or is_an_agents:
+        return ""
+    return (
+        f"{folder.path} belongs to {printable(folder.owner)}. It must belong to hapgent_user, because the agent "
+        "replaces files in it: use a folder that does not exist yet, or change the owner with chown"
+    )
+
+
+def _file_problem(found: Found, uninstall: bool) -> str:
+    if stat.S_ISREG(found.mode):
         return ""
     if stat.S_ISDIR(found.mode):
-        return f"hapgent_state_file must be a file, such as {path}/state.json, but {path} is a folder"
+        return f"hapgent_state_file must be a file, such as {found.path}/state.json, but {found.path} is a folder"
     # Uninstalling ignores such a file, so that the agent's user cannot prevent it by creating one.
-    return "" if uninstall else f"hapgent_state_file must be a regular file, but {path} is not one: remove it"
+    return "" if uninstall else f"hapgent_state_file must be a regular file, but {found.path} is not one: remove it"
+
+
+def _service_problem(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any]) -> str:
+    service = host["service"]
+    if service is None:
+        return (
+            f"This role needs systemd, but the host runs {printable(host['service_manager'])}. The agent itself does "
+            'not need systemd: see "Without systemd" in docs/host.md of the collection.'
+        )
+    if service["exists"] and not service["runs_agent"]:
+        return (
+            "hapgent_service must not be the name of another service, but the host has a service "
+            f"{variables['hapgent_service']} that does not run the agent. Choose another name."
+        )
+    return ""
+
+
+def _python_problem(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any]) -> str:
+    version = host["python_version"]
+    if version and tuple(map(int, version.split("."))) >= MIN_PYTHON:
+        return ""
+    found = f"Python {version}" if version else "not such a Python"
+    return (
+        f"hapgent_python must be the path of Python {'.'.join(map(str, MIN_PYTHON))} or later that every user can "
+        f"run, but {variables['hapgent_python']} is {found}."
+    )
+
+
+def _account_problem(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any]) -> str:
+    has_both = host["user"] is not None and host["group"] is not None
+    # Uninstalling removes the group that was created with the user. It could not recognize a group that was created for
+    # an existing user.
+    if has_both or (variables["hapgent_manage_user"] and host["user"] is None):
+        return ""
+    return (
+        f"hapgent_user and hapgent_group must exist, but user {variables['hapgent_user']} or group "
+        f"{variables['hapgent_group']} does not exist. Create the missing one, set other names, or set "
+        "hapgent_manage_user=true, which creates a missing user together with its group."
+    )
 
 
 def _number_problem(name: str, value: t.Any, least: int, most: int) -> str:

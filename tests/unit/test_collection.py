@@ -102,6 +102,18 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
     )
     modules = listed["all"]["module"]
     returned = {
+        "hapgent.agent.hapgent_host_info": {
+            "user",
+            "group",
+            "python_version",
+            "service_manager",
+            "path",
+            "own_files",
+            "has_other_files",
+            "service",
+            "other_agents",
+            "other_services",
+        },
         "hapgent.agent.hapgent_info": {"instances"},
         "hapgent.agent.hapgent_state": {"before", "after", "kept", "answer", "seen_by", "not_seen_by"},
         "hapgent.agent.haproxy_server_info": {"cause", "servers", "unreadable", "haproxy", "agent_check_warnings"},

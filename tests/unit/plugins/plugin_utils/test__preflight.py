@@ -7,15 +7,20 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.hapgent.agent.plugins.filter._host_variable_problems import host_variable_problems
-from ansible_collections.hapgent.agent.plugins.filter._state_folder_problem import state_folder_problem
-from ansible_collections.hapgent.agent.plugins.plugin_utils._preflight import Shipped, parents, variable_problems
+from ansible_collections.hapgent.agent.plugins.filter._host_variable_problems import host_variable_problems as filtered
+from ansible_collections.hapgent.agent.plugins.module_utils._host import path_to
+from ansible_collections.hapgent.agent.plugins.plugin_utils._preflight import (
+    Shipped,
+    host_problems,
+    parents,
+    variable_problems,
+)
 
 ROLE = Path(__file__).parents[4] / "roles" / "hapgent"
 DEFAULTS: dict[str, Any] = yaml.safe_load((ROLE / "defaults/main.yml").read_text(encoding="utf-8"))
@@ -30,7 +35,7 @@ def problems(uninstall: bool = False, **variables: Any) -> list[str]:
 
 def test_defaults_are_right() -> None:
     assert problems() == []
-    assert host_variable_problems(DEFAULTS, SHIPPED._asdict()) == []
+    assert filtered(DEFAULTS, SHIPPED._asdict()) == []
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_what_is_installed_is_not_looked_at_when_uninstalling() -> None:
     assert len(problems(uninstall=True, hapgent_service="..", hapgent_state_file="/")) == 2
 
 
-# The way to the state file
+# The host
 
 
 def test_parents() -> None:
@@ -152,111 +157,176 @@ def test_parents() -> None:
 
 
 AGENT, OTHER = 4711, 4712
+VARIABLES = {**DEFAULTS, "hapgent_user": "shop", "hapgent_group": "shop"}
+ROOT_FOLDER = {"uid": 0, "owner": "root", "mode": stat.S_IFDIR | 0o755}
+HOST: dict[str, Any] = {
+    "user": {"id": AGENT, "comment": ""},
+    "group": {"members": []},
+    "python_version": "3.9",
+    "service_manager": "systemd",
+    "path": [{"path": path, **ROOT_FOLDER} for path in ("/", "/etc")],
+    "own_files": [],
+    "has_other_files": False,
+    "service": {"exists": False, "runs_agent": False},
+}
 
 
-class Way:
-    """A real way to a state file below a folder of the test, as the role's command lists it."""
-
-    def __init__(self, root: Path) -> None:
-        self.shop = root / "lib" / "shop"
-        self.state_file = self.shop / "state.json"
-        self.shop.mkdir(parents=True)
-        os.chown(self.shop, AGENT, AGENT)
-
-    def problem(self, uid: int | None = AGENT, only_own_files: bool = False, uninstall: bool = False) -> str:
-        ways = [*(self.shop.parents), self.shop, self.state_file]
-        listed = subprocess.run(
-            ["stat", "--format=%u %f %n %U", "--", *ways], text=True, stdout=subprocess.PIPE, check=False
-        ).stdout
-        # Above the folder of the test, others may write: that is this machine's, and not what is tested.
-        above = "".join(f"0 41ed {path} root\n" for path in parents(str(self.shop)) if path != str(self.shop.parent))
-        own = "".join(line for line in listed.splitlines(True) if f" {self.shop.parent}" in line)
-        return state_folder_problem(above + own, str(self.state_file), uid, only_own_files, uninstall)
+def host_problem(host: dict[str, Any] | None = None, uninstall: bool = False, **variables: Any) -> str:
+    """The only problem of this host, or '' if it has none."""
+    found = host_problems({**HOST, **(host or {})}, {**VARIABLES, **variables}, uninstall)
+    assert len(found) < 2
+    return "".join(found)
 
 
-@pytest.fixture
-def way(tmp_path: Path) -> Way:
-    if os.geteuid() != 0:
-        pytest.skip("only root can make folders of other users")
-    return Way(tmp_path)
+def test_a_new_host_has_no_problem() -> None:
+    assert host_problem() == ""
 
 
-def test_parents_of_root_and_a_folder_of_the_agent(way: Way) -> None:
-    assert way.problem() == ""
-    way.state_file.touch()
-    assert way.problem() == ""
+@pytest.mark.parametrize("version", ["", "2.7", "3.8"])
+def test_a_python_that_is_too_old(version: str) -> None:
+    assert host_problem({"python_version": version}).startswith("hapgent_python must be")
+    assert host_problem({"python_version": version}, uninstall=True) == ""
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.10", "4.0"])
+def test_a_python_that_is_new_enough(version: str) -> None:
+    assert host_problem({"python_version": version}) == ""
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "manages", "is_right"),
+    [
+        (True, True, False, True),
+        (True, True, True, True),
+        (False, True, True, True),
+        (False, False, True, True),
+        (False, False, False, False),
+        (False, True, False, False),
+        (True, False, False, False),
+        # Uninstalling could not recognize a group that was created for an existing user.
+        (True, False, True, False),
+    ],
+)
+def test_accounts_exist_or_are_created_together(user: bool, group: bool, manages: bool, is_right: bool) -> None:
+    host = {"user": HOST["user"] if user else None, "group": HOST["group"] if group else None}
+    problem = host_problem(host, hapgent_manage_user=manages)
+    assert (problem == "") == is_right
+    assert is_right or "hapgent_manage_user=true" in problem
+    assert host_problem(host, hapgent_manage_user=manages, uninstall=True) == ""
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
-def test_parent_of_another_user(way: Way, uninstall: bool) -> None:
+def test_a_service_of_something_else(uninstall: bool) -> None:
+    for runs_agent in (False, True):
+        problem = host_problem({"service": {"exists": True, "runs_agent": runs_agent}}, uninstall)
+        assert problem.startswith("hapgent_service must not be") != runs_agent
+
+
+@pytest.mark.parametrize("uninstall", [False, True])
+def test_a_host_without_systemd(uninstall: bool) -> None:
+    problem = host_problem({"service": None, "service_manager": "runit\x1b[2J"}, uninstall)
+    assert "runs runit\\x1b[2J." in problem
+
+
+def test_all_problems_of_a_host_are_reported() -> None:
+    found = host_problems({**HOST, "python_version": "", "user": None, "service": None}, VARIABLES, False)
+    assert len(found) == 3
+
+
+# The path to the state file
+
+
+class StatePath:
+    """A real path to a state file below a folder of the test."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "lib" / "shop"
+        self.state_file = self.folder / "state.json"
+        self.folder.mkdir(parents=True)
+        os.chown(self.folder, AGENT, AGENT)
+
+    def problem(self, uid: int | None = AGENT, has_other_files: bool = True, uninstall: bool = False) -> str:
+        found = path_to(str(self.state_file))
+        # The folders above the folder of the test belong to this machine, where other users may write to them.
+        above = parents(str(self.folder))[:-1]
+        path = [{**component, **ROOT_FOLDER} if component["path"] in above else component for component in found]
+        host = {"path": path, "user": uid and {"id": uid}, "has_other_files": has_other_files}
+        return host_problem(host, uninstall, hapgent_state_file=str(self.state_file), hapgent_manage_user=True)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> StatePath:
+    if os.geteuid() != 0:
+        pytest.skip("only root can create folders of other users")
+    return StatePath(tmp_path)
+
+
+def test_parents_of_root_and_a_folder_of_the_agent(path: StatePath) -> None:
+    assert path.problem() == ""
+    path.state_file.touch()
+    assert path.problem() == ""
+
+
+@pytest.mark.parametrize("uninstall", [False, True])
+def test_parent_of_another_user(path: StatePath, uninstall: bool) -> None:
     for uid in (AGENT, OTHER):
-        os.chown(way.shop.parent, uid, 0)
-        assert str(way.shop.parent) in way.problem(uninstall=uninstall)
+        os.chown(path.folder.parent, uid, 0)
+        assert str(path.folder.parent) in path.problem(uninstall=uninstall)
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777, 0o2775])
-def test_parent_that_others_can_write(way: Way, mode: int, uninstall: bool) -> None:
-    way.shop.parent.chmod(mode)
-    assert "chmod go-w" in way.problem(uninstall=uninstall)
+def test_parent_to_which_others_can_write(path: StatePath, mode: int, uninstall: bool) -> None:
+    path.folder.parent.chmod(mode)
+    assert "chmod go-w" in path.problem(uninstall=uninstall)
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
-def test_a_link_for_the_parent_the_folder(way: Way, tmp_path: Path, uninstall: bool) -> None:
-    way.shop.rename(tmp_path / "x")
-    way.shop.symlink_to("/etc")
-    assert f"{way.shop} must not be a symbolic link" in way.problem(uninstall=uninstall)
-    way.shop.unlink()
-    way.shop.parent.rmdir()
-    way.shop.parent.symlink_to("/etc")
-    assert f"{way.shop.parent} must not be a symbolic link" in way.problem(uninstall=uninstall)
+def test_a_link_instead_of_the_folder_or_its_parent(path: StatePath, tmp_path: Path, uninstall: bool) -> None:
+    path.folder.rename(tmp_path / "x")
+    path.folder.symlink_to("/etc")
+    assert f"{path.folder} must not be a symbolic link" in path.problem(uninstall=uninstall)
+    path.folder.unlink()
+    path.folder.parent.rmdir()
+    path.folder.parent.symlink_to("/etc")
+    assert f"{path.folder.parent} must not be a symbolic link" in path.problem(uninstall=uninstall)
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
-def test_a_file_for_the_folder(way: Way, uninstall: bool) -> None:
-    way.shop.rmdir()
-    way.shop.touch()
-    assert "is not a folder" in way.problem(uninstall=uninstall)
+def test_a_file_instead_of_the_folder(path: StatePath, uninstall: bool) -> None:
+    path.folder.rmdir()
+    path.folder.touch()
+    assert "is not a folder" in path.problem(uninstall=uninstall)
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
-def test_a_state_file_that_is_a_folder(way: Way, uninstall: bool) -> None:
-    way.state_file.mkdir()
-    assert "is a folder" in way.problem(uninstall=uninstall)
+def test_a_folder_instead_of_the_state_file(path: StatePath, uninstall: bool) -> None:
+    path.state_file.mkdir()
+    assert "is a folder" in path.problem(uninstall=uninstall)
 
 
-def test_a_state_file_that_is_no_file(way: Way) -> None:
-    way.state_file.symlink_to("/etc/shadow")
-    assert "must be a regular file" in way.problem()
-    way.state_file.unlink()
-    os.mkfifo(way.state_file)
-    assert "must be a regular file" in way.problem()
-    # The agent's user put it there, and does not prevent uninstalling with it.
-    assert way.problem(uninstall=True) == ""
+def test_a_state_file_that_is_not_a_regular_file(path: StatePath) -> None:
+    path.state_file.symlink_to("/etc/shadow")
+    assert "must be a regular file" in path.problem()
+    path.state_file.unlink()
+    os.mkfifo(path.state_file)
+    assert "must be a regular file" in path.problem()
+    # The agent's user cannot prevent uninstalling with such a file.
+    assert path.problem(uninstall=True) == ""
 
 
-def test_a_folder_of_another_user_changes_hands_only_with_the_agents_files_alone(way: Way) -> None:
-    os.chown(way.shop, OTHER, OTHER)
+def test_a_folder_of_another_user_is_taken_over_only_with_nothing_but_the_agents_files(path: StatePath) -> None:
+    os.chown(path.folder, OTHER, OTHER)
     for uid in (AGENT, None):
-        assert "belongs to UNKNOWN" in way.problem(uid)
-        assert "belongs to UNKNOWN" in way.problem(uid, only_own_files=True)
-        assert way.problem(uid, uninstall=True) == ""
-    way.state_file.touch()
+        assert f"belongs to user {OTHER}" in path.problem(uid)
+        assert f"belongs to user {OTHER}" in path.problem(uid, has_other_files=False)
+        assert path.problem(uid, uninstall=True) == ""
+    path.state_file.touch()
     for uid in (AGENT, None):
-        assert "belongs to UNKNOWN" in way.problem(uid)
-        assert way.problem(uid, only_own_files=True) == ""
-
-
-def test_what_does_not_exist_yet() -> None:
-    listed = "0 41ed / root\n0 41ed /var root\n"
-    assert state_folder_problem(listed, "/var/lib/hapgent/shop/state.json") == ""
-
-
-def test_nothing_listed_is_not_nothing_wrong() -> None:
-    assert "/etc/hapgent/state.json" in state_folder_problem("", "/etc/hapgent/state.json")
+        assert f"belongs to user {OTHER}" in path.problem(uid)
+        assert path.problem(uid, has_other_files=False) == ""
 
 
 def test_names_of_users_with_spaces_and_escapes() -> None:
-    listed = "0 41ed / root\n7 41ed /etc SHOP\\domain \x1b[2J users\n"
-    problem = state_folder_problem(listed, "/etc/hapgent/state.json")
-    assert "SHOP\\domain \\x1b[2J users" in problem
+    etc = {"path": "/etc", "uid": 7, "owner": "SHOP\\domain \x1b[2J users", "mode": stat.S_IFDIR | 0o755}
+    assert "SHOP\\domain \\x1b[2J users" in host_problem({"path": [HOST["path"][0], etc]})
