@@ -118,7 +118,7 @@ def await_check(server: str) -> None:
 
 def give_up(reason: str) -> None:
     sys.exit(
-        f"\nThe demo failed: {reason}. The output of its commands is in {LOG}. To remove the hosts: make demo-down"
+        f"\nThe demo stopped: {reason}. The output of its commands is in {LOG}. To remove the hosts: make demo-down"
     )
 
 
@@ -147,7 +147,7 @@ def show_haproxy(comment: str) -> None:
 
 
 def reason_for(server: dict[str, str]) -> str:
-    """The reason that the agent sent, which HAProxy shows as "via agent : UP (kernel upgrade)".""" 
+    """The reason that the agent sent, which HAProxy shows as "via agent : UP (kernel upgrade)"."""
     found = re.search(r" \((.*)\)$", server["last_agt"])
     return found[1] if found else ""
 

@@ -110,7 +110,7 @@ def run(host: str, command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(ssh(host, command), stdin=subprocess.DEVNULL, text=True, capture_output=True, check=False)
 
 
-def operators(command: str) -> str:
+def operator_command(command: str) -> str:
     """A shell command that gives HAProxy an operator's command."""
     return (
         "python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
