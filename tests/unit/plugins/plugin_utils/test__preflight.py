@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the role refuses before it changes a host."""
+"""The role hapgent refuses wrong variables and unsafe state folders before it changes a host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def problems(uninstall: bool = False, **variables: Any) -> list[str]:
     return variable_problems({**DEFAULTS, **variables}, SHIPPED, uninstall)
 
 
-def test_defaults_are_right() -> None:
+def test_defaults_are_accepted() -> None:
     assert problems() == []
     assert host_variable_problems(DEFAULTS, SHIPPED._asdict()) == []
 
@@ -63,7 +63,7 @@ def test_defaults_are_right() -> None:
         ("hapgent_state_file", "/srv/a/b"),
     ],
 )
-def test_right_values(name: str, value: Any) -> None:
+def test_valid_values_are_accepted(name: str, value: Any) -> None:
     assert problems(**{name: value}) == []
 
 
@@ -119,34 +119,34 @@ def test_right_values(name: str, value: Any) -> None:
         ("hapgent_checksum", ["0" * 64, 0, f"{SHIPPED.checksum}\n", SHIPPED.original_checksum, ""]),
     ],
 )
-def test_wrong_values(name: str, values: list[Any]) -> None:
+def test_invalid_values_are_refused(name: str, values: list[Any]) -> None:
     for value in values:
         found = problems(**{name: value})
         assert len(found) == 1, value
         assert found[0].startswith(name)
-        # For a terminal, whatever the value is.
+        # The message must be safe to print, whatever the value is.
         assert found[0].isprintable()
         assert len(found[0]) < 400
 
 
-def test_all_wrong_values_are_named() -> None:
+def test_all_invalid_values_are_named() -> None:
     found = problems(hapgent_port=70000, hapgent_ip="localhost", hapgent_version="1")
     assert [problem.split()[0] for problem in found] == ["hapgent_port", "hapgent_ip", "hapgent_version"]
 
 
-def test_says_what_is_wrong_and_what_is_right() -> None:
+def test_wording_of_a_problem() -> None:
     assert problems(hapgent_port=70000) == ["hapgent_port must be a whole number from 1 to 65535, not 70000."]
 
 
-def test_what_is_installed_is_not_looked_at_when_uninstalling() -> None:
+def test_version_and_checksum_do_not_matter_when_uninstalling() -> None:
     assert problems(uninstall=True, hapgent_version="1", hapgent_checksum="1") == []
     assert len(problems(uninstall=True, hapgent_service="..", hapgent_state_file="/")) == 2
 
 
-# The way to the state file
+# The path to the state file
 
 
-def test_parents() -> None:
+def test_parent_folders_of_a_path() -> None:
     assert parents("/etc/hapgent/state.json") == ["/", "/etc"]
     assert parents("/var/lib/hapgent/shop/state.json") == ["/", "/var", "/var/lib", "/var/lib/hapgent"]
 
@@ -154,8 +154,8 @@ def test_parents() -> None:
 AGENT, OTHER = 4711, 4712
 
 
-class Way:
-    """A real way to a state file below a folder of the test, as the role's command lists it."""
+class StatePath:
+    """Real folders and a state file below the test's folder, listed as the role's command lists them."""
 
     def __init__(self, root: Path) -> None:
         self.shop = root / "lib" / "shop"
@@ -164,99 +164,99 @@ class Way:
         os.chown(self.shop, AGENT, AGENT)
 
     def problem(self, uid: int | None = AGENT, only_own_files: bool = False, uninstall: bool = False) -> str:
-        ways = [*(self.shop.parents), self.shop, self.state_file]
+        paths = [*(self.shop.parents), self.shop, self.state_file]
         listed = subprocess.run(
-            ["stat", "--format=%u %f %n %U", "--", *ways], text=True, stdout=subprocess.PIPE, check=False
+            ["stat", "--format=%u %f %n %U", "--", *paths], text=True, stdout=subprocess.PIPE, check=False
         ).stdout
-        # Above the folder of the test, others may write: that is this machine's, and not what is tested.
+        # The folders above the test's folder belong to this machine and may be unsafe, so safe ones replace them.
         above = "".join(f"0 41ed {path} root\n" for path in parents(str(self.shop)) if path != str(self.shop.parent))
         own = "".join(line for line in listed.splitlines(True) if f" {self.shop.parent}" in line)
         return state_folder_problem(above + own, str(self.state_file), uid, only_own_files, uninstall)
 
 
 @pytest.fixture
-def way(tmp_path: Path) -> Way:
+def state_path(tmp_path: Path) -> StatePath:
     if os.geteuid() != 0:
         pytest.skip("only root can make folders of other users")
-    return Way(tmp_path)
+    return StatePath(tmp_path)
 
 
-def test_parents_of_root_and_a_folder_of_the_agent(way: Way) -> None:
-    assert way.problem() == ""
-    way.state_file.touch()
-    assert way.problem() == ""
+def test_parents_of_root_and_folder_of_the_agent_are_accepted(state_path: StatePath) -> None:
+    assert state_path.problem() == ""
+    state_path.state_file.touch()
+    assert state_path.problem() == ""
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
-def test_parent_of_another_user(way: Way, uninstall: bool) -> None:
+def test_parent_of_another_user_is_refused(state_path: StatePath, uninstall: bool) -> None:
     for uid in (AGENT, OTHER):
-        os.chown(way.shop.parent, uid, 0)
-        assert str(way.shop.parent) in way.problem(uninstall=uninstall)
+        os.chown(state_path.shop.parent, uid, 0)
+        assert str(state_path.shop.parent) in state_path.problem(uninstall=uninstall)
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777, 0o2775])
-def test_parent_that_others_can_write(way: Way, mode: int, uninstall: bool) -> None:
-    way.shop.parent.chmod(mode)
-    assert "chmod go-w" in way.problem(uninstall=uninstall)
+def test_parent_that_others_can_write_is_refused(state_path: StatePath, mode: int, uninstall: bool) -> None:
+    state_path.shop.parent.chmod(mode)
+    assert "chmod go-w" in state_path.problem(uninstall=uninstall)
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
-def test_a_link_for_the_parent_the_folder(way: Way, tmp_path: Path, uninstall: bool) -> None:
-    way.shop.rename(tmp_path / "x")
-    way.shop.symlink_to("/etc")
-    assert f"{way.shop} must not be a symbolic link" in way.problem(uninstall=uninstall)
-    way.shop.unlink()
-    way.shop.parent.rmdir()
-    way.shop.parent.symlink_to("/etc")
-    assert f"{way.shop.parent} must not be a symbolic link" in way.problem(uninstall=uninstall)
+def test_link_instead_of_a_folder_is_refused(state_path: StatePath, tmp_path: Path, uninstall: bool) -> None:
+    state_path.shop.rename(tmp_path / "x")
+    state_path.shop.symlink_to("/etc")
+    assert f"{state_path.shop} must not be a symbolic link" in state_path.problem(uninstall=uninstall)
+    state_path.shop.unlink()
+    state_path.shop.parent.rmdir()
+    state_path.shop.parent.symlink_to("/etc")
+    assert f"{state_path.shop.parent} must not be a symbolic link" in state_path.problem(uninstall=uninstall)
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
-def test_a_file_for_the_folder(way: Way, uninstall: bool) -> None:
-    way.shop.rmdir()
-    way.shop.touch()
-    assert "is not a folder" in way.problem(uninstall=uninstall)
+def test_file_instead_of_the_folder_is_refused(state_path: StatePath, uninstall: bool) -> None:
+    state_path.shop.rmdir()
+    state_path.shop.touch()
+    assert "is not a folder" in state_path.problem(uninstall=uninstall)
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
-def test_a_state_file_that_is_a_folder(way: Way, uninstall: bool) -> None:
-    way.state_file.mkdir()
-    assert "is a folder" in way.problem(uninstall=uninstall)
+def test_folder_instead_of_the_state_file_is_refused(state_path: StatePath, uninstall: bool) -> None:
+    state_path.state_file.mkdir()
+    assert "is a folder" in state_path.problem(uninstall=uninstall)
 
 
-def test_a_state_file_that_is_no_file(way: Way) -> None:
-    way.state_file.symlink_to("/etc/shadow")
-    assert "must be a regular file" in way.problem()
-    way.state_file.unlink()
-    os.mkfifo(way.state_file)
-    assert "must be a regular file" in way.problem()
-    # The agent's user put it there, and does not prevent uninstalling with it.
-    assert way.problem(uninstall=True) == ""
+def test_state_file_that_is_not_a_regular_file_is_refused(state_path: StatePath) -> None:
+    state_path.state_file.symlink_to("/etc/shadow")
+    assert "must be a regular file" in state_path.problem()
+    state_path.state_file.unlink()
+    os.mkfifo(state_path.state_file)
+    assert "must be a regular file" in state_path.problem()
+    # The agent's user must not be able to prevent the uninstallation this way.
+    assert state_path.problem(uninstall=True) == ""
 
 
-def test_a_folder_of_another_user_changes_hands_only_with_the_agents_files_alone(way: Way) -> None:
-    os.chown(way.shop, OTHER, OTHER)
+def test_folder_of_another_user_is_taken_over_only_with_only_the_agents_files(state_path: StatePath) -> None:
+    os.chown(state_path.shop, OTHER, OTHER)
     for uid in (AGENT, None):
-        assert "belongs to UNKNOWN" in way.problem(uid)
-        assert "belongs to UNKNOWN" in way.problem(uid, only_own_files=True)
-        assert way.problem(uid, uninstall=True) == ""
-    way.state_file.touch()
+        assert "belongs to UNKNOWN" in state_path.problem(uid)
+        assert "belongs to UNKNOWN" in state_path.problem(uid, only_own_files=True)
+        assert state_path.problem(uid, uninstall=True) == ""
+    state_path.state_file.touch()
     for uid in (AGENT, None):
-        assert "belongs to UNKNOWN" in way.problem(uid)
-        assert way.problem(uid, only_own_files=True) == ""
+        assert "belongs to UNKNOWN" in state_path.problem(uid)
+        assert state_path.problem(uid, only_own_files=True) == ""
 
 
-def test_what_does_not_exist_yet() -> None:
+def test_missing_folders_are_accepted() -> None:
     listed = "0 41ed / root\n0 41ed /var root\n"
     assert state_folder_problem(listed, "/var/lib/hapgent/shop/state.json") == ""
 
 
-def test_nothing_listed_is_not_nothing_wrong() -> None:
+def test_empty_listing_is_refused() -> None:
     assert "/etc/hapgent/state.json" in state_folder_problem("", "/etc/hapgent/state.json")
 
 
-def test_names_of_users_with_spaces_and_escapes() -> None:
+def test_names_of_users_may_contain_spaces_and_are_escaped() -> None:
     listed = "0 41ed / root\n7 41ed /etc SHOP\\domain \x1b[2J users\n"
     problem = state_folder_problem(listed, "/etc/hapgent/state.json")
     assert "SHOP\\domain \\x1b[2J users" in problem
