@@ -2,9 +2,9 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the scenarios' tests share: ask agents and HAProxy from outside, run playbooks, keep checks coming.
+"""Helpers for the scenarios' tests: query agents and HAProxy from outside, run playbooks and send checks.
 
-Pytest loads it as a plugin too: with each failure it shows the agents' journals.
+Pytest also loads this file as a plugin, which adds the agents' journals to each failure.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ SSH_CONFIG = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "ssh_config")
 
 
 def ask(address: str, port: int = AGENT_PORT) -> str:
-    """All that an agent answers to one check, as HAProxy would read it."""
+    """An agent's whole response to one check, as HAProxy would read it."""
     with socket.create_connection((address, port), timeout=5) as connection:
         return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
 
 
 def haproxy(address: str) -> dict[str, str]:
-    """The status of each server of the backend web, as this HAProxy's stats say it."""
+    """The status of each server of the backend web in this HAProxy's statistics."""
     return {name: row["status"] for name, row in servers(address).items()}
 
 
 def eventually(look: Callable[[], T], wanted: T, timeout: float = 15) -> T:
-    """What C(look) returns once it is what is wanted, or when the time is over."""
+    """Call C(look) until it returns what is wanted or the timeout ends, and return its last result."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -62,7 +62,7 @@ def eventually(look: Callable[[], T], wanted: T, timeout: float = 15) -> T:
 def ansible_command(command: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """A command line of ansible or ansible-playbook against the scenario's inventory, and its environment."""
     config = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "ansible.cfg")
-    # The file that it names has the hosts, another one beside it has their groups.
+    # The variable names the file with the hosts; their groups are in another file of the same folder.
     inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
     environment = {**os.environ, "ANSIBLE_CONFIG": str(config), "ANSIBLE_FORCE_COLOR": "0"}
     return [command, f"--inventory={inventory}", *arguments], environment
@@ -91,12 +91,12 @@ def module(host: str, name: str, arguments: str) -> dict[str, Any]:
 
 
 def agents(host: str) -> dict[str, dict[str, Any]]:
-    """What hapgent_info tells of each agent on a host, by the agent's service."""
+    """What hapgent_info returns for each agent on a host, by service."""
     return {instance["service"]: instance for instance in module(host, "hapgent_info", "")["instances"]}
 
 
 def shown(server: str, column: str = "status") -> dict[str, str]:
-    """What the HAProxy on each host says of a server of the backend web."""
+    """One column of the statistics for a server of the backend web, by the host of the HAProxy."""
     return {host: servers(address)[server][column] for host, address in HOSTS.items()}
 
 
@@ -110,8 +110,8 @@ def run(host: str, command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(ssh(host, command), stdin=subprocess.DEVNULL, text=True, capture_output=True, check=False)
 
 
-def operators(command: str) -> str:
-    """A shell command that gives HAProxy an operator's command."""
+def operator_command(command: str) -> str:
+    """A shell command that sends a command to HAProxy's stats socket, as operators do."""
     return (
         "python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
         f"s.sendall(b'{command}\\n'); print(''.join(iter(lambda: s.recv(4096).decode(), '')).strip())\""
@@ -119,7 +119,7 @@ def operators(command: str) -> str:
 
 
 class Checks:
-    """Checks, like those of many load balancers at once, while something happens to the agent."""
+    """Send checks like those of many load balancers while the context lasts, and count their outcomes."""
 
     def __init__(self, address: str, port: int = AGENT_PORT, per_second: int = 200) -> None:
         self.outcomes: Counter[str] = Counter()

@@ -2,11 +2,12 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Keep a steady load on load balancers, then tell what became of each request.
+"""Keep a steady load on load balancers, then report the outcomes of the requests.
 
 usage: load.py [--rate REQUESTS_PER_SECOND] ADDRESS...
 
-It goes on until its stdin is closed or it gets SIGTERM. Then what is under way ends, and stdout gets one JSON object.
+It runs until its stdin is closed or it receives SIGTERM. Then it completes the requests in progress and prints one
+JSON object.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from typing import Any, NamedTuple
 
 PORT = 80
 TIMEOUT_SECONDS = 20.0
-# The load is steady as long as answers take less, on average.
+# The load stays steady as long as responses take less than this on average.
 STEADY_SECONDS = 1.0
-# One client in so many opens a connection for each request.
+# One client out of this number opens a new connection for each request.
 FRESH_CLIENTS = 5
-# To each address, beside the fast ones.
+# Each address also receives slow requests.
 SLOW_REQUESTS_PER_SECOND = 2.0
 SLOW_SECONDS = (2.0, 5.0)
-# A connection that was closed while idle says so at once. Later, it is a request under way that got lost.
+# If a connection was closed while idle, a request on it fails at once. A later failure is a request lost in progress.
 IDLE_CLOSE_SECONDS = 1.0
 
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
@@ -45,22 +46,22 @@ CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 CONNECTION_CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
-# What became of requests
+# Outcomes
 
 
 class Outcome(NamedTuple):
-    """What became of a request. Either the server that answered is empty, or what went wrong."""
+    """The outcome of a request: either server or failure is empty."""
 
     address: str
-    asked_seconds: float
+    requested_seconds: float
     seconds: float
     server: str
     failure: str
     reconnected: bool
 
 
-def account(outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
-    """What is printed in the end. The longest is how much longer than it asked for a request took."""
+def summarize(outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
+    """The JSON object that is printed at the end; longest is the highest response time beyond the requested delay."""
     requests = Counter(outcome.address for outcome in outcomes)
     failed = Counter(outcome.address for outcome in outcomes if outcome.failure)
     return {
@@ -69,15 +70,14 @@ def account(outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
         "failures": Counter(outcome.failure for outcome in outcomes if outcome.failure),
         "by_server": Counter(outcome.server for outcome in outcomes if outcome.server),
         "by_address": {address: [count, failed[address]] for address, count in requests.items()},
-        "slow": sum(outcome.asked_seconds > 0 for outcome in outcomes),
+        "slow": sum(outcome.requested_seconds > 0 for outcome in outcomes),
         "reconnected": sum(outcome.reconnected for outcome in outcomes),
         "seconds": round(seconds, 1),
-        "longest": round(max((outcome.seconds - outcome.asked_seconds for outcome in outcomes), default=0.0), 3),
+        "longest": round(max((outcome.seconds - outcome.requested_seconds for outcome in outcomes), default=0.0), 3),
     }
 
 
 def count_failed(outcomes: list[Outcome]) -> int:
-    """How many of them failed."""
     return sum(bool(outcome.failure) for outcome in outcomes)
 
 
@@ -85,55 +85,55 @@ def count_failed(outcomes: list[Outcome]) -> int:
 
 
 class RequestError(Exception):
-    """A request has no complete answer."""
+    """A request got no complete response."""
 
 
 class UnansweredError(RequestError):
-    """Not a byte of an answer came."""
+    """A request got not even one byte of a response."""
 
 
-class Answer(NamedTuple):
-    """A complete answer."""
+class Response(NamedTuple):
+    """A complete HTTP response."""
 
     status: int
     body: str
-    last: bool
+    closes: bool
 
 
-def parse(received: bytes) -> Answer | None:
-    """The answer, if it is complete."""
+def parse(received: bytes) -> Response | None:
+    """The response, or None if it is not complete yet."""
     head, end, body = received.partition(b"\r\n\r\n")
     if not end:
         return None
     status, length = STATUS.match(head), CONTENT_LENGTH.search(head)
     if not status or not length:
-        raise RequestError("an answer without status or Content-Length")
+        raise RequestError("a response without status or Content-Length")
     if len(body) < int(length[1]):
         return None
-    return Answer(int(status[1]), body.decode(errors="replace"), bool(CONNECTION_CLOSE.search(head)))
+    return Response(int(status[1]), body.decode(errors="replace"), bool(CONNECTION_CLOSE.search(head)))
 
 
-def judge(answer: Answer) -> str:
-    """What is wrong with a complete answer. Empty: nothing."""
-    if answer.status != 200:
-        return f"status {answer.status}"
-    if len(answer.body.split()) != 2:
+def find_fault(response: Response) -> str:
+    """What is wrong with a complete response, or ''."""
+    if response.status != 200:
+        return f"status {response.status}"
+    if len(response.body.split()) != 2:
         return "not a page of the service"
     return ""
 
 
 def describe(error: OSError) -> str:
-    """An error in few words, the same each time."""
+    """A short text that is the same for equal errors."""
     return error.strerror or str(error)
 
 
 def seconds_until(deadline: float) -> float:
-    """A timeout for a socket. Zero would have another meaning: do not block."""
+    """A timeout for a socket. It is never zero, which would make the socket non-blocking."""
     return max(deadline - time.monotonic(), 0.001)
 
 
 def connect(address: str, deadline: float) -> socket.socket:
-    """A connection to HAProxy."""
+    """Open a connection to HAProxy."""
     try:
         connection = socket.create_connection((address, PORT), timeout=seconds_until(deadline))
     except OSError as error:
@@ -142,8 +142,8 @@ def connect(address: str, deadline: float) -> socket.socket:
     return connection
 
 
-def exchange(connection: socket.socket, request: bytes, deadline: float) -> Answer:
-    """Send a request and receive its answer."""
+def exchange(connection: socket.socket, request: bytes, deadline: float) -> Response:
+    """Send a request and receive its response."""
     received = b""
     try:
         connection.settimeout(seconds_until(deadline))
@@ -154,20 +154,20 @@ def exchange(connection: socket.socket, request: bytes, deadline: float) -> Answ
             if not more:
                 raise ConnectionError("connection closed")
             received += more
-            answer = parse(received)
-            if answer:
-                return answer
+            response = parse(received)
+            if response:
+                return response
     except OSError as error:
         if received:
-            raise RequestError(f"half an answer: {describe(error)}") from error
-        raise UnansweredError(f"no answer: {describe(error)}") from error
+            raise RequestError(f"incomplete response: {describe(error)}") from error
+        raise UnansweredError(f"no response: {describe(error)}") from error
 
 
 # Clients
 
 
 class Pace:
-    """When the requests of some clients are due: evenly, and each is made by the client that is free first."""
+    """Spreads the requests of several clients evenly; the first client that is free sends the next one."""
 
     def __init__(self, per_second: float) -> None:
         self._seconds = 1 / per_second
@@ -175,14 +175,14 @@ class Pace:
         self._lock = threading.Lock()
 
     def next_due(self) -> float:
-        """What is late is not made up for: it would be a flood after a standstill."""
+        """When to send the next request. Late requests are not made up for, which would cause a flood after a pause."""
         with self._lock:
             self._due = max(self._due + self._seconds, time.monotonic())
             return self._due
 
 
 class Client:
-    """Asks one request after the other, on one connection or each on its own."""
+    """Sends one request after the other, on one connection or a new one each time."""
 
     def __init__(self, address: str, pace: Pace, keeps_alive: bool, slow: bool) -> None:
         self._address = address
@@ -191,29 +191,29 @@ class Client:
         self._slow = slow
         self._connection: socket.socket | None = None
 
-    def keep_asking(self, outcomes: list[Outcome], over: threading.Event) -> None:
-        """Ask at the pace that is given."""
+    def keep_sending(self, outcomes: list[Outcome], over: threading.Event) -> None:
+        """Send requests at the given pace until the event is set."""
         while not over.wait(seconds_until(self._pace.next_due())):
-            outcomes.append(self._ask())
+            outcomes.append(self._send())
         self._close()
 
-    def _ask(self) -> Outcome:
+    def _send(self) -> Outcome:
         seconds = round(random.uniform(*SLOW_SECONDS), 1) if self._slow else 0.0
         path = f"/slow?seconds={seconds}" if self._slow else "/"
         server = failure = ""
         reconnected = False
         start = time.monotonic()
         try:
-            answer, reconnected = self._exchange_again(path, start)
-            failure = judge(answer)
+            response, reconnected = self._exchange_with_retry(path, start)
+            failure = find_fault(response)
             if not failure:
-                server = " ".join(answer.body.split())
+                server = " ".join(response.body.split())
         except RequestError as error:
             failure = str(error)
         return Outcome(self._address, seconds, time.monotonic() - start, server, failure, reconnected)
 
-    def _exchange_again(self, path: str, start: float) -> tuple[Answer, bool]:
-        """As HTTP clients do if a connection that they have used before ends: RFC 9112, section 9.3.1."""
+    def _exchange_with_retry(self, path: str, start: float) -> tuple[Response, bool]:
+        """Retry once if a reused connection was closed, as HTTP clients do: RFC 9112, section 9.3.1."""
         used_before = self._connection is not None
         try:
             return self._exchange(path, start + TIMEOUT_SECONDS), False
@@ -222,19 +222,19 @@ class Client:
                 raise
         return self._exchange(path, start + TIMEOUT_SECONDS), True
 
-    def _exchange(self, path: str, deadline: float) -> Answer:
+    def _exchange(self, path: str, deadline: float) -> Response:
         if not self._connection:
             self._connection = connect(self._address, deadline)
         option = "" if self._keeps_alive else "Connection: close\r\n"
         request = f"GET {path} HTTP/1.1\r\nHost: {self._address}\r\n{option}\r\n"
         try:
-            answer = exchange(self._connection, request.encode(), deadline)
+            response = exchange(self._connection, request.encode(), deadline)
         except RequestError:
             self._close()
             raise
-        if answer.last or not self._keeps_alive:
+        if response.closes or not self._keeps_alive:
             self._close()
-        return answer
+        return response
 
     def _close(self) -> None:
         if self._connection:
@@ -243,7 +243,7 @@ class Client:
 
 
 def clients(address: str, per_second: float) -> Iterator[Client]:
-    """Those that ask an address so many fast requests, and some slow ones."""
+    """The clients that send this many fast requests per second to an address, and some slow ones."""
     pace = Pace(per_second)
     for number in range(math.ceil(per_second * STEADY_SECONDS)):
         yield Client(address, pace, keeps_alive=number % FRESH_CLIENTS != 0, slow=False)
@@ -256,7 +256,7 @@ def clients(address: str, per_second: float) -> Iterator[Client]:
 
 
 def stdin_closed(within_seconds: float) -> bool:
-    """Wait so long for the end of stdin."""
+    """Wait at most this long for the end of stdin, and return whether it ended."""
     readable, _writable, _failed = select.select([sys.stdin], [], [], within_seconds)
     return bool(readable) and not os.read(sys.stdin.fileno(), 4096)
 
@@ -270,7 +270,7 @@ def main() -> None:
     outcomes: list[Outcome] = []
     over = threading.Event()
     threads = [
-        threading.Thread(target=client.keep_asking, args=(outcomes, over))
+        threading.Thread(target=client.keep_sending, args=(outcomes, over))
         for address in options.addresses
         for client in clients(address, options.rate / len(options.addresses))
     ]
@@ -284,7 +284,7 @@ def main() -> None:
     over.set()
     for thread in threads:
         thread.join()
-    print(json.dumps(account(outcomes, time.monotonic() - start)))
+    print(json.dumps(summarize(outcomes, time.monotonic() - start)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Keep a load on load balancers from a test host, which has a network of its own."""
+"""Keep a load on load balancers by running load.py on a test host, whose network is separate from this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOAD = Path(__file__).with_name("load.py")
 
 
 class Traffic:
-    """Requests, as load.py makes them, while the context lasts. After that, C(counted) is what it counted."""
+    """Keep a load on load balancers while the context lasts. After that, C(counted) is the result of load.py."""
 
     def __init__(self, host: str, ssh_config: Path, addresses: list[str], rate: int = 300) -> None:
         self.counted: dict[str, Any] = {}
@@ -42,15 +42,15 @@ class Traffic:
         self._reader.join()
 
     def so_far(self) -> int:
-        """How many requests there were."""
+        """The number of requests so far."""
         return int(self._progress.split()[0])
 
     def failed_so_far(self) -> int:
-        """How many of them failed."""
+        """The number of failed requests so far."""
         return int(self._progress.split()[2])
 
     def go_on_until(self, requests: int) -> None:
-        """Wait until there were so many requests."""
+        """Wait until this many requests were sent."""
         while self.so_far() < requests:
             assert self._process.poll() is None, self._progress
             time.sleep(0.5)

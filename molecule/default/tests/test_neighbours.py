@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Other users of a host, the agent's own one first: they cannot have root do what they cannot do, nor stop a drain."""
+"""Other users of a host, including the agent's own, can neither gain root's privileges nor prevent a drain."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def as_user(user: str) -> str:
 
 
 @contextmanager
-def meanwhile(user: str, program: str) -> Generator[None]:
-    """A user of the host runs a Python program, of half an hour at most."""
+def running_as(user: str, program: str) -> Generator[None]:
+    """Run a Python program as a user of the host while the context lasts, for half an hour at most."""
     assert run(HOST, f"cat >/var/tmp/neighbour.py <<'END'\n{program}\nEND").returncode == 0
     command = f"{as_user(user)} timeout --foreground 1800 python3 /var/tmp/neighbour.py"
     leader = run(HOST, f"setsid {command} </dev/null >/var/tmp/neighbour.log 2>&1 & echo $!").stdout.strip()
     try:
-        # It says so when it has begun.
+        # The program prints this as soon as it has started.
         assert eventually(lambda: run(HOST, "cat /var/tmp/neighbour.log").stdout, "go\n") == "go\n"
         yield
         assert run(HOST, f"kill -0 {leader}").returncode == 0, run(HOST, "cat /var/tmp/neighbour.log").stdout
@@ -38,8 +38,8 @@ def meanwhile(user: str, program: str) -> Generator[None]:
         run(HOST, f"kill -s KILL -- -{leader}; rm /var/tmp/neighbour.*")
 
 
-def converge(*words: str) -> tuple[int, str]:
-    done = ansible("ansible-playbook", "converge.yml", f"--limit={HOST}", f"--extra-vars={' '.join(words)}")
+def converge(*extra_vars: str) -> tuple[int, str]:
+    done = ansible("ansible-playbook", "converge.yml", f"--limit={HOST}", f"--extra-vars={' '.join(extra_vars)}")
     return done.returncode, done.stdout
 
 
@@ -49,7 +49,7 @@ def owners(*paths: str) -> list[str]:
 
 @pytest.fixture
 def _nested() -> Generator[None]:
-    """The state file is two folders below root's; and then where it was before."""
+    """Move the state file to a folder two levels below root's, and back to its default path after the test."""
     state_file = f"hapgent_state_file={NESTED}"
     assert converge(state_file)[0] == 0
     yield
@@ -58,7 +58,7 @@ def _nested() -> Generator[None]:
 
 
 @pytest.mark.usefixtures("_nested")
-def test_the_agents_user_cannot_replace_the_folder_in_which_root_works() -> None:
+def test_the_agents_user_cannot_replace_a_folder_that_root_works_in() -> None:
     assert owners("/var/lib/hapgent", "/var/lib/hapgent/shop") == [
         "/var/lib/hapgent root 755",
         f"/var/lib/hapgent/shop {AGENT_USER} 755",
@@ -66,19 +66,19 @@ def test_the_agents_user_cannot_replace_the_folder_in_which_root_works() -> None
     swap = "cd /var/lib/hapgent && mv shop x && ln -s /etc shop"
     assert run(HOST, f"{as_user(AGENT_USER)} sh -c '{swap}'").returncode != 0
 
-    # As if an administrator had made it so.
+    # An administrator may have changed the owner by mistake.
     run(HOST, f"chown {AGENT_USER} /var/lib/hapgent")
     assert run(HOST, f"{as_user(AGENT_USER)} sh -c '{swap}'").returncode == 0
     before = run(HOST, "ls -lnR /etc").stdout
-    for words in ([], ["hapgent_uninstall=true", "hapgent_uninstall_state_file=true"]):
-        rc, output = converge(f"hapgent_state_file={NESTED}", *words)
+    for extra_vars in ([], ["hapgent_uninstall=true", "hapgent_uninstall_state_file=true"]):
+        rc, output = converge(f"hapgent_state_file={NESTED}", *extra_vars)
         assert rc != 0
         assert "changed=0" in output
         assert f"/var/lib/hapgent belongs to {AGENT_USER}" in " ".join(output.split())
     assert run(HOST, "ls -lnR /etc").stdout == before
 
 
-# In turn, each of the agent's files is missing, a state, a link to a file of root's, a FIFO and a folder.
+# Replaces each of the agent's files in turn by a state, a link to a file of root, a FIFO, a folder and nothing.
 SWAP = """
 import os, time
 
@@ -116,21 +116,21 @@ def _state_folder_as_before() -> Generator[None]:
 
 
 @pytest.mark.usefixtures("_state_folder_as_before")
-def test_whatever_the_agents_user_puts_in_the_place_of_its_files_root_touches_no_other() -> None:
+def test_root_touches_no_other_file_if_the_agents_user_replaces_its_own() -> None:
     run(HOST, f"echo '{SECRET}' >/etc/victim && chmod 0600 /etc/victim")
     before = run(HOST, "stat --format='%i %U %G %a %s %y %z' /etc/victim").stdout
-    said = ""
-    with meanwhile(AGENT_USER, SWAP):
-        said += converge()[1]
+    output = ""
+    with running_as(AGENT_USER, SWAP):
+        output += converge()[1]
         for status in ("DRAIN", "UP", "DRAIN", "UP"):
-            said += json.dumps(module(HOST, "hapgent_state", f"status={status} timeout=2"))
-        said += converge("hapgent_uninstall=true", "hapgent_uninstall_state_file=true")[1]
+            output += json.dumps(module(HOST, "hapgent_state", f"status={status} timeout=2"))
+        output += converge("hapgent_uninstall=true", "hapgent_uninstall_state_file=true")[1]
     assert run(HOST, "stat --format='%i %U %G %a %s %y %z' /etc/victim").stdout == before
     assert run(HOST, "cat /etc/victim").stdout == f"{SECRET}\n"
-    assert SECRET not in said
+    assert SECRET not in output
 
 
-# Each lock that there ever was, and a process of the agent's name that is none.
+# Holds every lock that any version ever used, and runs processes that have the agent's name but are not agents.
 HOLD = """
 import ctypes, fcntl, os, time
 
@@ -147,8 +147,8 @@ time.sleep(1800)
 """
 
 
-def test_another_user_stops_no_drain_and_hides_no_agent() -> None:
-    with meanwhile(OTHER_USER, HOLD):
+def test_another_user_can_neither_prevent_a_drain_nor_hide_an_agent() -> None:
+    with running_as(OTHER_USER, HOLD):
         for status in ("DRAIN", "UP"):
             done = module(HOST, "hapgent_state", f"status={status} timeout=10")
             assert done.get("answer") == status, done

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What happens to the agent's service while load balancers go on asking."""
+"""The agent's service survives restarts, crashes and broken state files while load balancers keep polling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parametrize("host", HOSTS)
 
 
 def status(host: str) -> str:
-    """The word for the status. For a while after a change, others follow that undo the state before."""
+    """The status keyword. For a while after a change, keywords that reset the previous state follow it."""
     return ask(HOSTS[host]).split()[0]
 
 
@@ -21,7 +21,7 @@ def pid(host: str) -> str:
     return run(host, "systemctl show --property=MainPID --value hapgent").stdout
 
 
-def test_restart_refuses_no_check(host: str) -> None:
+def test_no_check_is_refused_during_a_restart(host: str) -> None:
     told, before = status(host), pid(host)
     with Checks(HOSTS[host]) as checks:
         while checks.outcomes.total() < 400:
@@ -30,14 +30,14 @@ def test_restart_refuses_no_check(host: str) -> None:
     assert {outcome.split()[0] for outcome in checks.outcomes} == {told}
 
 
-def test_killed_agent_is_started_again(host: str) -> None:
+def test_killed_agent_is_restarted(host: str) -> None:
     told, before = status(host), pid(host)
     run(host, "systemctl kill --signal=KILL hapgent")
     assert status(host) == told
     assert pid(host) != before
 
 
-def test_reload_reads_the_file(host: str) -> None:
+def test_reload_reads_the_state_file(host: str) -> None:
     environment = run(host, "systemctl show --property=Environment --value hapgent").stdout.split()
     path = dict(assignment.split("=", 1) for assignment in environment)["HAPGENT_STATE_FILE"]
     kept = run(host, f"cat {path}").stdout

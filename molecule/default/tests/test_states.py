@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A state walks the whole way: module, file, signal, agent, line, HAProxy's stats."""
+"""A state set by the module reaches HAProxy: through the state file, a signal, the agent and its response."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def set_state(arguments: str, *options: str, host: str = SERVER) -> dict[str, ob
 
 
 def haproxies() -> set[str]:
-    """What the HAProxies, 2.2, 2.6 and 3.0, say of the server."""
+    """The statuses that HAProxy 2.2, 2.6 and 3.0 show for the server."""
     return {haproxy(address)[SERVER] for address in HOSTS.values()}
 
 
-def settle(status: str) -> None:
+def await_status(status: str) -> None:
     assert eventually(haproxies, {status}) == {status}
 
 
 @pytest.fixture(autouse=True)
 def _up() -> None:
-    # The tests of the role installed this host anew, and a new agent knows nothing of a drain before it.
+    # The role's tests reinstalled the agent on this host, and a new agent does not know that it has to end a drain.
     set_state("status=READY unset=weight,maxconn,reason")
     set_state("status=UP")
-    settle("UP")
+    await_status("UP")
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def _up() -> None:
         ("MAINT", "MAINT"),
     ],
 )
-def test_each_status(status: str, seen: str) -> None:
+def test_each_status_reaches_haproxy(status: str, seen: str) -> None:
     result = set_state(f"status={status} weight=50 maxconn=10")
     assert result["answer"] == f"{status} 50% maxconn:10"
     told = ask(ADDRESS).split()
-    # In between is what undoes the state before, as the scenario settling shows.
+    # Keywords that reset the previous state may come in between; the scenario settling tests them.
     assert (told[0], told[-2:]) == (status, ["50%", "maxconn:10"])
-    settle(seen)
+    await_status(seen)
     again = set_state(f"status={status}")
     assert again["changed"] is False
 
@@ -73,7 +73,7 @@ def test_check_mode_changes_nothing() -> None:
     assert ask(ADDRESS).split()[0] == "UP"
 
 
-def test_the_service_that_is_stopped_is_found_before_the_file_is_written() -> None:
+def test_stopped_service_fails_before_the_state_file_is_written() -> None:
     run(SERVER, "systemctl stop hapgent.service hapgent.socket")
     before = run(SERVER, "cat /etc/hapgent/state.json").stdout
     result = set_state("status=DRAIN")
@@ -85,19 +85,19 @@ def test_the_service_that_is_stopped_is_found_before_the_file_is_written() -> No
     assert before == after
 
 
-def test_the_service_named_is_the_one_told() -> None:
+def test_only_the_named_service_is_changed() -> None:
     api = "service=hapgent-api state_file=/var/lib/hapgent/api.json"
     assert set_state(f"status=MAINT {api}", host="hapgent-trixie")["answer"] == "MAINT maxconn:20"
     assert set_state(f"status=UP {api}", host="hapgent-trixie")["answer"] == "UP maxconn:20"
 
 
-def test_a_service_that_is_no_agent_is_left_alone() -> None:
+def test_service_that_is_not_an_agent_is_refused() -> None:
     result = set_state("status=DRAIN service=page")
     assert "service page must be hapgent, not " in str(result["msg"])
     assert ask(ADDRESS).split()[0] == "UP"
 
 
-def test_the_deployment_script_of_the_original() -> None:
+def test_deployment_script_of_the_original_agent_works() -> None:
     script = """
     stop_service() { sleep 4; }
     deploy_new_version() { sleep 1; }
@@ -115,10 +115,10 @@ def test_the_deployment_script_of_the_original() -> None:
     """
     with ThreadPoolExecutor() as other_shell:
         deployment = other_shell.submit(run, SERVER, script)
-        settle("DOWN (agent)")
+        await_status("DOWN (agent)")
         assert not deployment.done()
         assert deployment.result().returncode == 0
-    settle("UP")
+    await_status("UP")
 
 
 def test_unknown_service_changes_nothing() -> None:
@@ -130,8 +130,8 @@ def test_unknown_service_changes_nothing() -> None:
     assert ask(ADDRESS).split()[0] == "UP"
 
 
-def test_process_of_another_user_is_no_agent() -> None:
-    # It is called hapgent, and names the state file of the real one.
+def test_process_of_another_user_is_not_taken_for_an_agent() -> None:
+    # The process is named hapgent and has the real agent's state file in its environment.
     start = (
         "cp /usr/bin/sleep /tmp/hapgent && "
         "setpriv --reuid=12345 --regid=12345 --clear-groups env HAPGENT_STATE_FILE=/etc/hapgent/state.json "

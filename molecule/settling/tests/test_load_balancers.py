@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What else HAProxy keeps: a weight, a reason, what an operator set by hand, and what it missed while it was away."""
+"""HAProxy follows the agent's weight and reason, keeps manual drains, and catches up after it was unreachable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from haproxy import STATS_PORT
-from lab import HOSTS, agents, ask, eventually, module, operators, run, shown
+from lab import HOSTS, agents, ask, eventually, module, operator_command, run, shown
 
 AGENTS_HOST = "settling-bullseye"
 ADDRESSES = sorted(HOSTS.values())
@@ -32,27 +32,27 @@ def set_state(agent: str, arguments: str) -> dict[str, Any]:
 
 
 def peers(agent: str) -> dict[str, dict[str, Any]]:
-    """The load balancers that the agent knows, by address."""
+    """What the agent reports about each load balancer, by address."""
     status = run(AGENTS_HOST, f"hapgent status --json /run/hapgent/{agent}/status.sock")
     if status.returncode:
-        # It is being started again, perhaps.
+        # The agent may be restarting, so callers try again.
         raise ConnectionError(status.stderr)
     return {peer["address"]: peer for peer in json.loads(status.stdout)["peers"]}
 
 
 def last_lines(agent: str) -> dict[str, str]:
-    """The line that the agent gave each HAProxy last, by address."""
+    """The agent's last response to each HAProxy, by address."""
     return {address: peer["line"] for address, peer in peers(agent).items()}
 
 
-def see(agent: str, wanted: str, column: str = "status", timeout: float = 15) -> None:
-    """Each HAProxy shows it."""
+def await_shown(agent: str, wanted: str, column: str = "status", timeout: float = 15) -> None:
+    """Wait until every HAProxy shows this value for the agent's server."""
     everywhere = dict.fromkeys(HOSTS, wanted)
     assert eventually(lambda: shown(agent, column), everywhere, timeout) == everywhere
 
 
-def settle(agent: str, line: str) -> None:
-    """The agent tells each HAProxy just its state again."""
+def await_settled(agent: str, line: str) -> None:
+    """Wait until the agent sends every HAProxy only its state, without keywords that reset the previous one."""
     everywhere = dict.fromkeys(ADDRESSES, line)
     assert eventually(lambda: last_lines(agent), everywhere, SETTLE_SECONDS + 15) == everywhere
 
@@ -64,30 +64,30 @@ def set_and_wait(agent: str, arguments: str) -> str:
 
 
 def set_and_settle(agent: str, arguments: str) -> None:
-    settle(agent, set_and_wait(agent, arguments))
+    await_settled(agent, set_and_wait(agent, arguments))
 
 
-def on_each(command: str, hosts: list[str] | None = None) -> list[str]:
-    """Run a command on each host, at the same time."""
+def run_on_each(command: str, hosts: list[str] | None = None) -> list[str]:
+    """Run a command on all hosts at the same time."""
     with ThreadPoolExecutor() as pool:
         done = list(pool.map(lambda host: run(host, command), hosts or HOSTS))
     assert [(result.returncode, result.stderr) for result in done if result.returncode] == []
     return [result.stdout for result in done]
 
 
-def test_a_weight_that_is_taken_away_is_the_configured_one_again() -> None:
+def test_removing_the_weight_restores_the_configured_one() -> None:
     for agent in ("weight", "weight-bare"):
         set_and_wait(agent, "status=UP weight=50")
-        see(agent, "50", "weight")
+        await_shown(agent, "50", "weight")
 
     set_and_wait("weight-bare", "unset=weight")
     set_and_settle("weight", "unset=weight")
-    see("weight", "100", "weight")
-    # Without settling, which is why the other one needs it.
-    see("weight-bare", "50", "weight")
+    await_shown("weight", "100", "weight")
+    # Without settling, the old weight stays: this shows what settling is for.
+    await_shown("weight-bare", "50", "weight")
 
 
-def test_the_reason_is_shown() -> None:
+def test_haproxy_shows_the_reason() -> None:
     for status, seen, health in (
         ("DOWN", "DOWN (agent)", "DOWN"),
         ("DRAIN", "DRAIN (agent)", "UP"),
@@ -95,20 +95,20 @@ def test_the_reason_is_shown() -> None:
     ):
         reason = f"{status} for a kernel upgrade, ask Ada"
         set_and_settle("reason", f"status={status} reason='{reason}'")
-        see("reason", seen)
-        # In the CSV. HAProxy 2.2 has nothing there while it asks.
-        see("reason", f"via agent : {health} ({reason})", "last_agt")
+        await_shown("reason", seen)
+        # This is the column of the CSV. HAProxy 2.2 leaves it empty while it polls the agent.
+        await_shown("reason", f"via agent : {health} ({reason})", "last_agt")
         if status == "DOWN":
-            # For browsers, HAProxy shows it with this status only.
+            # On the statistics page, HAProxy shows the reason only with this status.
             assert eventually(lambda: pages_with(reason), 3) == 3  # noqa: B023
 
     set_and_wait("reason", "status=UP")
-    see("reason", "UP")
-    see("reason", "via agent : UP", "last_agt")
+    await_shown("reason", "UP")
+    await_shown("reason", "via agent : UP", "last_agt")
 
 
 def pages_with(text: str) -> int:
-    """How many HAProxies show it to browsers."""
+    """How many HAProxies have this text on their statistics page."""
     count = 0
     for address in HOSTS.values():
         with urllib.request.urlopen(f"http://{address}:{STATS_PORT}/", timeout=5) as page:
@@ -116,47 +116,47 @@ def pages_with(text: str) -> int:
     return count
 
 
-def tell_haproxy(command: str) -> list[str]:
-    """What each HAProxy replies to a command of an operator."""
-    return on_each(operators(command))
+def send_to_haproxy(command: str) -> list[str]:
+    """Send a command to each HAProxy's stats socket and return the replies."""
+    return run_on_each(operator_command(command))
 
 
-def let_it_be_asked(agent: str) -> None:
-    """Wait until each HAProxy has asked twice."""
-    asked = time.time() + 2
-    assert eventually(lambda: all(peer["last_seen"] > asked for peer in peers(agent).values()), True)
+def await_two_polls(agent: str) -> None:
+    """Wait until each HAProxy has polled the agent for two more seconds, which is twice or more."""
+    since = time.time() + 2
+    assert eventually(lambda: all(peer["last_seen"] > since for peer in peers(agent).values()), True)
 
 
-class TestOperatorsDrain:
-    """A drain that an operator sets in HAProxy by hand is the operator's to end."""
+class TestManualDrain:
+    """A drain that was set manually in HAProxy lasts until it is ended manually."""
 
     @pytest.fixture(autouse=True, scope="class")
     @staticmethod
     def _drained() -> Generator[None, None, None]:
         set_and_wait("operator", "status=DRAIN")
         set_and_settle("operator", "status=UP")
-        see("operator", "UP")
-        assert tell_haproxy("set server web/operator state drain") == ["\n"] * 3
-        see("operator", "DRAIN (agent)")
+        await_shown("operator", "UP")
+        assert send_to_haproxy("set server web/operator state drain") == ["\n"] * 3
+        await_shown("operator", "DRAIN (agent)")
         yield
-        tell_haproxy("set server web/operator state ready")
+        send_to_haproxy("set server web/operator state ready")
 
     @pytest.mark.parametrize("command", ["restart", "kill --signal=KILL", "reload"])
-    def test_survives(self, command: str) -> None:
-        on_each(f"systemctl {command} hapgent-of@operator", [AGENTS_HOST])
-        let_it_be_asked("operator")
-        see("operator", "DRAIN (agent)", timeout=0)
+    def test_survives_the_agents_restart_and_reload(self, command: str) -> None:
+        run_on_each(f"systemctl {command} hapgent-of@operator", [AGENTS_HOST])
+        await_two_polls("operator")
+        await_shown("operator", "DRAIN (agent)", timeout=0)
 
-    def test_survives_repeated_runs(self) -> None:
+    def test_survives_setting_the_same_state_again(self) -> None:
         for _run in range(2):
             assert set_state("operator", "status=UP wait=true")["changed"] is False
-        let_it_be_asked("operator")
-        see("operator", "DRAIN (agent)", timeout=0)
+        await_two_polls("operator")
+        await_shown("operator", "DRAIN (agent)", timeout=0)
 
-    def test_is_ended_by_a_steady_ready(self) -> None:
-        """So the tests above can fail: this is what an agent does that settles without need."""
+    def test_is_ended_by_ready(self) -> None:
+        """This shows that the tests above can fail: an agent that sends READY without need ends manual drains."""
         assert set_state("operator", "status=READY")["changed"] is True
-        see("operator", "UP")
+        await_shown("operator", "UP")
 
 
 @pytest.fixture
@@ -166,101 +166,101 @@ def _reachable() -> Generator[None, None, None]:
 
 
 @pytest.mark.usefixtures("_reachable")
-def test_load_balancers_that_were_cut_off_get_it_when_they_are_back() -> None:
+def test_unreachable_load_balancers_receive_the_change_when_they_return() -> None:
     away = ["settling-bookworm", "settling-trixie"]
-    cut_off, there = [HOSTS[host] for host in away], HOSTS[AGENTS_HOST]
+    unreachable, reachable = [HOSTS[host] for host in away], HOSTS[AGENTS_HOST]
     for agent in ("returning", "returning-bare"):
         set_and_wait(agent, "status=DRAIN")
-        see(agent, "DRAIN (agent)")
-    settle("returning", "DRAIN")
-    # Whatever is sent to them is lost, without a word to anybody.
-    for address in cut_off:
-        on_each(f"ip route add blackhole {address}/32", [AGENTS_HOST])
+        await_shown(agent, "DRAIN (agent)")
+    await_settled("returning", "DRAIN")
+    # A blackhole route drops packets without any error to the sender.
+    for address in unreachable:
+        run_on_each(f"ip route add blackhole {address}/32", [AGENTS_HOST])
 
     result = set_state("returning", "status=UP wait=true wait_timeout=5")
-    assert (result["seen_by"], result["not_seen_by"]) == ([there], cut_off)
-    assert re.search(rf": {cut_off[0]} \(last seen \d+ s ago\), {cut_off[1]} \(last seen ", result["msg"])
-    assert there not in result["msg"]
-    table = on_each("hapgent status /run/hapgent/returning/status.sock", [AGENTS_HOST])[0]
-    for address in cut_off:
+    assert (result["seen_by"], result["not_seen_by"]) == ([reachable], unreachable)
+    assert re.search(rf": {unreachable[0]} \(last seen \d+ s ago\), {unreachable[1]} \(last seen ", result["msg"])
+    assert reachable not in result["msg"]
+    table = run_on_each("hapgent status /run/hapgent/returning/status.sock", [AGENTS_HOST])[0]
+    for address in unreachable:
         assert re.search(rf"^{address} .* not yet, last seen \d+ s ago$", table, re.MULTILINE)
-    assert re.search(rf"^{there} .* received$", table, re.MULTILINE)
+    assert re.search(rf"^{reachable} .* received$", table, re.MULTILINE)
     assert set_state("returning-bare", "status=UP")["changed"] is True
 
-    # For the one that was there, the time of settling is over.
-    told = {there: "UP", **dict.fromkeys(cut_off, "DRAIN")}
+    # The agent has settled with the load balancer that was reachable.
+    told = {reachable: "UP", **dict.fromkeys(unreachable, "DRAIN")}
     assert eventually(lambda: last_lines("returning"), told, SETTLE_SECONDS + 15) == told
     seen = shown("returning")
     assert seen.pop(AGENTS_HOST) == "UP"
     assert "UP" not in seen.values()
 
-    for address in cut_off:
-        on_each(f"ip route del blackhole {address}/32", [AGENTS_HOST])
-    see("returning", "UP")
-    settle("returning", "UP")
-    see("returning", "UP", timeout=0)
-    # Its agent tells UP as well, and that does not end a drain.
-    see("returning-bare", "DRAIN (agent)")
+    for address in unreachable:
+        run_on_each(f"ip route del blackhole {address}/32", [AGENTS_HOST])
+    await_shown("returning", "UP")
+    await_settled("returning", "UP")
+    await_shown("returning", "UP", timeout=0)
+    # The agent without settling sends UP too, but UP alone does not end a drain.
+    await_shown("returning-bare", "DRAIN (agent)")
 
 
-def test_each_interval_is_waited_for() -> None:
+def test_module_waits_for_the_slowest_load_balancer() -> None:
     for status, seen in (("DRAIN", "DRAIN (agent)"), ("UP", "UP")):
         set_and_wait("pace", f"status={status}")
-        # The slowest would show it in up to 5 s, if it was not waited for.
-        see("pace", seen, timeout=0.5)
+        # Without waiting, the slowest load balancer would need up to 5 s to show the status.
+        await_shown("pace", seen, timeout=0.5)
 
 
-def test_intervals_are_told() -> None:
+def test_agent_reports_the_polling_intervals() -> None:
     configured = {HOSTS["settling-bullseye"]: 1, HOSTS["settling-trixie"]: 2, HOSTS["settling-bookworm"]: 5}
 
-    def right() -> set[str]:
-        """Those whose interval is about the configured one: on a busy machine, checks are late, and never early."""
+    def with_expected_interval() -> set[str]:
+        """The load balancers with about the configured interval: on a busy machine, checks are late, never early."""
         intervals = {address: peer["interval"] or 0 for address, peer in peers("pace").items()}
         return {
             address for address, every in configured.items() if 0.8 * every <= intervals.get(address, 0) <= 2.5 * every
         }
 
-    # Whatever HAProxy missed in the tests before this one is over after some checks.
-    assert eventually(right, set(configured), timeout=90) == set(configured)
+    # Earlier tests interrupted the polling, so it takes some checks until the intervals are right.
+    assert eventually(with_expected_interval, set(configured), timeout=90) == set(configured)
 
 
-def processes() -> list[str]:
-    """The process of each HAProxy."""
-    return [line for reply in tell_haproxy("show info") for line in reply.splitlines() if line.startswith("Pid:")]
+def process_ids() -> list[str]:
+    """The line with the process ID of each HAProxy."""
+    return [line for reply in send_to_haproxy("show info") for line in reply.splitlines() if line.startswith("Pid:")]
 
 
-def test_a_reload_of_haproxy_in_the_middle_of_a_drain_drains_again() -> None:
+def test_drain_survives_a_reload_of_haproxy() -> None:
     set_and_settle("reloading", "status=UP")
     set_and_wait("reloading", "status=DRAIN")
     for _time in ("while it settles", "after that"):
-        see("reloading", "DRAIN (agent)")
-        before = processes()
-        on_each("systemctl reload haproxy")
-        # A new process, whose servers begin anew.
-        assert eventually(lambda: not set(processes()) & set(before), True)  # noqa: B023
-        see("reloading", "DRAIN (agent)")
-        settle("reloading", "DRAIN")
-    see("reloading", "DRAIN (agent)", timeout=0)
+        await_shown("reloading", "DRAIN (agent)")
+        before = process_ids()
+        run_on_each("systemctl reload haproxy")
+        # A reload starts a new process, which has no agent states.
+        assert eventually(lambda: not set(process_ids()) & set(before), True)  # noqa: B023
+        await_shown("reloading", "DRAIN (agent)")
+        await_settled("reloading", "DRAIN")
+    await_shown("reloading", "DRAIN (agent)", timeout=0)
 
 
-def test_a_hanging_agent_is_started_again() -> None:
-    before = on_each("systemctl show --property=MainPID --value hapgent")
+def test_hanging_agent_is_restarted() -> None:
+    before = run_on_each("systemctl show --property=MainPID --value hapgent")
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda host: run(host, "systemctl kill --kill-who=main --signal=STOP hapgent"), HOSTS))
 
-        def answers_anew(host: str) -> bool:
+        def has_restarted(host: str) -> bool:
             pid = run(host, "systemctl show --property=MainPID --value hapgent").stdout
             return pid != before[list(HOSTS).index(host)] and ask(HOSTS[host]).split()[0] == "UP"
 
-        # systemd waits for 10 s.
+        # The watchdog of systemd acts after 10 s.
         assert (
-            list(pool.map(lambda host: eventually(lambda: answers_anew(host), True, timeout=20), HOSTS)) == [True] * 3
+            list(pool.map(lambda host: eventually(lambda: has_restarted(host), True, timeout=20), HOSTS)) == [True] * 3
         )
-    for journal in on_each("journalctl --unit=hapgent --lines=20"):
+    for journal in run_on_each("journalctl --unit=hapgent --lines=20"):
         assert "Watchdog timeout" in journal or "Failed with result 'watchdog'" in journal
 
 
-def test_the_agent_of_the_role_is_told_of() -> None:
+def test_hapgent_info_reports_the_agent_of_the_role() -> None:
     agent = agents("settling-trixie")["hapgent"]
     assert agent["state"] == {"status": "UP"}
     assert agent["answer"] == "UP"
@@ -271,8 +271,8 @@ def test_the_agent_of_the_role_is_told_of() -> None:
     assert {address: polling.get(address) for address in ADDRESSES} == dict.fromkeys(ADDRESSES, True)
 
 
-def test_that_nobody_asks_is_an_error() -> None:
-    result = set_state("lonely", "status=DRAIN wait=true wait_timeout=2")
+def test_waiting_fails_if_no_load_balancer_polls_the_agent() -> None:
+    result = set_state("unpolled", "status=DRAIN wait=true wait_timeout=2")
     for word in (" 2 s", "agent-check", "agent-port"):
         assert word in result["msg"]
-    assert set_state("lonely", "status=UP")["answer"] == "UP"
+    assert set_state("unpolled", "status=UP")["answer"] == "UP"

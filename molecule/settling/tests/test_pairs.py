@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Every change of status lands in HAProxy, whatever the status before was."""
+"""Every change of status takes effect in HAProxy, whatever the previous status was."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab import HOSTS, agents, ansible, eventually, haproxy, run
 
 AGENTS_HOST = "settling-bullseye"
 
-# What HAProxy shows of a server that it has known with this status only.
+# What HAProxy shows for a new server whose agent has sent only this status.
 MEANING = {
     "UP": "UP",
     "READY": "UP",
@@ -26,7 +26,7 @@ MEANING = {
     "MAINT": "MAINT",
 }
 PAIRS = list(itertools.product(MEANING, repeat=2))
-# What is left of the first status, where the second one alone is told.
+# Pairs that keep the effect of the first status if the agent sends only the second.
 STAYS = {
     "DRAIN-UP": "DRAIN",
     "MAINT-UP": "MAINT",
@@ -40,48 +40,48 @@ STAYS = {
     "STOPPED-READY": "DOWN",
     "STOPPED-DRAIN": "DOWN",
 }
-SUFFIX_OF_THOSE_WITHOUT_SETTLING = "-bare"
+WITHOUT_SETTLING = "-bare"
 
 
 class Outcome(NamedTuple):
-    """For each HAProxy, what it shows of each pair; and the last lines that the agent of each pair gave."""
+    """What each HAProxy shows for each pair, with and without settling, and each agent's last responses."""
 
     settled: dict[str, dict[str, str]]
     bare: dict[str, dict[str, str]]
     lines: dict[str, set[str]]
 
 
-def meant(step: int) -> dict[str, str]:
+def expected(step: int) -> dict[str, str]:
     return {"-".join(pair): MEANING[pair[step]] for pair in PAIRS}
 
 
-def seen(suffix: str = "") -> dict[str, dict[str, str]]:
-    """The first word of what each HAProxy shows of each pair."""
+def shown(suffix: str = "") -> dict[str, dict[str, str]]:
+    """The first word of the status that each HAProxy shows for each pair."""
     found = {}
     for host, address in HOSTS.items():
         statuses = haproxy(address)
-        found[host] = {pair: statuses[pair + suffix].split()[0] for pair in meant(0)}
+        found[host] = {pair: statuses[pair + suffix].split()[0] for pair in expected(0)}
     return found
 
 
-def tell(step: int) -> None:
-    told = ansible("ansible-playbook", "tell_pairs.yml", f"--extra-vars=step={step}", "--forks=8")
+def set_statuses(step: int) -> None:
+    told = ansible("ansible-playbook", "set_statuses.yml", f"--extra-vars=step={step}", "--forks=8")
     assert told.returncode == 0, told.stdout
 
 
-def tell_those_without_settling(step: int) -> None:
+def set_statuses_without_settling(step: int) -> None:
     script = "set -e; cd /var/lib/agents\n"
     for pair in PAIRS:
-        name = "-".join(pair) + SUFFIX_OF_THOSE_WITHOUT_SETTLING
+        name = "-".join(pair) + WITHOUT_SETTLING
         script += f"""echo '{{"status": "{pair[step]}"}}' >{name}/state.json; systemctl reload hapgent-of@{name}\n"""
     told = run(AGENTS_HOST, script)
     assert told.returncode == 0, told.stderr
 
 
 def lines() -> dict[str, set[str]]:
-    """The lines that the agent of each pair gave last, to any HAProxy."""
+    """The last responses of each pair's agent to all HAProxies."""
     services = agents(AGENTS_HOST)
-    return {pair: {peer["line"] for peer in services[f"hapgent-of@{pair}"]["peers"]} for pair in meant(0)}
+    return {pair: {peer["line"] for peer in services[f"hapgent-of@{pair}"]["peers"]} for pair in expected(0)}
 
 
 def restart_haproxy(host: str) -> None:
@@ -90,37 +90,37 @@ def restart_haproxy(host: str) -> None:
 
 @pytest.fixture(scope="module")
 def outcome() -> Outcome:
-    """After the second status, and after the time in which the first is undone."""
-    tell_those_without_settling(0)
-    # The servers are fresh ones then.
+    """The statuses after the agents have sent the second one and settled."""
+    set_statuses_without_settling(0)
+    # After a restart, HAProxy has no agent states.
     with ThreadPoolExecutor() as hosts:
         list(hosts.map(restart_haproxy, HOSTS))
-    tell(0)
-    everywhere = dict.fromkeys(HOSTS, meant(0))
-    assert eventually(seen, everywhere) == everywhere
-    assert eventually(lambda: seen(SUFFIX_OF_THOSE_WITHOUT_SETTLING), everywhere) == everywhere
-    settled = {pair: {pair.split("-")[0]} for pair in meant(0)}
+    set_statuses(0)
+    everywhere = dict.fromkeys(HOSTS, expected(0))
+    assert eventually(shown, everywhere) == everywhere
+    assert eventually(lambda: shown(WITHOUT_SETTLING), everywhere) == everywhere
+    settled = {pair: {pair.split("-")[0]} for pair in expected(0)}
     assert eventually(lines, settled, timeout=30) == settled
 
-    tell_those_without_settling(1)
-    tell(1)
-    settled = {pair: {pair.split("-")[1]} for pair in meant(1)}
+    set_statuses_without_settling(1)
+    set_statuses(1)
+    settled = {pair: {pair.split("-")[1]} for pair in expected(1)}
     last_lines = eventually(lines, settled, timeout=30)
-    everywhere = dict.fromkeys(HOSTS, meant(1))
-    return Outcome(eventually(seen, everywhere, timeout=3), seen(SUFFIX_OF_THOSE_WITHOUT_SETTLING), last_lines)
+    everywhere = dict.fromkeys(HOSTS, expected(1))
+    return Outcome(eventually(shown, everywhere, timeout=3), shown(WITHOUT_SETTLING), last_lines)
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_each_status_lands_after_each(host: str, outcome: Outcome) -> None:
+def test_second_status_takes_effect_after_the_first(host: str, outcome: Outcome) -> None:
     assert len(outcome.settled[host]) == 49
-    assert outcome.settled[host] == meant(1)
+    assert outcome.settled[host] == expected(1)
 
 
-def test_the_answer_is_just_the_status_again(outcome: Outcome) -> None:
+def test_agents_send_only_their_status_after_settling(outcome: Outcome) -> None:
     assert outcome.lines == {"-".join(pair): {pair[1]} for pair in PAIRS}
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_without_settling_38_of_49_land(host: str, outcome: Outcome) -> None:
-    """So the test above can fail."""
-    assert {pair: found for pair, found in outcome.bare[host].items() if found != meant(1)[pair]} == STAYS
+def test_without_settling_11_of_49_pairs_keep_the_first_status(host: str, outcome: Outcome) -> None:
+    """This shows that the tests above can fail."""
+    assert {pair: found for pair, found in outcome.bare[host].items() if found != expected(1)[pair]} == STAYS

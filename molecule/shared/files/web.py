@@ -2,7 +2,9 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A service to balance, that tells its host and its version. Who ends it, ends the requests under way.
+"""A service for the test hosts that responds with its host's name and its version.
+
+It stops without waiting for requests in progress, as many services do.
 
 usage: web.py [ADDRESS]
 """
@@ -23,7 +25,7 @@ VERSION = Path("/etc/web/version")
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """One thread for each connection. http.server's own would look for the host's name in the DNS when it starts."""
+    """A server with one thread per connection. That of http.server would look up the host's name in the DNS first."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -34,7 +36,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.page = f"{socket.gethostname()} {version}\n"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """HAProxy resets connections that it does not need any more. It is no error, and there are many."""
+        """Ignore connections that HAProxy resets: this is normal and frequent."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -45,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    # Buffered, so that head and body leave together.
+    # With a buffer, head and body are sent together.
     wbufsize = -1
 
     def do_GET(self) -> None:
@@ -54,11 +56,11 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(float(parse_qs(url.query)["seconds"][0]))
         pages = {"/": self.server.page, "/slow": self.server.page, "/health": "ok\n"}
         if url.path in pages:
-            self._answer(pages[url.path].encode())
+            self._respond(pages[url.path].encode())
         else:
             self.send_error(404)
 
-    def _answer(self, body: bytes) -> None:
+    def _respond(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))
@@ -66,13 +68,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing: there are hundreds a second."""
+        """Log nothing, because there are hundreds of requests per second."""
 
 
 def main() -> None:
     version = VERSION.read_text(encoding="utf-8").strip()
     if version.startswith("broken"):
-        sys.exit(f"Version {version} does not start: {VERSION} says that it is broken.")
+        sys.exit(f"Version {version} does not start: {VERSION} contains a broken one.")
     Server("".join(sys.argv[1:2]), version).serve_forever()
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A simulated fleet: real agents and real HAProxy processes on loopback, in an inventory of local connections."""
+"""A simulated fleet of real agents and real HAProxy processes on loopback, in an inventory of local connections."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ ROOT = Path(__file__).parents[3]
 CACHE = ROOT / ".cache"
 COLLECTIONS = Path(_state.__file__).parents[5]
 HAPROXY = CACHE / "haproxy"
-# What tests/tools/install got, or else what the machine has.
+# tests/tools/install downloads HAProxy; without it, the tests use the one of the machine.
 HAPROXY_PROGRAM = str(HAPROXY / "usr/sbin/haproxy") if HAPROXY.exists() else shutil.which("haproxy") or "haproxy"
 HAPROXY_LIBRARIES = os.pathsep.join(str(folder) for folder in HAPROXY.glob("usr/lib/*-linux-gnu*"))
 PATIENCE_SECONDS = 15.0
 CHECKS = "check inter 500ms agent-check agent-inter 200ms agent-addr 127.0.0.1 weight 100"
 
-# The Ansible of the tests.
+# The Ansible that the tests are installed with.
 ANSIBLE = Path(sys.executable).parent
 UP = {"status": "UP"}
 WEB = ("web1", "web2", "web3")
-# The source address of each load balancer's checks, by which the agents know it.
+# The source address of each load balancer's checks, by which the agents identify it.
 LOAD_BALANCERS = {"lb1": "127.0.0.11", "lb2": "127.0.0.12"}
 
 Variables = dict[str, Any]
 
 
 class Played:
-    """What one run of ansible-playbook did."""
+    """The result of one run of ansible-playbook."""
 
     def __init__(self, done: subprocess.CompletedProcess[str], records: Path) -> None:
         self.exit_code = done.returncode
         self.output = done.stdout + done.stderr
         lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
-        #: Each result of a task: C(status) (ok, failed, ignored, skipped, unreachable), C(host), C(task), C(result).
+        #: The result of each task: C(status) (ok, failed, ignored, skipped, unreachable), C(host), C(task), C(result).
         self.records: list[Variables] = [json.loads(line) for line in lines]
 
     def hosts(self, status: str) -> set[str]:
@@ -64,7 +64,7 @@ class Played:
         return {record["host"] for record in self.records if record["result"].get("changed")}
 
     def results(self, task: str, host: str | None = None) -> list[Variables]:
-        """The results of the task with this name that was not skipped."""
+        """The results of the tasks with this name that were not skipped."""
         return [
             record["result"]
             for record in self.records
@@ -72,7 +72,7 @@ class Played:
         ]
 
     def failures(self) -> dict[str, str]:
-        """What each host failed with last."""
+        """The last error message of each host that failed."""
         return {
             record["host"]: str(record["result"].get("msg"))
             for record in self.records
@@ -90,13 +90,13 @@ class EchoHandler(socketserver.BaseRequestHandler):
 
 
 class EchoService(socketserver.ThreadingTCPServer):
-    """The service on all hosts of the fleet."""
+    """The service that runs on all hosts of the fleet."""
 
     daemon_threads = True
 
 
 class LoadBalancer:
-    """A HAProxy that has the servers of the fleet in its backend web and checks their agents five times a second."""
+    """A HAProxy with the fleet's servers in its backend web, which polls their agents five times a second."""
 
     def __init__(self, name: str, folder: Path, servers: Mapping[str, int], service: int, free_port: FreePort) -> None:
         self.folder = folder
@@ -120,7 +120,7 @@ class LoadBalancer:
             *(f"    use-server {server} if {{ dst_port {port} }}" for server, port in self._ports.items()),
             f"    default-server {CHECKS} source {self.source}",
             *(f"    server {server} 127.0.0.1:{service} agent-port {port}" for server, port in servers.items()),
-            # Names that YAML and Ansible may take for numbers.
+            # YAML and Ansible may take these names for numbers.
             "backend 80",
             f"    default-server {CHECKS} source {self.source}",
             f"    server 7 127.0.0.1:{service} agent-port {servers['web1']}",
@@ -129,7 +129,7 @@ class LoadBalancer:
         self._config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def start(self) -> None:
-        """Start HAProxy, if it does not run, without waiting for it."""
+        """Start HAProxy if it does not run, without waiting until it is ready."""
         if self._process and self._process.poll() is None:
             return
         with (self.folder / "haproxy.log").open("ab") as log:
@@ -157,7 +157,7 @@ class LoadBalancer:
             return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
 
     def statuses(self) -> dict[str, str]:
-        """The status of each server, as in the statistics; empty if HAProxy does not run."""
+        """The status of each server in the statistics; empty if HAProxy does not run."""
         try:
             lines = [line.split(",") for line in self.send("show stat").splitlines()]
         except OSError:
@@ -166,14 +166,14 @@ class LoadBalancer:
 
     @contextlib.contextmanager
     def session(self, server: str) -> Iterator[None]:
-        """A session with a server, for as long as the context lasts."""
+        """Keep a session with a server while the context lasts."""
         with socket.create_connection(("127.0.0.1", self._ports[server]), PATIENCE_SECONDS) as client:
             client.sendall(b"hello")
             assert client.recv(64) == b"hello"
             yield
 
     def reset(self) -> None:
-        """Undo what operators do to servers."""
+        """Undo all manual changes to the servers."""
         for server in self._ports:
             for change in ("state ready", "health up", "agent up", "weight 100%"):
                 self.send(f"set server web/{server} {change}")
@@ -183,7 +183,7 @@ class LoadBalancer:
 
 
 class Fleet:
-    """Three hosts with an agent, two load balancers, and an inventory that a test may change."""
+    """Three hosts with an agent, two load balancers, and an inventory that tests may change."""
 
     def __init__(self, folder: Path, python: Path, agents: Agents, free_port: FreePort, eventually: Eventually) -> None:
         self._folder = folder
@@ -201,11 +201,11 @@ class Fleet:
             for name in LOAD_BALANCERS
         }
         self.inventory: Variables = {}
-        #: The folder in which ansible-playbook runs, empty at the beginning of each test.
+        #: The folder in which ansible-playbook runs; it is empty at the beginning of each test.
         self.project = folder / "project"
 
     def reset(self) -> None:
-        """Bring all back to how it was at first: every server is UP everywhere, without a reason."""
+        """Restore the initial situation: every server is UP on every load balancer, without a reason."""
         shutil.rmtree(self.project, ignore_errors=True)
         self.project.mkdir()
         local = {"ansible_connection": "local", "ansible_python_interpreter": str(self._python)}
@@ -213,7 +213,7 @@ class Fleet:
         balancers = {name: {"hapgent_haproxy_socket": str(lb.socket)} for name, lb in self.load_balancers.items()}
         of_web = {
             "hapgent_load_balancers": "lb",
-            # No systemd knows the agents, so they are found by their state files.
+            # systemd does not manage these agents, so modules find them by their state files.
             "hapgent_service": "no-service-of-this-name",
             "hapgent_wait_timeout": 15,
             "hapgent_grace": 5,
@@ -231,12 +231,12 @@ class Fleet:
 
     @property
     def web_vars(self) -> Variables:
-        """The variables of the group web, to be changed."""
+        """The variables of the group web, which tests may change."""
         variables: Variables = self.inventory["all"]["children"]["web"]["vars"]
         return variables
 
     def host_vars(self, name: str) -> Variables:
-        """The variables of a host, to be changed."""
+        """The variables of a host, which tests may change."""
         for group in self.inventory["all"]["children"].values():
             if name in group["hosts"]:
                 variables: Variables = group["hosts"][name]
@@ -252,9 +252,9 @@ class Fleet:
         environment: Mapping[str, str] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> Played:
-        """Run ansible-playbook on the inventory, with these extra variables, and check its exit status.
+        """Run ansible-playbook on the inventory with these extra variables and check its exit status.
 
-        C(ansible) is the folder with the programs of a release.
+        C(ansible) is the folder with the programs of an Ansible release.
         """
         inventory = self._folder / "inventory.yml"
         inventory.write_text(json.dumps(self.inventory), encoding="utf-8")
@@ -292,22 +292,25 @@ class Fleet:
         return played
 
     def state(self, name: str) -> Variables:
-        """What is in the state file of a host."""
+        """The content of a host's state file."""
         state: Variables = json.loads(self._state_file(name).read_bytes())
         return state
 
     def states(self) -> dict[str, Variables]:
-        """What is in the state files of all hosts."""
+        """The content of each host's state file."""
         return {name: self.state(name) for name in WEB}
 
     def set_state(self, name: str, **state: Any) -> None:
-        """Give a host another state, as an operator does, and wait until its agent answers so."""
+        """Change a host's state as an operator does, and wait until its agent has the new state."""
         self.agents[name].write_state(json.dumps(state).encode())
         self.agents[name].process.send_signal(1)
         self._eventually(lambda: self.status(name)["state"] == state, f"{name} has the state {state}")
 
     def status(self, name: str) -> Variables:
-        """What an agent reports on its status socket. To ask it on its port would make this test a load balancer."""
+        """What an agent reports on its status socket.
+
+        A check on its port would make the agent take this test for a load balancer.
+        """
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE_SECONDS)
             connection.connect(str(self._status_socket(name)))
@@ -346,9 +349,9 @@ class Fleet:
         self.agents[name] = self._agents.start(
             state_file=self._state_file(name),
             port=self._ports[name],
-            # UP ends a drain only where the agent also sends what undoes the state before.
+            # UP ends a drain only while the agent also sends the keywords that reset the previous state.
             environment={"HAPGENT_SETTLE": "60", "HAPGENT_SOCKET": str(self._status_socket(name))},
-            # Asked on its port, it would take the test for a load balancer.
+            # Waiting would poll the agent on its port, and it would take the test for a load balancer.
             wait=False,
         )
         self.agents[name].await_log("answering")
@@ -373,7 +376,7 @@ def lasting_fleet(
     lasting_port: FreePort,
     eventually: Eventually,
 ) -> Iterator[Fleet]:
-    """The fleet of all tests."""
+    """The fleet that all tests share, in the condition in which the previous test left it."""
     folder = tmp_path_factory.mktemp("fleet")
     fleet = Fleet(folder, module_python, agents_in(folder), lasting_port, eventually)
     try:
@@ -384,6 +387,6 @@ def lasting_fleet(
 
 @pytest.fixture
 def fleet(lasting_fleet: Fleet) -> Fleet:
-    """The fleet as it is at first: all servers UP, the inventory as in Fleet.reset, an empty project folder."""
+    """The fleet with all servers UP, the inventory as in Fleet.reset, and an empty project folder."""
     lasting_fleet.reset()
     return lasting_fleet

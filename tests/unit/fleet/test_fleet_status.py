@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The playbook status as a gate."""
+"""With hapgent_status_strict, the playbook status fails if it finds a problem."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ if TYPE_CHECKING:
 
 STATUS = "hapgent.agent.status"
 HOSTS = {"hapgent_hosts": "web1,web3"}
-# Text, as everything is that is given so.
+# Ansible passes values of this form as text.
 STRICT = ("-e", "hapgent_status_strict=true")
 
 
-def test_status_as_a_gate(fleet: Fleet) -> None:
-    """It fails for a host that cannot be queried, and only if that is wanted."""
+def test_strict_status_fails_if_a_host_cannot_be_queried(fleet: Fleet) -> None:
     fleet.play(STATUS, *STRICT, variables=HOSTS)
     fleet.host_vars("web3").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
     played = fleet.play(STATUS, *STRICT, variables=HOSTS, succeeds=False)
@@ -26,7 +25,7 @@ def test_status_as_a_gate(fleet: Fleet) -> None:
     fleet.play(STATUS, "-e", "hapgent_status_strict=false", variables=HOSTS)
 
 
-def test_status_as_a_gate_for_what_does_not_fit_together(fleet: Fleet) -> None:
+def test_strict_status_fails_if_agent_and_haproxy_are_inconsistent(fleet: Fleet) -> None:
     fleet.load_balancers["lb1"].send("set server web/web1 state drain")
     played = fleet.play(STATUS, *STRICT, variables=HOSTS, succeeds=False)
     (table,) = played.results("Show the fleet")

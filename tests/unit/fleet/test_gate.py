@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What hapgent_min_up refuses, asked from real load balancers."""
+"""hapgent_min_up limits how many servers may leave, as counted on real load balancers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 UP = {"status": "UP"}
 
 
-def test_refusal_is_reported_once_and_nothing_leaves(fleet: Fleet) -> None:
+def test_refusal_is_reported_once_and_changes_nothing(fleet: Fleet) -> None:
     variables = {"hapgent_hosts": "web1,web2", "hapgent_min_up": "50%"}
     played = fleet.play("hapgent.agent.drain", succeeds=False, variables=variables)
     assert list(played.failures()) == ["web1"]
@@ -22,6 +22,6 @@ def test_refusal_is_reported_once_and_nothing_leaves(fleet: Fleet) -> None:
     for part in ("web on lb1", "web on lb2", "Leaving: web1, web2", "Staying: web3"):
         assert refusal.count(part) == 1
     assert list(fleet.states().values()) == [UP] * 3
-    # One at a time may.
+    # The same servers may leave one at a time.
     fleet.play("hapgent.agent.drain", variables={**variables, "hapgent_hosts": "web1"})
     assert fleet.state("web1")["status"] == "DRAIN"

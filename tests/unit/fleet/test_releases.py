@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The playbooks and the role's checks, on the oldest and the newest release of each ansible-core that is promised."""
+"""The playbooks and the role's checks work with the oldest and newest release of each supported ansible-core."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CACHE = TESTS.parent / ".cache" / "ansible"
 
 
 def releases() -> dict[str, Path]:
-    """The folder with the programs of each release."""
+    """The folder with the programs of each release, by the release's name."""
     lines = (TESTS / "ansible-releases.txt").read_text(encoding="utf-8").splitlines()
     found = {line.split()[0]: CACHE / line.split()[0] / "bin" for line in lines if not line.startswith("#")}
     return {**found, "of the tests": Path(sys.executable).parent}
@@ -36,27 +36,28 @@ EDGES = (BY_NUMBER[0], "of the tests", NEWEST)
 
 
 def program(release: str) -> Path:
-    """The folder with the programs of a release; skips where that is not installed, but never in CI."""
+    """The folder with a release's programs. If it is not installed, the test is skipped, or fails in CI."""
     folder = RELEASES[release]
     if not (folder / "ansible-playbook").exists():
-        text = f"ansible-core {release} is not in {folder}: run tests/tools/install, which says what it needs"
+        text = f"ansible-core {release} is not in {folder}: run tests/tools/install, which reports what it needs"
         pytest.fail(text) if os.environ.get("CI") == "true" else pytest.skip(text)
     return folder
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_whole_way(fleet: Fleet, release: str) -> None:
-    """In one run: the role's preflight, drain, status, undrain, and a rolling, which on some leaves a host alone.
+def test_all_playbooks_work(fleet: Fleet, release: str) -> None:
+    """One run does the role's preflight, a drain, status, an undrain and a rolling update.
 
-    With one load balancer and one host at a time, since each release costs seconds.
+    Each release costs seconds, so there is one load balancer and mostly one host. On some releases, the rolling update
+    also skips a host.
     """
     ansible = program(release)
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
     fleet.set_state("web2", status="MAINT", reason="no disk")
-    # Here, and without a module, which costs half a second.
+    # The lookup reads the file on the control node: a module would take half a second.
     see = {"ansible.builtin.debug": {"msg": "{{ lookup('ansible.builtin.file', hapgent_state_file) }}"}}
     role = {"name": "hapgent.agent.hapgent", "tasks_from": "preflight"}
-    # The name of the service is one that YAML takes for a number.
+    # YAML takes this name of a service for a number.
     variables = {"hapgent_state_file": "/etc/hapgent/state.json", "hapgent_service": 5}
     # The machine that runs the tests need not have systemd.
     preflight = {"ansible.builtin.import_role": role, "vars": variables, "ignore_errors": True}
@@ -96,9 +97,9 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
 
     def seen(task: str) -> dict[str, Any]:
         records = [record for record in played.records if record["task"] == task]
-        said = {record["host"]: record["result"]["msg"] for record in records}
-        # Older releases make of it what it looks like.
-        return {host: json.loads(text) if isinstance(text, str) else text for host, text in said.items()}
+        messages = {record["host"]: record["result"]["msg"] for record in records}
+        # Older releases convert text that looks like JSON.
+        return {host: json.loads(text) if isinstance(text, str) else text for host, text in messages.items()}
 
     (checked,) = played.results("Check that the role can work on the host")
     assert checked["msg"] == "All assertions passed" or re.fullmatch(
@@ -117,8 +118,8 @@ def test_whole_way(fleet: Fleet, release: str) -> None:
 
 
 @pytest.mark.parametrize("release", EDGES)
-def test_hosts_that_do_not_exist(fleet: Fleet, release: str) -> None:
-    """Before the first task, and not by Ansible, which takes that for a success."""
+def test_unknown_hosts_are_refused(fleet: Fleet, release: str) -> None:
+    """The collection itself fails before the first task; Ansible alone would succeed."""
     variables = {"hapgent_hosts": "wbe", "reason": "release 4.2", "hapgent_tasks": "tasks.yml"}
     played = fleet.play("hapgent.agent.rolling", ansible=program(release), succeeds=False, variables=variables)
     assert played.records == []
@@ -126,8 +127,8 @@ def test_hosts_that_do_not_exist(fleet: Fleet, release: str) -> None:
 
 
 @pytest.mark.parametrize("release", EDGES)
-def test_hosts_of_the_inventory_and_words_outside_of_quotes(fleet: Fleet, release: str) -> None:
-    """One host has the variable, the other one sees the words."""
+def test_hosts_set_in_the_inventory_and_unquoted_reasons_are_refused(fleet: Fleet, release: str) -> None:
+    """One host fails because of the variable, the other because of the reason."""
     fleet.host_vars("web1")["hapgent_hosts"] = "web1"
     limit = "--limit=web1,web2"
     played = fleet.play("hapgent.agent.drain", limit, "-e", "reason=a b", ansible=program(release), succeeds=False)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How a rolling begins, goes on and ends, with real agents and load balancers."""
+"""A rolling update begins, continues and ends as documented, with real agents and load balancers."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def worked_on(played: Played) -> set[str]:
     return {record["host"] for record in played.records if record["task"] == "Work"}
 
 
-def test_host_that_is_down_is_found_before_anything_is_drained(fleet: Fleet) -> None:
-    """The last one, and one whose agent does not run. Left out, the others are rolled."""
+def test_update_fails_before_the_first_drain_if_a_host_is_down(fleet: Fleet) -> None:
+    """One host is unreachable and another has no agent. With the advised limit, the rest is updated."""
     fleet.host_vars("web3").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
     fleet.host_vars("web2")["hapgent_state_file"] = "/no/such/folder/state.json"
     played = roll(fleet, succeeds=False)
@@ -54,8 +54,7 @@ def test_host_that_is_down_is_found_before_anything_is_drained(fleet: Fleet) -> 
     assert worked_on(roll(fleet, "--limit=all,!web2,!web3")) == {"web1"}
 
 
-def test_host_that_is_kept_out(fleet: Fleet) -> None:
-    """By its agent, and by hand in HAProxy: the rolling fails at once, or skips it."""
+def test_update_fails_at_or_skips_a_host_that_is_out_of_rotation(fleet: Fleet) -> None:
     fleet.set_state("web2", status="DRAIN", reason="disk")
     fleet.await_statuses(web2="DRAIN (agent)")
     both: dict[str, Any] = {"hapgent_hosts": "web1,web2"}
@@ -69,8 +68,8 @@ def test_host_that_is_kept_out(fleet: Fleet) -> None:
     assert fleet.state("web2") == {"status": "DRAIN", "reason": "disk"}
 
 
-def test_host_that_is_taken_out_meanwhile_fails_the_rolling_in_the_end(fleet: Fleet) -> None:
-    """All others are rolled. Here web1's tasks take out web2."""
+def test_update_fails_at_the_end_if_a_host_left_rotation_meanwhile(fleet: Fleet) -> None:
+    """All other hosts are updated. Here the tasks for web1 take web2 out of rotation."""
     content = json.dumps({"status": "MAINT", "reason": "disk"})
     path = str(fleet.agents["web2"].state_file)
     maint = {
@@ -80,20 +79,20 @@ def test_host_that_is_taken_out_meanwhile_fails_the_rolling_in_the_end(fleet: Fl
     played = roll(fleet, tasks=[maint], succeeds=False, hapgent_load_balancers="lb1")
     assert worked_on(played) == {"web1", "web3"}
     assert set(played.failures()) == {"web2"}
-    # The second run goes on with what is missing.
+    # The reasons of the finished hosts remain, so that a second run continues with the rest.
     assert fleet.state("web1") == fleet.state("web3") == {"status": "UP", "reason": REASON}
     assert fleet.state("web2") == {"status": "MAINT", "reason": "disk"}
 
 
-def test_reason_that_is_another_one_each_time(fleet: Fleet) -> None:
-    """A rolling keeps the reason with which it began. Otherwise its own drain would look like another one."""
+def test_reason_may_change_during_the_update(fleet: Fleet) -> None:
+    """A rolling update keeps its first reason. Otherwise it would take its own drain for another operator's."""
     played = roll(fleet, "--limit=web1", hapgent_reason="{{ now() }}", hapgent_load_balancers="lb1")
     (ends,) = played.results("Show the result of the rolling update")
     assert re.match(r"Done: web1\. Not finished: none\. [^:]+: none\. Not touched: ", ends["msg"])
     assert fleet.state("web1") == UP
 
 
-def test_second_run_goes_on(fleet: Fleet) -> None:
+def test_second_run_continues_with_the_remaining_hosts(fleet: Fleet) -> None:
     fleet.set_state("web1", status="UP", reason=REASON)
     fleet.set_state("web2", status="UP", reason=REASON)
     played = roll(fleet, hapgent_load_balancers="lb1")
@@ -103,7 +102,7 @@ def test_second_run_goes_on(fleet: Fleet) -> None:
     assert fleet.states() == dict.fromkeys(fleet.states(), UP)
 
 
-def test_sessions_that_are_left_after_the_grace_are_reported_in_the_end(fleet: Fleet) -> None:
+def test_sessions_left_after_the_grace_period_are_reported_at_the_end(fleet: Fleet) -> None:
     with fleet.load_balancers["lb1"].session("web1"):
         played = roll(fleet, "--limit=web1", hapgent_grace=1)
     (ends,) = played.results("Show the result of the rolling update")
@@ -114,13 +113,13 @@ def test_sessions_that_are_left_after_the_grace_are_reported_in_the_end(fleet: F
     assert "Sessions were left" not in ends["msg"]
 
 
-class Answers(http.server.BaseHTTPRequestHandler):
-    """/302 refers to /200, and so on. As a proxy, it finds everything well."""
+class StatusHandler(http.server.BaseHTTPRequestHandler):
+    """Responds with the status in the path, such as 302 for /302. As a proxy, it responds to everything with 200."""
 
-    asked: ClassVar[list[str]] = []
+    requested: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requested.append(self.path)
         status = 200 if self.path.startswith("http:") else int(self.path[1:])
         self.send_response(status)
         self.send_header("Location", "/200")
@@ -128,13 +127,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_arguments: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    """A service that answers with the status that is its path."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+    """The URL of a service that responds with the status in the path."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StatusHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -142,7 +141,7 @@ def site() -> Iterator[str]:
         thread.join()
 
 
-# No load balancer and no grace: for what is about the health of the service alone.
+# Tests that are only about the health check need no load balancers and no grace period.
 QUICK: dict[str, Any] = {
     "hapgent_load_balancers": [],
     "hapgent_min_up": 0,
@@ -151,24 +150,24 @@ QUICK: dict[str, Any] = {
 }
 
 
-def test_service_is_well_only_if_it_says_so_itself(fleet: Fleet, site: str) -> None:
-    """Neither a login page that it refers to, nor a proxy, answers for it."""
+def test_only_the_services_own_response_counts_as_healthy(fleet: Fleet, site: str) -> None:
+    """Neither the target of a redirect, such as a login page, nor the response of a proxy counts."""
     roll(fleet, "--limit=web1", **QUICK, hapgent_health_url=f"{site}/302", succeeds=False)
     assert fleet.state("web1")["status"] == "DRAIN"
-    assert Answers.asked == ["/302"]
+    assert StatusHandler.requested == ["/302"]
     through_proxy = {"http_proxy": site, "no_proxy": ""}
     url = "http://127.0.0.1:1/"
-    dead = roll(fleet, "--limit=web1", **QUICK, hapgent_health_url=url, succeeds=False, environment=through_proxy)
-    assert "web1" in dead.failures()
+    played = roll(fleet, "--limit=web1", **QUICK, hapgent_health_url=url, succeeds=False, environment=through_proxy)
+    assert "web1" in played.failures()
     assert fleet.state("web1")["status"] == "DRAIN"
     roll(fleet, "--limit=web1", **QUICK, hapgent_health_url=f"{site}/200", environment=through_proxy)
     assert fleet.state("web1") == UP
 
 
-def test_service_with_a_certificate_of_ones_own(fleet: Fleet, certificate: Path) -> None:
+def test_own_certificate_authority_for_the_health_check(fleet: Fleet, certificate: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StatusHandler) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The tasks and handlers of a rolling: what is wrong with them is found before the first drain."""
+"""A rolling update finds mistakes in its tasks and handlers before the first drain."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ UP = {"status": "UP"}
 GIVEN = {"hapgent_hosts": "web1", "hapgent_tasks": "tasks.yml", "hapgent_reason": "release 10"}
 WORK = {"name": "Work", "ansible.builtin.command": "true", "notify": "Restart"}
 
-# What is in the file of tasks, and what the message names. The other cases are in test__task_files.py.
+# The content of the task file, and what the message must name. test__task_files.py has the other cases.
 WRONG: dict[str, tuple[Any, list[str]]] = {
-    "a handler that is nowhere": ([WORK], ["Restart", "hapgent_handlers"]),
-    "a role that is nowhere": ([{"ansible.builtin.include_role": {"name": "shop"}}], ["shop"]),
+    "unknown handler": ([WORK], ["Restart", "hapgent_handlers"]),
+    "unknown role": ([{"ansible.builtin.include_role": {"name": "shop"}}], ["shop"]),
 }
 
 
 @pytest.mark.parametrize(("tasks", "parts"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_with_the_tasks_drains_nothing(fleet: Fleet, tasks: Any, parts: list[str]) -> None:
+def test_update_with_wrong_tasks_drains_nothing(fleet: Fleet, tasks: Any, parts: list[str]) -> None:
     (fleet.project / "tasks.yml").write_text(json.dumps(tasks))
     played = fleet.play("hapgent.agent.rolling", succeeds=False, variables=GIVEN)
     for part in ["tasks.yml", "Nothing was changed", *parts]:
@@ -35,7 +35,7 @@ def test_what_is_wrong_with_the_tasks_drains_nothing(fleet: Fleet, tasks: Any, p
     assert fleet.state("web1") == UP
 
 
-def test_handlers_in_a_file_run_before_the_server_is_back(fleet: Fleet) -> None:
+def test_handlers_from_a_file_run_while_the_server_is_drained(fleet: Fleet) -> None:
     seen = fleet.project / "seen.json"
     copy = {"src": str(fleet.agents["web1"].state_file), "dest": str(seen), "mode": "0644"}
     (fleet.project / "tasks.yml").write_text(json.dumps([WORK]))
@@ -45,7 +45,7 @@ def test_handlers_in_a_file_run_before_the_server_is_back(fleet: Fleet) -> None:
     assert fleet.state("web1") == UP
 
 
-def test_handlers_that_are_not_there(fleet: Fleet) -> None:
+def test_update_with_a_missing_handlers_file_changes_nothing(fleet: Fleet) -> None:
     (fleet.project / "tasks.yml").write_text("[]")
     fleet.play("hapgent.agent.rolling", succeeds=False, variables={**GIVEN, "hapgent_handlers": "no/handlers.yml"})
     assert fleet.state("web1") == UP

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Every code block of the documentation and every C(EXAMPLES), run from the text itself.
+"""Every code block of the documentation and every C(EXAMPLES) works when it is run as it is written.
 
-A block that no test here knows makes test_every_snippet_is_run_by_a_test fail. What cannot run in a unit test is in
-NOT_RUN_HERE, with what runs it instead.
+test_every_snippet_is_run_by_a_test fails for blocks that no test here runs. NOT_RUN_HERE lists what cannot run in a
+unit test, and what runs it instead.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Snippet(NamedTuple):
-    """A code block, with the lines that it has in its document."""
+    """A code block and its position in a document."""
 
     document: str
     line: int
@@ -56,7 +56,7 @@ class Snippet(NamedTuple):
         return yaml.safe_load(self.text)
 
     def commands(self) -> list[str]:
-        """The commands of a console, less their comments; not what they print."""
+        """The commands of a console, without their comments and their output."""
         lines = [line[2:] for line in self.text.splitlines() if line[:2] in ("$ ", "# ")]
         return [re.sub(r"\s+# .*", "", line) for line in lines]
 
@@ -87,7 +87,7 @@ EXAMPLES = list(examples())
 
 
 def kind(snippet: Snippet) -> str:
-    """What runs the snippet, by what it is; '' if nothing does."""
+    """The kind of a snippet, which selects the tests that run it, or '' if no test does."""
     if snippet.language in ("haproxy", "bash", "console"):
         return snippet.language
     if snippet.language == "yaml":
@@ -105,33 +105,33 @@ def of_kind(wanted: str) -> list[Any]:
     return [pytest.param(snippet, id=snippet.name) for snippet in found]
 
 
-# Words of a snippet, and what runs it instead. One of a console is a command.
+# A part of a snippet's text, and what runs the snippet instead.
 NOT_RUN_HERE = {
-    "collections/requirements.yml": "test_collection_as_documented, with the collection that it has built",
-    "execution-environment.yml": "test_execution_environment; to build one takes a registry",
-    "- name: hapgent\n    rules:": "tests/agent/test_status.py: promtool, and each alert in several situations",
+    "collections/requirements.yml": "test_collection_builds_and_installs_as_documented, with its own build",
+    "execution-environment.yml": "test_execution_environment, which does not build it: that needs a registry",
+    "- name: hapgent\n    rules:": "tests/agent/test_status.py: promtool checks the rules and the alerts",
     "hapgent-metrics.service": "tests/agent/test_status.py, and molecule/default on a host with systemd",
     "hapgent-metrics.timer\n[Unit]": "molecule/default, on a host with systemd",
     "demo-web1   demo-web2   demo-web3   requests  failed": "printed by make demo",
-    "host  state  since": "test_status_table_as_documented",
+    "host  state  since": "test_status_playbook_prints_the_documented_table",
 }
-# The beginning of a command, and the test that runs it, or where it is run.
+# The beginning of a command, and what runs it.
 COMMANDS = {
-    "ansible-playbook hapgent.agent.": "test_documented_commands",
-    "ansible-playbook agent.yml": "test_quick_start_fits_together; molecule/default installs and removes the agent",
-    "ansible-galaxy collection build": "test_collection_as_documented",
-    "ansible-galaxy collection install hapgent-agent-": "test_collection_as_documented",
-    "ansible-galaxy collection install hapgent.agent": "nothing: it is for a release",
+    "ansible-playbook hapgent.agent.": "test_documented_playbook_commands",
+    "ansible-playbook agent.yml": "test_quick_start_is_consistent; molecule/default installs and removes the agent",
+    "ansible-galaxy collection build": "test_collection_builds_and_installs_as_documented",
+    "ansible-galaxy collection install hapgent-agent-": "test_collection_builds_and_installs_as_documented",
+    "ansible-galaxy collection install hapgent.agent": "nothing: it needs a published release",
     "ansible-runner run": "test_ansible_runner",
     "echo '{": "test_ansible_runner, test_agent_without_systemd",
     "HAPGENT_STATE_FILE=": "test_agent_without_systemd",
     "sleep 1; nc": "test_agent_without_systemd",
     "pkill hapgent": "test_agent_without_systemd",
     "hapgent status": "test_hapgent_status_prints_what_is_documented",
-    "make ": "test_make_knows_its_targets; CI runs make test",
+    "make ": "test_documented_make_targets_exist; CI runs make test",
     "tests/tools/with-hosts molecule": "what make hosts runs, step by step",
     "systemctl enable --now hapgent-metrics.timer": "molecule/default, on a host with systemd",
-    "unshare --net": "nothing: it takes minutes, and its figures are for people",
+    "unshare --net": "nothing: it takes minutes, and its figures are meant for people",
 }
 
 
@@ -144,20 +144,20 @@ def command_of(command: str) -> str | None:
 
 
 def find(words: str) -> Snippet:
-    """The one snippet with these words."""
+    """The only snippet that contains this text."""
     (found,) = [snippet for snippet in SNIPPETS if words in snippet.text]
     return found
 
 
 def documented_commands(beginning: str) -> list[str]:
-    """All commands that begin so, each of them once, in their order."""
+    """All commands with this beginning, in their order and without duplicates."""
     consoles = [snippet for snippet in SNIPPETS if snippet.language == "console"]
     return list(
         dict.fromkeys(line for console in consoles for line in console.commands() if line.startswith(beginning))
     )
 
 
-# That nothing is left out
+# Completeness
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.name)
@@ -169,14 +169,14 @@ def test_every_snippet_is_run_by_a_test(snippet: Snippet) -> None:
             assert command_of(command), f"no test runs {command!r}: see COMMANDS"
 
 
-def test_every_claim_is_about_a_snippet() -> None:
+def test_lists_above_have_no_outdated_entries() -> None:
     used = {not_run_here(snippet) for snippet in SNIPPETS}
     assert NOT_RUN_HERE.keys() <= used
     begun = {command_of(line) for snippet in SNIPPETS if snippet.language == "console" for line in snippet.commands()}
     assert begun == COMMANDS.keys()
 
 
-def test_finds_blocks_and_examples() -> None:
+def test_all_blocks_and_examples_are_found() -> None:
     documents = {snippet.document for snippet in SNIPPETS}
     pages = ("awx", "concepts", "demo", "fleet", "haproxy", "host", "internals", "monitoring", "state")
     assert {"README.md", *(f"docs/{page}.md" for page in pages), "roles/hapgent/README.md"} <= documents
@@ -195,15 +195,15 @@ def test_finds_blocks_and_examples() -> None:
 
 
 def supply_files(project: Path) -> None:
-    """The files of a user that snippets name."""
+    """Create the users' files that snippets refer to."""
     done: dict[str, Any] = {
         "ansible.builtin.copy": {"content": "done", "dest": f"{project}/done.{{{{ inventory_hostname }}}}"}
     }
     for name in ("deploy.yml", "work.yml", "handlers.yml"):
         tasks = [{"name": "Deploy", **done}] if name != "handlers.yml" else []
         (project / name).write_text(json.dumps(tasks), encoding="utf-8")
-    # The handler notes which hosts are out of rotation when it runs.
-    noted = {
+    # The handler records the state of its host at the time when it runs.
+    record_state = {
         "ansible.builtin.shell": f"cat {{{{ hapgent_state_file }}}} >{project}/restarted.{{{{ inventory_hostname }}}}"
     }
     fails: dict[str, Any] = {"ansible.builtin.fail": {}, "when": "inventory_hostname == fails_on | default('')"}
@@ -211,7 +211,7 @@ def supply_files(project: Path) -> None:
     role = project / "roles" / "shop"
     content: dict[str, list[dict[str, Any]]] = {
         "tasks": [{"name": "Install", **done, "changed_when": True, "notify": "Restart"}, {"name": "Fail", **fails}],
-        "handlers": [{"name": "Restart", **noted}],
+        "handlers": [{"name": "Restart", **record_state}],
     }
     for folder, of_role in content.items():
         (role / folder).mkdir(parents=True)
@@ -221,7 +221,7 @@ def supply_files(project: Path) -> None:
 def run(
     *arguments: Path | str, cwd: Path, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A program that has to succeed."""
+    """Run a program that must succeed."""
     done = subprocess.run(
         arguments,
         cwd=cwd,
@@ -245,7 +245,7 @@ def run(
 
 @pytest.mark.parametrize("snippet", of_kind("plays"))
 def test_plays_load(tmp_path: Path, snippet: Snippet) -> None:
-    """All that Ansible looks up before it runs: syntax, roles, files of tasks, modules. Below, some are run."""
+    """Ansible can load the syntax, the roles, the task files and the modules. Tests below run some of these plays."""
     supply_files(tmp_path)
     (tmp_path / "play.yml").write_text(snippet.text, encoding="utf-8")
     listed = run("ansible-playbook", "-i", "inventory", "--list-tasks", "play.yml", cwd=tmp_path).stdout
@@ -265,7 +265,7 @@ def test_tasks_load(tmp_path: Path) -> None:
     plays = []
     for snippet in TASKS:
         content = snippet.parsed()
-        # An example of a filter may also be an expression that gets a name.
+        # The example of a filter may also be variables with expressions.
         part = {"vars": content} if isinstance(content, dict) else {"tasks": content}
         plays.append({"name": snippet.name, "hosts": "web1", **part})
     (tmp_path / "plays.yml").write_text(json.dumps(plays), encoding="utf-8")
@@ -282,7 +282,7 @@ def module_options(module: str) -> set[str]:
 
 
 def all_tasks(content: Any) -> Iterator[dict[str, Any]]:
-    """Each dictionary in a snippet: tasks, also those in plays and blocks, and some that are none."""
+    """Each dictionary in a snippet: all tasks, even in plays and blocks, and other dictionaries."""
     for item in content if isinstance(content, list) else content.values() if isinstance(content, dict) else []:
         if isinstance(item, dict):
             yield item
@@ -311,7 +311,7 @@ def test_variables_exist(snippet: Snippet) -> None:
 
 
 def test_inventory_loads(tmp_path: Path) -> None:
-    """The inventory of a fleet, to which another snippet adds a load balancer."""
+    """One snippet is the inventory of a fleet, and another adds a load balancer to it."""
     parts = [find(words).text for words in ("    web[1:40]:\n", "    lb3:\n")]
     (tmp_path / "inventory.yml").write_text("".join(parts), encoding="utf-8")
     listed = run("ansible-inventory", "-i", "inventory.yml", "--list", cwd=tmp_path).stdout
@@ -323,8 +323,8 @@ def test_inventory_loads(tmp_path: Path) -> None:
     assert variables["lb3"]["ansible_connection"] == "local"
 
 
-def test_quick_start_fits_together(tmp_path: Path) -> None:
-    """Its play is for the hosts of its inventory, which have the names and addresses of its servers in HAProxy."""
+def test_quick_start_is_consistent(tmp_path: Path) -> None:
+    """The hosts of its play, its inventory and its HAProxy configuration have the same names and addresses."""
     inventory, play, configuration = (find(words) for words in ("    web6: {", "# agent.yml\n", "    server web6 "))
     assert {snippet.document for snippet in (inventory, play, configuration)} == {"README.md"}
     group = inventory.parsed()["web"]
@@ -345,17 +345,17 @@ def test_quick_start_fits_together(tmp_path: Path) -> None:
 
 @pytest.fixture
 def documented_fleet(fleet: Fleet) -> Fleet:
-    """The fleet with web7 in the place of web1, less of the rest, since each host costs seconds, and a user's files."""
+    """The fleet with web7 instead of web1 and with a user's files; it is smaller because each host costs seconds."""
     group = fleet.inventory["all"]["children"]["web"]
-    # Its server and its agent keep their name.
+    # Only the host is renamed: its server and its agent keep their names.
     group["hosts"] = {"web7": {**group["hosts"]["web1"], "hapgent_server": "web1"}, "web2": group["hosts"]["web2"]}
     group["vars"]["hapgent_load_balancers"] = "lb1"
     supply_files(fleet.project)
     return fleet
 
 
-def expect(fleet: Fleet, command: str, played: Played) -> None:
-    """What the documentation says that a command does."""
+def assert_documented_effect(fleet: Fleet, command: str, played: Played) -> None:
+    """Check that a command did what the documentation promises."""
     playbook = command.split()[1].removeprefix(OF_COLLECTION)
     up = {"status": "UP"}
     states = fleet.states()
@@ -374,10 +374,10 @@ def expect(fleet: Fleet, command: str, played: Played) -> None:
         path.unlink()
 
 
-def test_documented_commands(documented_fleet: Fleet) -> None:
-    # One host will do here.
+def test_documented_playbook_commands(documented_fleet: Fleet) -> None:
+    # One host is enough here.
     del documented_fleet.inventory["all"]["children"]["web"]["hosts"]["web2"]
-    # The fleet has an inventory of its own.
+    # The fleet has its own inventory, so the documented option is removed.
     documented = documented_commands("ansible-playbook hapgent.agent.")
     commands = list(dict.fromkeys(command.replace(" -i inventory.yml", "") for command in documented))
     assert {command.split()[1].removeprefix(OF_COLLECTION) for command in commands} == {
@@ -385,14 +385,17 @@ def test_documented_commands(documented_fleet: Fleet) -> None:
     }
     for command in commands:
         played = documented_fleet.play(*shlex.split(command)[1:])
-        expect(documented_fleet, command, played)
+        assert_documented_effect(documented_fleet, command, played)
 
 
 OWN_PLAY = "# site.yml\n- hosts: web\n"
 
 
-def test_play_of_ones_own(documented_fleet: Fleet) -> None:
-    """Each host is back before the next leaves, and handlers run before that. A failure stops it; it can go on."""
+def test_own_play_with_the_roles(documented_fleet: Fleet) -> None:
+    """Handlers run while their host is drained, and each host returns before the next leaves.
+
+    The play stops at a failure, and a second run continues.
+    """
     play = find(OWN_PLAY)
     (documented_fleet.project / "site.yml").write_text(play.text, encoding="utf-8")
     reason = play.parsed()[0]["vars"]["hapgent_reason"]
@@ -408,7 +411,7 @@ def test_play_of_ones_own(documented_fleet: Fleet) -> None:
         path.suffix[1:]: json.loads(path.read_bytes()) for path in documented_fleet.project.glob("restarted.*")
     }
     assert restarted == dict.fromkeys(("web2", "web7"), out)
-    # All that the first host does comes before all that the next does.
+    # All tasks of the first host run before all tasks of the next.
     acts = [record["host"] for record in played.records if record["host"].startswith("web")]
     assert acts == sorted(acts, reverse=True)
     assert set(acts) == {"web2", "web7"}
@@ -418,7 +421,7 @@ def test_examples_of_hapgent_state(fleet: Fleet) -> None:
     (example,) = [example for example in EXAMPLES if example.document.endswith("/hapgent_state.py")]
     tasks = tasks_of(example)
     for task in tasks:
-        # The one that names its agent means the only one that there is here.
+        # Some tasks name their agent; here they must use the only one there is.
         options = task["hapgent.agent.hapgent_state"]
         for name in ("service", "state_file"):
             options.pop(name, None)
@@ -441,12 +444,12 @@ def test_examples_of_hapgent_state(fleet: Fleet) -> None:
 
 
 def test_ansible_runner(documented_fleet: Fleet, tmp_path: Path) -> None:
-    assert RUNNER.exists(), f"there is no {RUNNER}: run tests/tools/install"
+    assert RUNNER.exists(), f"{RUNNER} does not exist: run tests/tools/install"
     folder = tmp_path / "runner"
     for name in ("env", "inventory", "project"):
         (folder / name).mkdir(parents=True)
     (folder / "inventory" / "hosts.json").write_text(json.dumps(documented_fleet.inventory), encoding="utf-8")
-    # What "Drain" and "undrain" leave behind, in their order.
+    # These are the states after the commands, in their order.
     left = [{"status": "DRAIN", "reason": "kernel upgrade"}, {"status": "UP"}]
     console = find("$ ansible-runner run")
     for command in console.commands():
@@ -468,7 +471,7 @@ def shim(folder: Path, name: str, content: str) -> None:
 
 
 def test_agent_without_systemd(tmp_path: Path, free_port: FreePort) -> None:
-    """Line by line in one shell. Its pkill finds its own processes only, since other tests have agents too."""
+    """One shell runs all lines. Its pkill finds only its own processes, because other tests run agents too."""
     programs = tmp_path / "bin"
     shim(programs, "pkill", f'#!/bin/sh\nexec {shutil.which("pkill")} --parent $PPID "$@"\n')
     if not shutil.which("nc"):
@@ -478,8 +481,8 @@ def test_agent_without_systemd(tmp_path: Path, free_port: FreePort) -> None:
     printed = [line for line in console.text.splitlines() if not line.startswith("$ ")]
     port = str(free_port())
     commands = [line.replace("/tmp/", f"{tmp_path}/").replace("9701", port) for line in console.commands()]
-    # The agent needs longer where the machine is busy.
-    ready = f"for try in $(seq 300); do nc -d 127.0.0.1 {port} >{tmp_path}/asked 2>&1 && break; sleep 0.1; done"
+    # The agent needs longer if the machine is busy.
+    ready = f"for try in $(seq 300); do nc -d 127.0.0.1 {port} >{tmp_path}/response 2>&1 && break; sleep 0.1; done"
     script = "\n".join([*commands[:2], ready, *commands[2:], "wait"])
     done = subprocess.run(
         ["sh", "-c", script],
@@ -494,8 +497,8 @@ def test_agent_without_systemd(tmp_path: Path, free_port: FreePort) -> None:
     assert done.stdout.splitlines() == printed
 
 
-def test_signals(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
-    """The two signals, each with what its comment says."""
+def test_signals_do_what_is_documented(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+    """Each of the two commands has a comment, which begins with the status that it sets."""
     programs = tmp_path / "bin"
     shim(programs, "pkill", f'#!/bin/sh\nexec {shutil.which("pkill")} --parent {os.getpid()} "$@"\n')
     agent = agents.start()
@@ -506,7 +509,7 @@ def test_signals(agents: Agents, tmp_path: Path, eventually: Eventually) -> None
         run("sh", "-euc", command, cwd=tmp_path, environment={"PATH": f"{programs}:{os.environ['PATH']}"})
         status = comment.split(",")[0]
         agent.await_answer(f"{status}\n".encode())
-        eventually(lambda: json.loads(agent.state_file.read_bytes())["status"] == status, "it is saved")  # noqa: B023
+        eventually(lambda: json.loads(agent.state_file.read_bytes())["status"] == status, "the state is saved")  # noqa: B023
 
 
 def test_hapgent_status_prints_what_is_documented(fleet: Fleet) -> None:
@@ -514,7 +517,7 @@ def test_hapgent_status_prints_what_is_documented(fleet: Fleet) -> None:
     done = run(sys.executable, "-I", "-S", ZIPAPP, "status", fleet.project.parent / "web1.sock", cwd=fleet.project)
 
     def shape(text: str) -> list[str]:
-        """The names of the facts, and the titles of the table."""
+        """The names of the facts and the titles of the table."""
         facts, _empty, table = text.partition("\n\n")
         titles = table.splitlines()[0]
         return [*(line[:12] for line in facts.splitlines()), *titles.split("  ")[:1], titles.split()[-1]]
@@ -523,7 +526,7 @@ def test_hapgent_status_prints_what_is_documented(fleet: Fleet) -> None:
     assert shape(done.stdout) == shape(documented)
 
 
-def test_status_table_as_documented(fleet: Fleet) -> None:
+def test_status_playbook_prints_the_documented_table(fleet: Fleet) -> None:
     titles = find("host  state  since").text.splitlines()[0].split()
     played = fleet.play("hapgent.agent.status", "-l", "web")
     printed = [line.strip(' "[],').split() for line in played.output.splitlines()]
@@ -531,8 +534,8 @@ def test_status_table_as_documented(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("snippet", of_kind("haproxy"))
-def test_haproxy_accepts_it(tmp_path: Path, snippet: Snippet) -> None:
-    # What the snippet leaves out, and every configuration has.
+def test_haproxy_accepts_the_configuration(tmp_path: Path, snippet: Snippet) -> None:
+    # Complete the snippet with what every configuration has.
     frame = "" if "defaults\n" in snippet.text else "defaults\n    mode http\n"
     timeouts = "    timeout connect 2s\n    timeout client 30s\n    timeout server 30s\n"
     text = f"{frame}{snippet.text}\nfrontend users\n    bind :8000\n    default_backend web\n"
@@ -546,15 +549,15 @@ def test_haproxy_accepts_it(tmp_path: Path, snippet: Snippet) -> None:
     assert "[ALERT]" not in done.stdout
 
 
-def test_collection_as_documented(tmp_path: Path) -> None:
-    """Built in a copy of the tree, installed elsewhere; its modules have documentation there."""
+def test_collection_builds_and_installs_as_documented(tmp_path: Path) -> None:
+    """The collection is built in a copy of the tree and installed elsewhere, where ansible-doc finds its modules."""
     checkout, installed = tmp_path / "checkout", tmp_path / "installed"
     shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".cache", ".git", "output"))
     environment = {"ANSIBLE_COLLECTIONS_PATH": str(installed)}
     console = find("$ ansible-galaxy collection build")
     for command in console.commands():
         run("sh", "-euc", command, cwd=checkout, environment=environment)
-    # Nothing is downloaded: what is installed is what is wanted.
+    # The installed collection satisfies the requirement, so nothing is downloaded.
     (tmp_path / "requirements.yml").write_text(find("# collections/requirements.yml").text, encoding="utf-8")
     wanted = ["collection", "install", "--offline", "-r", "requirements.yml"]
     assert "already installed" in run("ansible-galaxy", *wanted, cwd=tmp_path, environment=environment).stdout
@@ -572,7 +575,7 @@ def test_execution_environment() -> None:
     assert environment["dependencies"]["galaxy"]["collections"] == [{"name": "hapgent.agent"}]
 
 
-def test_make_knows_its_targets(tmp_path: Path) -> None:
+def test_documented_make_targets_exist(tmp_path: Path) -> None:
     targets = [command.split()[1] for command in documented_commands("make ")]
     assert {"demo", "test", "check"} <= set(targets)
     for target in targets:

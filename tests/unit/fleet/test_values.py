@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Values that are numbers where text is meant: YAML, INI inventories and Jinja2's native types make them so."""
+"""Text variables may be numbers, as YAML, INI inventories and Jinja2's native types can turn text into numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[3]
 OLDEST = ROOT / ".cache" / "oldest" / "bin"
 
-# Each text variable that can be a number, as one.
+# Every text variable that can look like a number, with a number as its value.
 NUMBERS = {
     "hapgent_reason": 4.2,
     "hapgent_service": 5,
@@ -32,7 +32,7 @@ NUMBERS = {
     "hapgent_wait_for": 2,
     "hapgent_min_up": 0,
 }
-# What is no number, or is only passed to a module, which makes it text.
+# The other text variables: they are never numbers, or only passed to a module, which converts them to text.
 OTHERS = {
     "hapgent_own_variables",
     "hapgent_state_file",
@@ -49,7 +49,7 @@ OTHERS = {
 }
 
 
-def test_each_text_variable_is_here() -> None:
+def test_every_text_variable_is_listed_above() -> None:
     specs = yaml.safe_load((ROOT / "roles/fleet/meta/argument_specs.yml").read_text(encoding="utf-8"))
     options = {name: option for spec in specs["argument_specs"].values() for name, option in spec["options"].items()}
     text = {name for name, option in options.items() if option["type"] in ("str", "path", "raw", "list")}
@@ -59,15 +59,15 @@ def test_each_text_variable_is_here() -> None:
 @pytest.mark.parametrize(
     ("ansible", "name"), [("of the tests", "7"), ("oldest", "7"), ("oldest, native", "7"), ("oldest, native", "3e8")]
 )
-def test_numbers(fleet: Fleet, ansible: str, name: str) -> None:
-    """A whole rolling of a host that is called by a number, in the backend 80, with load balancers in the group 10."""
+def test_numbers_work_as_text(fleet: Fleet, ansible: str, name: str) -> None:
+    """A rolling update of a host named 7 or 3e8 in the backend 80, with its load balancers in the group 10."""
     groups = fleet.inventory["all"]["children"]
     host = {**groups["web"]["hosts"]["web1"], **NUMBERS, "hapgent_wait_timeout": 15}
     variables = {}
     if name != "7" or ansible != "oldest, native":
         del host["hapgent_server"]
     if name != "7":
-        # What is text, and not the same as the number that it looks like.
+        # This reason would change if it were converted to a number.
         del host["hapgent_reason"]
         variables["reason"] = "4.10"
     balancers = groups["lb"]
@@ -83,5 +83,5 @@ def test_numbers(fleet: Fleet, ansible: str, name: str) -> None:
     reason = variables.get("reason", "4.2")
     assert json.loads(base64.b64decode(seen["content"])) == {"status": "DRAIN", "reason": reason}
     assert fleet.state("web1") == {"status": "UP"}
-    # The agent was changed, so the load balancers were asked about that server, and it was not left alone.
+    # The host was changed, so the playbook found its server on the load balancers.
     assert played.changed() == {name}

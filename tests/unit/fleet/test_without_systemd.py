@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Hosts where systemd does not run, as in containers: their agents are found by their state files."""
+"""If systemd does not run, as in containers, the playbooks find agents by their state files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_status_finds_the_agents(fleet: Fleet) -> None:
     assert other["state"] == {"status": "UP"}
 
 
-def test_fleet_without_load_balancers_counts_the_agents(fleet: Fleet) -> None:
+def test_min_up_counts_the_agents_if_there_are_no_load_balancers(fleet: Fleet) -> None:
     variables = {"hapgent_hosts": "web1", "hapgent_load_balancers": [], "hapgent_fleet": "web", "hapgent_min_up": 2}
     fleet.play("hapgent.agent.drain", variables=variables)
     assert fleet.state("web1")["status"] == "DRAIN"

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Writes each result of a task as one line of JSON, so that tests need not read what is printed for people."""
+"""Writes the result of each task as one line of JSON, so that tests need not parse output meant for people."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from ansible.plugins.callback import CallbackBase
 DOCUMENTATION = r"""
 name: records
 type: notification
-short_description: Write each result of a task as a line of JSON
+short_description: Write the result of each task as a line of JSON
 description:
   - Writes to the file that E(FLEET_RECORDS) names.
 """
 
 
 class CallbackModule(CallbackBase):
-    """The callback of this file."""
-
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "notification"
     CALLBACK_NAME = "records"
@@ -43,7 +41,7 @@ class CallbackModule(CallbackBase):
 
     @staticmethod
     def _record(status: str, result: Any) -> None:
-        # Before ansible-core 2.19, only the private names are there; later they are deprecated.
+        # ansible-core has public names for these only since 2.19, and has deprecated the private ones.
         is_new = hasattr(result, "result")
         record = {
             "status": status,

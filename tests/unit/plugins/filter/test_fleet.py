@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The filters of a fleet, as Ansible runs them. What they decide is in test__fleet.py."""
+"""Ansible can call the filters of the role fleet. test__fleet.py tests their results in detail."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def agent(item: str, status: str) -> Result:
     return {"item": item, "instances": [{"state": {"status": status}, "problem": None, "since": None, "peers": None}]}
 
 
-# How each is called, as it is documented, and what comes of it.
+# A call of each filter, as documented, and its result.
 CALLS: dict[str, tuple[str, object]] = {
     "_fleet_table": (
         "{{ ['web1'] | hapgent.agent._fleet_table(['web1'], [[]], [agent], [told]) }}",
@@ -51,8 +51,8 @@ CALLS: dict[str, tuple[str, object]] = {
 
 
 @pytest.mark.oldest_too
-def test_with_ansible(run_playbook: RunPlaybook, tmp_path: Path) -> None:
-    """By their full names, and of what Ansible has kept in variables."""
+def test_filters_work_in_playbooks(run_playbook: RunPlaybook, tmp_path: Path) -> None:
+    """The filters are called by their full names, with values from Ansible's variables."""
     tasks = [
         {
             "ansible.builtin.assert": {"that": "got == wanted", "fail_msg": "{{ got }}"},
@@ -69,8 +69,8 @@ def test_with_ansible(run_playbook: RunPlaybook, tmp_path: Path) -> None:
         "tasks": [*tasks, refused],
     }
     (tmp_path / "playbook.yml").write_text(json.dumps([play]), encoding="utf-8")
-    said = run_playbook("playbook.yml", succeeds=False)
-    assert f"ok={len(CALLS)} " in said, said
-    assert "hapgent_min_up must be " in said
-    assert "half" in said
-    assert "Traceback" not in said
+    output = run_playbook("playbook.yml", succeeds=False)
+    assert f"ok={len(CALLS)} " in output, output
+    assert "hapgent_min_up must be " in output
+    assert "half" in output
+    assert "Traceback" not in output

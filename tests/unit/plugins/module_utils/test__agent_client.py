@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Talking to an agent: asking it, and having it read its state file."""
+"""The client polls an agent, reads its status socket and makes it reload, within its deadline and whatever responds."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ def instance_on_port(agent: Agent) -> Instance:
 
 
 def start_with_status(agents: Agents, path: Path, *, settle: int = 0, **options: Any) -> tuple[Agent, Instance]:
-    """An agent that tells its status at this path. Whoever asks it on a port asks somebody else."""
+    """Start an agent with a status socket at this path; the instance's port belongs to no agent."""
     environment = {"HAPGENT_SOCKET": str(path), "HAPGENT_SETTLE": str(settle)}
     agent = agents.start(environment=environment, **options)
     return agent, Instance(Process(agent.pid), str(agent.state_file), str(path), "127.0.0.1", 1)
 
 
-# Asking it
+# Polling the port and reloading
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
-def test_asks(agents: Agents, ip: str) -> None:
+def test_answer_is_read_from_the_port(agents: Agents, ip: str) -> None:
     agent = agents.start(b'{"status": "UP", "weight": 77, "maxconn": 300}', ip=ip)
     assert instance_on_port(agent).answer(in_seconds(10)) == "UP 77% maxconn:300"
 
 
-def test_reloads(agents: Agents) -> None:
+def test_reload_makes_the_agent_read_its_state(agents: Agents) -> None:
     agent = agents.start()
     agent.write_state(b'{"status": "DRAIN"}')
     instance_on_port(agent).reload()
     agent.await_answer(b"DRAIN\n")
 
 
-def test_reload_of_a_process_that_is_gone(agents: Agents) -> None:
+def test_reload_fails_if_the_process_has_ended(agents: Agents) -> None:
     agent = agents.start()
     instance = instance_on_port(agent)
     agent.kill()
@@ -66,7 +66,7 @@ def test_reload_of_a_process_that_is_gone(agents: Agents) -> None:
         instance.reload()
 
 
-def test_asks_where_nobody_listens() -> None:
+def test_polling_fails_if_no_process_listens() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -76,14 +76,14 @@ def test_asks_where_nobody_listens() -> None:
         assert word in str(caught.value)
 
 
-def test_asks_an_agent_that_is_stopped(agents: Agents) -> None:
+def test_polling_a_stopped_agent_times_out(agents: Agents) -> None:
     agent = agents.start()
     with agent.paused(), pytest.raises(InstanceError, match=f"{agent.port} .*timed out"):
         instance_on_port(agent).answer(in_seconds(0.3))
 
 
 def serve_one(serve: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A listener that does this with its first client: what answers on a port may be no agent."""
+    """A listener that handles its first client like this, because a process on the port need not be an agent."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def run() -> None:
@@ -139,30 +139,30 @@ def send_byte_by_byte(client: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("no_agent", "received"), [(close, "b''"), (send_no_line, "b'SSH-2.0'")], indirect=["no_agent"]
 )
-def test_asks_what_sends_no_line(no_agent: int, received: str) -> None:
+def test_polling_fails_if_the_response_is_not_a_line(no_agent: int, received: str) -> None:
     with pytest.raises(InstanceError, match=f"{no_agent} .*{received} "):
         ask("127.0.0.1", no_agent, in_seconds(10))
 
 
 @pytest.mark.parametrize("no_agent", [send_byte_by_byte], indirect=True)
-def test_asks_what_answers_in_pieces(no_agent: int) -> None:
+def test_polling_accepts_a_response_in_pieces(no_agent: int) -> None:
     assert ask("127.0.0.1", no_agent, in_seconds(10)) == "DRAIN 50%"
 
 
 @pytest.mark.parametrize("no_agent", [send_without_end, drip_without_end], indirect=True)
-def test_asks_what_sends_without_end(no_agent: int) -> None:
+def test_polling_an_endless_response_times_out(no_agent: int) -> None:
     started = time.monotonic()
     with pytest.raises(InstanceError) as caught:
         ask("127.0.0.1", no_agent, in_seconds(0.5))
-    # The other side gives up after 5 s, the one who asks has to before.
+    # The other side gives up after 5 s, so the client must give up earlier.
     assert time.monotonic() - started < 4
     assert len(str(caught.value)) < 1000
 
 
-# What it tells on its status socket
+# Status socket
 
 
-def test_tells_its_status(agents: Agents, tmp_path: Path) -> None:
+def test_status_is_read_from_the_socket(agents: Agents, tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
     agent, instance = start_with_status(agents, path, state=b'{"status": "DRAIN", "weight": 5, "reason": "x"}')
     status = instance.status(in_seconds(10))
@@ -170,13 +170,13 @@ def test_tells_its_status(agents: Agents, tmp_path: Path) -> None:
     assert [peer["address"] for peer in status["peers"]] == ["127.0.0.1"]
 
 
-def test_answer_is_without_what_undoes_the_state_before(agents: Agents, tmp_path: Path) -> None:
+def test_answer_contains_no_keywords_that_reset_the_previous_state(agents: Agents, tmp_path: Path) -> None:
     agent, instance = start_with_status(agents, tmp_path / "status.sock", settle=3600, state=b'{"status": "DRAIN"}')
     agent.reload(b'{"status": "UP"}', b"UP READY\n")
     assert instance.answer(in_seconds(10)) == "UP"
 
 
-def test_who_asks_for_the_status_is_no_load_balancer(agents: Agents, tmp_path: Path) -> None:
+def test_reading_the_status_does_not_count_as_a_poll(agents: Agents, tmp_path: Path) -> None:
     _agent, instance = start_with_status(agents, tmp_path / "status.sock")
     before = instance.status(in_seconds(10))
     instance.answer(in_seconds(10))
@@ -189,7 +189,7 @@ def test_who_asks_for_the_status_is_no_load_balancer(agents: Agents, tmp_path: P
     ("state", "answer", "while_it_may_settle", "bare"),
     [
         (State("UP"), "UP", True, True),
-        # The agent may settle, and tell that on its port alone.
+        # Only the responses on the port contain the keywords of an agent that is settling.
         (State("UP"), "UP READY", True, False),
         (State("UP", 77), "UP READY 77%", True, False),
         (State("DRAIN"), "DRAIN UP 100%", True, False),
@@ -204,21 +204,19 @@ def test_who_asks_for_the_status_is_no_load_balancer(agents: Agents, tmp_path: P
         (State("UP", 77), "UP 100%", False, False),
     ],
 )
-def test_answers_that_a_state_makes(state: State, answer: str, while_it_may_settle: bool, bare: bool) -> None:
+def test_answer_matches_the_state(state: State, answer: str, while_it_may_settle: bool, bare: bool) -> None:
     assert Instance(Process(os.getpid()), "", "").tells(state, answer) == while_it_may_settle
     assert Instance(Process(os.getpid()), "", "", settles=False).tells(state, answer) == bare
     assert Instance(Process(os.getpid()), "", "/run/hapgent/hapgent/status.sock").tells(state, answer) == bare
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_waits_for_the_status_of_an_agent_that_starts_again(
-    agents: Agents, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_status_waits_for_an_agent_that_restarts(agents: Agents, tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "status.sock"
     agent, instance = start_with_status(agents, path)
     agent.send(number)
     agent.await_exit()
-    # Both are met: no socket, and one where nobody listens.
+    # After SIGKILL, a socket without a listener remains; after SIGTERM, there is none.
     assert path.exists() == (number == signal.SIGKILL)
     with ThreadPoolExecutor() as threads:
         asked = threads.submit(instance.status, in_seconds(15))
@@ -226,8 +224,8 @@ def test_waits_for_the_status_of_an_agent_that_starts_again(
         assert asked.result()["answer"] == "DRAIN"
 
 
-def test_asks_again_where_the_status_was_cut_off(tmp_path: Path) -> None:
-    # The agent ends while it tells it, and starts again.
+def test_status_that_was_cut_off_is_read_again(tmp_path: Path) -> None:
+    # An agent may end while it sends its status, and then start again.
     whole = json.dumps({"state": {"status": "UP"}, "peers": [], "state_file": "/s.json", "answer": "UP"}).encode()
     path = tmp_path / "status.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -248,7 +246,9 @@ def test_asks_again_where_the_status_was_cut_off(tmp_path: Path) -> None:
     ("number", "named"),
     [(signal.SIGTERM, "No such file or directory"), (signal.SIGKILL, "Connection refused")],
 )
-def test_status_of_an_agent_that_has_ended(agents: Agents, tmp_path: Path, number: signal.Signals, named: str) -> None:
+def test_status_fails_if_the_agent_has_ended(
+    agents: Agents, tmp_path: Path, number: signal.Signals, named: str
+) -> None:
     path = tmp_path / "status.sock"
     agent, instance = start_with_status(agents, path)
     agent.send(number)
@@ -261,7 +261,7 @@ def test_status_of_an_agent_that_has_ended(agents: Agents, tmp_path: Path, numbe
         assert word in str(caught.value)
 
 
-def test_status_of_an_agent_that_is_stopped(agents: Agents, tmp_path: Path) -> None:
+def test_status_of_a_stopped_agent_times_out(agents: Agents, tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
     agent, instance = start_with_status(agents, path)
     with agent.paused():
@@ -272,7 +272,7 @@ def test_status_of_an_agent_that_is_stopped(agents: Agents, tmp_path: Path) -> N
                 assert word in str(caught.value)
 
 
-def test_status_where_waiting_does_not_help(tmp_path: Path) -> None:
+def test_status_does_not_wait_if_the_path_is_not_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
     path.write_bytes(b"")
     started = time.monotonic()
@@ -284,7 +284,7 @@ def test_status_where_waiting_does_not_help(tmp_path: Path) -> None:
 
 @pytest.fixture
 def status_socket(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A UNIX socket where the first client meets this: what listens there may be no agent."""
+    """A UNIX socket that handles its first client like this, because a process there need not be an agent."""
     path = tmp_path / "status.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -311,8 +311,8 @@ def send(content: bytes) -> Callable[[socket.socket], None]:
 NO_STATUS = {
     "nothing": b"",
     "a line": b"UP\n",
-    "half of it": b'{"answer": "UP", "peers": [',
-    "more than it": b'{"answer": "UP", "peers": []}\n{}',
+    "incomplete": b'{"answer": "UP", "peers": [',
+    "two documents": b'{"answer": "UP", "peers": []}\n{}',
     "a list": b'["answer", "peers"]',
     "text": b'"answer, peers"',
     "null": b"null",
@@ -320,15 +320,15 @@ NO_STATUS = {
     "no peers": b'{"answer": "UP"}',
     "no answer": b'{"peers": []}',
     "nested too deeply": b"[" * 100_000,
-    "no UTF-8": b'{"answer": "\xff", "peers": []}',
+    "not UTF-8": b'{"answer": "\xff", "peers": []}',
 }
 
 
 @pytest.mark.parametrize(
     "status_socket", [send(content) for content in NO_STATUS.values()], indirect=True, ids=NO_STATUS
 )
-def test_status_that_is_none(status_socket: Path) -> None:
-    # Another one may come, as from an agent that starts again, and here none does.
+def test_invalid_status_is_refused(status_socket: Path) -> None:
+    # The client waits because an agent that restarts could still send a valid status; here none does.
     with pytest.raises(InstanceError, match=str(status_socket)) as caught:
         Instance(Process(os.getpid()), "", str(status_socket)).status(in_seconds(0.5))
     assert isinstance(caught.value.__cause__, (NoStatusError, TimeoutError))
@@ -342,11 +342,11 @@ def send_status_in_pieces(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("status_socket", [send_status_in_pieces], indirect=True)
-def test_status_that_comes_in_pieces(status_socket: Path) -> None:
+def test_status_may_arrive_in_pieces(status_socket: Path) -> None:
     assert Instance(Process(os.getpid()), "/s.json", str(status_socket)).status(in_seconds(10))["answer"] == "UP"
 
 
-def test_status_of_another_agent(agents: Agents, tmp_path: Path) -> None:
+def test_status_of_another_agent_is_refused(agents: Agents, tmp_path: Path) -> None:
     other, _instance = start_with_status(agents, tmp_path / "status.sock")
     _agent, instance = start_with_status(agents, tmp_path / "status.sock")
     with pytest.raises(InstanceError) as caught:
@@ -356,16 +356,16 @@ def test_status_of_another_agent(agents: Agents, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status_socket", [send_without_end, drip_without_end], indirect=True)
-def test_status_without_end(status_socket: Path) -> None:
+def test_endless_status_times_out(status_socket: Path) -> None:
     started = time.monotonic()
     with pytest.raises(InstanceError) as caught:
         Instance(Process(os.getpid()), "", str(status_socket)).status(in_seconds(0.5))
-    # The other side gives up after 5 s, the one who asks has to before.
+    # The other side gives up after 5 s, so the client must give up earlier.
     assert time.monotonic() - started < 4
     assert len(str(caught.value)) < 1000
 
 
-def test_status_with_as_many_peers_as_an_agent_keeps(agents: Agents, tmp_path: Path) -> None:
+def test_status_may_contain_the_maximum_number_of_peers(agents: Agents, tmp_path: Path) -> None:
     agent, instance = start_with_status(agents, tmp_path / "status.sock")
     addresses = [f"127.1.{number // 256}.{number % 256}" for number in range(1, 1024)]
     for address in addresses:
@@ -375,7 +375,7 @@ def test_status_with_as_many_peers_as_an_agent_keeps(agents: Agents, tmp_path: P
     assert {peer["address"] for peer in peers} == {"127.0.0.1", *addresses}
 
 
-def test_connects_to_no_queue_that_is_full(tmp_path: Path) -> None:
+def test_status_times_out_if_the_queue_of_the_socket_is_full(tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
     with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
         listener.bind(str(path))
@@ -391,7 +391,7 @@ def test_connects_to_no_queue_that_is_full(tmp_path: Path) -> None:
     assert 0.3 < time.monotonic() - started < 10
 
 
-def test_connects_to_no_port_whose_queue_is_full() -> None:
+def test_polling_times_out_if_the_queue_of_the_port_is_full() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as waiting:
         for _client in range(3):
             client = waiting.enter_context(socket.socket())

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Finding the one right agent, and whose word is believed."""
+"""Modules find exactly the agent that serves a state file, and trust only processes and paths that are safe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._agent_process impor
 if TYPE_CHECKING:
     from tests.conftest import Agents
 
-# Systemd does not run here, so the agent is found by its state file.
+# systemd does not run in these tests, so agents are found by their state files.
 SERVICE = "no-service-of-this-name"
 
 
@@ -49,7 +49,7 @@ def in_seconds(seconds: float) -> float:
 
 
 def namespaces(*wanted: str) -> list[str]:
-    """The command that runs another one in namespaces of its own."""
+    """The beginning of a command that runs a program in its own namespaces."""
     as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     command = ["unshare", *as_root, *wanted]
     if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode != 0:
@@ -57,23 +57,23 @@ def namespaces(*wanted: str) -> list[str]:
     return command
 
 
-# Finding it
+# One agent
 
 
-def test_finds_the_agent_by_its_state_file(agents: Agents) -> None:
+def test_agent_is_found_by_its_state_file(agents: Agents) -> None:
     wanted = agents.start()
     agents.start()
     assert find_process(SERVICE, str(wanted.state_file), run_command, in_seconds(10)).pid == wanted.pid
 
 
-def test_finds_the_agent_by_a_link_to_its_state_file(agents: Agents, tmp_path: Path) -> None:
+def test_agent_is_found_by_a_link_to_its_state_file(agents: Agents, tmp_path: Path) -> None:
     agent = agents.start()
     link = tmp_path / "link.json"
     link.symlink_to(agent.state_file)
     assert find_process(SERVICE, str(link), run_command, in_seconds(10)).pid == agent.pid
 
 
-def test_finds_the_agent_that_was_given_a_link(agents: Agents, tmp_path: Path) -> None:
+def test_agent_that_was_started_with_a_link_is_found(agents: Agents, tmp_path: Path) -> None:
     target = tmp_path / "target.json"
     link = tmp_path / "link.json"
     link.symlink_to(target)
@@ -81,14 +81,14 @@ def test_finds_the_agent_that_was_given_a_link(agents: Agents, tmp_path: Path) -
     assert find_process(SERVICE, str(target), run_command, in_seconds(10)).pid == agent.pid
 
 
-def test_finds_the_agent_that_was_given_a_relative_path(agents: Agents, tmp_path: Path) -> None:
+def test_agent_that_was_started_with_a_relative_path_is_found(agents: Agents, tmp_path: Path) -> None:
     (tmp_path / "here.json").write_bytes(b'{"status": "UP"}')
     agent = agents.start(before_exec=f"os.chdir({str(tmp_path)!r})", environment={"HAPGENT_STATE_FILE": "here.json"})
     assert find_process(SERVICE, str(tmp_path / "here.json"), run_command, in_seconds(10)).pid == agent.pid
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_finds_the_agent_whose_state_file_is_gone(agents: Agents, tmp_path: Path, elsewhere: bool) -> None:
+def test_agent_is_found_even_if_its_state_file_is_missing(agents: Agents, tmp_path: Path, elsewhere: bool) -> None:
     agent = agents.start()
     agent.state_file.unlink()
     if not elsewhere:
@@ -99,7 +99,7 @@ def test_finds_the_agent_whose_state_file_is_gone(agents: Agents, tmp_path: Path
             find_process(SERVICE, str(missing), run_command, in_seconds(10))
 
 
-def test_path_of_a_file_that_is_replaced_all_the_time(tmp_path: Path) -> None:
+def test_path_of_a_file_that_is_constantly_replaced_is_stable(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.touch()
     process = Process(os.getpid())
@@ -121,7 +121,7 @@ def test_path_of_a_file_that_is_replaced_all_the_time(tmp_path: Path) -> None:
     assert found == {str(path)}
 
 
-def test_finds_no_agent(agents: Agents, tmp_path: Path) -> None:
+def test_error_if_no_agent_serves_the_state_file(agents: Agents, tmp_path: Path) -> None:
     agents.start()
     with pytest.raises(InstanceError) as caught:
         find_process(SERVICE, str(tmp_path / "other.json"), run_command, in_seconds(10))
@@ -129,8 +129,8 @@ def test_finds_no_agent(agents: Agents, tmp_path: Path) -> None:
         assert word in str(caught.value)
 
 
-def test_finds_no_agent_that_has_ended(agents: Agents) -> None:
-    # Its parent has not asked for its exit status yet, so there is a process still.
+def test_agent_that_has_ended_is_not_found(agents: Agents) -> None:
+    # The process still exists because its parent has not waited for it yet.
     agent = agents.start()
     agent.process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, agent.pid, os.WEXITED | os.WNOWAIT)
@@ -138,7 +138,7 @@ def test_finds_no_agent_that_has_ended(agents: Agents) -> None:
         find_process(SERVICE, str(agent.state_file), run_command, in_seconds(10))
 
 
-def test_finds_no_other_program_that_has_the_variable(tmp_path: Path) -> None:
+def test_other_program_with_the_variable_is_not_found(tmp_path: Path) -> None:
     path = str(tmp_path / "state.json")
     other = subprocess.Popen(["sleep", "60"], env={"HAPGENT_STATE_FILE": path, "PATH": os.defpath})
     try:
@@ -149,7 +149,7 @@ def test_finds_no_other_program_that_has_the_variable(tmp_path: Path) -> None:
         other.wait()
 
 
-def test_finds_two_agents_for_one_file(agents: Agents) -> None:
+def test_error_if_two_agents_serve_the_state_file(agents: Agents) -> None:
     first = agents.start()
     second = agents.start(state_file=first.state_file)
     with pytest.raises(InstanceError) as caught:
@@ -158,12 +158,12 @@ def test_finds_two_agents_for_one_file(agents: Agents) -> None:
         assert word in str(caught.value)
 
 
-def test_finds_no_agent_of_a_container(agents: Agents, tmp_path: Path) -> None:
-    # Containers run on the same host, and in each of them the default path leads to a file of its own.
+def test_agent_in_a_container_is_not_found(agents: Agents, tmp_path: Path) -> None:
+    # In each container on the host, the default path leads to a different file.
     inside = tmp_path / "inside.json"
     inside.write_bytes(b'{"status": "DRAIN"}')
     outside = agents.start()
-    # In a shell's words: the path of the host leads to the container's file, in the container's mount namespace alone.
+    # Only in the container's mount namespace, the path on the host leads to the container's file.
     script = f'mount --bind {inside} {outside.state_file} && exec "$@"'
     unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"], check=False).returncode != 0:
@@ -178,15 +178,15 @@ def test_finds_no_agent_of_a_container(agents: Agents, tmp_path: Path) -> None:
     assert find_process(SERVICE, str(outside.state_file), run_command, in_seconds(10)).pid == outside.pid
 
 
-# All of them
+# All agents
 
 
-def test_agents_that_run(agents: Agents, tmp_path: Path) -> None:
+def test_only_running_agents_are_listed(agents: Agents, tmp_path: Path) -> None:
     mine = [agents.start().pid, agents.start().pid]
     other = subprocess.Popen(["sleep", "60"], env={"HAPGENT_STATE_FILE": str(tmp_path), "PATH": os.defpath})
     gone = agents.start()
     gone.kill()
-    # Its parent has not asked for its exit status yet, so there is a process still.
+    # The process still exists because its parent has not waited for it yet.
     ended = agents.start()
     ended.send(signal.SIGKILL)
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
@@ -199,7 +199,7 @@ def test_agents_that_run(agents: Agents, tmp_path: Path) -> None:
     assert not {other.pid, gone.pid, ended.pid, os.getpid()} & set(found)
 
 
-def test_agents_of_containers_do_not_run_here(agents: Agents) -> None:
+def test_agents_in_containers_are_recognized(agents: Agents) -> None:
     unshare = namespaces("--pid", "--fork", "--kill-child")
     container = agents.start(
         before_exec=f"os.environ['PATH'] = {os.environ['PATH']!r}; os.execvp('unshare', {unshare} + sys.argv[1:])",
@@ -212,8 +212,8 @@ def test_agents_of_containers_do_not_run_here(agents: Agents) -> None:
     assert not Process(outside.pid).is_in_container()
 
 
-def test_process_that_has_ended_is_of_no_host(agents: Agents) -> None:
-    # It may end while somebody looks at all of them.
+def test_container_check_fails_for_a_process_that_has_ended(agents: Agents) -> None:
+    # A process may end while all processes are examined.
     agent = agents.start()
     process = Process(agent.pid)
     agent.kill()
@@ -221,18 +221,18 @@ def test_process_that_has_ended_is_of_no_host(agents: Agents) -> None:
         process.is_in_container()
 
 
-# What it was started with
+# Environment of an agent
 
 
 @contextlib.contextmanager
 def process_with(environment: dict[str, str], folder: Path) -> Iterator[int]:
-    """A process that has this environment. Any will do, and one that is no agent writes nothing beside a state file."""
+    """Run a process with this environment. It is not an agent, which would write files next to the state file."""
     process = subprocess.Popen(
         ["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=folder, bufsize=0
     )
     assert process.stdin
     assert process.stdout
-    # The kernel shows nothing while a process becomes a program. When this answers, it is one.
+    # During exec, the kernel shows no environment. Once the program responds, exec is over.
     process.stdin.write(b"x")
     assert process.stdout.read(1) == b"x"
     try:
@@ -247,15 +247,15 @@ def process_with(environment: dict[str, str], folder: Path) -> Iterator[int]:
     [
         ({}, "/etc/hapgent/state.json", ""),
         ({"HAPGENT_STATE_FILE": "/a/b.json", "HAPGENT_SOCKET": "/c/d.sock"}, "/a/b.json", "/c/d.sock"),
-        # As the agent itself would find them.
+        # Relative paths start at the agent's working directory.
         ({"HAPGENT_STATE_FILE": "b.json", "HAPGENT_SOCKET": "c/d.sock"}, "{folder}/b.json", "{folder}/c/d.sock"),
         ({"HAPGENT_SOCKET": ""}, "/etc/hapgent/state.json", ""),
         ({"HAPGENT_SOCKET": "/a b/=c/ä\n"}, "/etc/hapgent/state.json", "/a b/=c/ä\n"),
-        # Others.
+        # Variables with similar names do not count.
         ({"XHAPGENT_SOCKET": "/c", "HAPGENT_SOCKETS": "/d", "hapgent_socket": "/e"}, "/etc/hapgent/state.json", ""),
     ],
 )
-def test_what_it_was_started_with(
+def test_paths_are_read_from_the_environment(
     tmp_path: Path, environment: dict[str, str], state_file: str, status_socket: str
 ) -> None:
     with process_with(environment, tmp_path) as pid:
@@ -267,20 +267,20 @@ def test_what_it_was_started_with(
 @pytest.mark.parametrize(
     ("seconds", "settles"), [(None, True), ("60", True), ("10", True), ("01", True), ("0", False), ("00", False)]
 )
-def test_whether_it_may_settle(tmp_path: Path, seconds: str | None, settles: bool) -> None:
+def test_settling_is_read_from_the_environment(tmp_path: Path, seconds: str | None, settles: bool) -> None:
     environment = {} if seconds is None else {"HAPGENT_SETTLE": seconds}
     with process_with(environment, tmp_path) as pid:
         assert instance_of(Process(pid)).settles == settles
 
 
-def test_what_a_process_that_is_gone_was_started_with(agents: Agents) -> None:
+def test_reading_a_process_that_has_ended_fails(agents: Agents) -> None:
     agent = agents.start()
     agent.kill()
     with pytest.raises(EndedError, match=f" {agent.pid} "):
         Process(agent.pid)
 
 
-# What systemctl show says
+# Output of systemctl show
 
 RUNNING = "Id=hapgent.service\nLoadState=loaded\nActiveState=active\nMainPID=4711\n"
 UNKNOWN = "Id=hapgent.service\nLoadState=not-found\nActiveState=inactive\nMainPID=0\n"
@@ -295,11 +295,11 @@ def shown(state: str, load: str = "loaded") -> tuple[int, str, str]:
     [
         ("hapgent", RUNNING),
         ("hapgent.service", RUNNING),
-        # Properties come in systemd's order, whatever was asked for.
+        # systemd prints properties in its own order.
         ("hapgent", "MainPID=4711\nLoadState=loaded\nActiveState=reloading\nId=hapgent.service\n"),
     ],
 )
-def test_main_process_of_the_service(service: str, printed: str) -> None:
+def test_main_process_of_a_service_is_found(service: str, printed: str) -> None:
     commands = []
 
     def systemctl(command: list[str]) -> tuple[int, str, str]:
@@ -321,7 +321,7 @@ def test_main_process_of_the_service(service: str, printed: str) -> None:
         ((0, "", ""), ["hapgent.service", "printed no service"]),
     ],
 )
-def test_service_without_a_main_process(done: tuple[int, str, str], named: list[str]) -> None:
+def test_error_if_the_service_has_no_main_process(done: tuple[int, str, str], named: list[str]) -> None:
     with pytest.raises(InstanceError) as caught:
         _main_pid("hapgent", lambda _command: done, in_seconds(10))
     for word in named:
@@ -329,13 +329,13 @@ def test_service_without_a_main_process(done: tuple[int, str, str], named: list[
 
 
 @pytest.mark.parametrize("service", ["hap*", "a b", "--all", "", "x" * 300, "hapgent\n", "../hapgent", "[h]apgent"])
-def test_what_is_not_the_name_of_a_service(service: str) -> None:
+def test_invalid_service_names_are_refused(service: str) -> None:
     def systemctl(command: list[str]) -> tuple[int, str, str]:
         assert command[-2:] == ["--", f"{service}.service"]
         return shown("inactive")
 
     if service == "--all":
-        # A name that looks like an option is one, and no option.
+        # This is a valid name, and it must not be taken for an option.
         with pytest.raises(InstanceError, match=f"{service} .*inactive"):
             _main_pid(service, systemctl, in_seconds(10))
     else:
@@ -343,12 +343,12 @@ def test_what_is_not_the_name_of_a_service(service: str) -> None:
             _main_pid(service, systemctl, in_seconds(10))
 
 
-def test_waits_for_a_service_that_is_about_to_start() -> None:
+def test_starting_service_is_waited_for() -> None:
     printed = iter([shown("activating")] * 3 + [(0, RUNNING, "")])
     assert _main_pid("hapgent", lambda _command: next(printed), in_seconds(15)) == 4711
 
 
-def test_does_not_wait_for_a_service_for_ever() -> None:
+def test_waiting_for_a_service_ends_at_the_deadline() -> None:
     with pytest.raises(InstanceError, match=r"hapgent .*activating"):
         _main_pid("hapgent", lambda _command: shown("activating"), in_seconds(0.3))
 
@@ -357,10 +357,11 @@ def test_does_not_wait_for_a_service_for_ever() -> None:
     ("served", "found"),
     [("here.json", ["itself\n"]), ("other.json", ["hapgent", "{folder}/other.json, ", "{folder}/here.json: "])],
 )
-def test_service_has_to_serve_the_state_file(tmp_path: Path, served: str, found: list[str]) -> None:
+def test_service_must_serve_the_state_file(tmp_path: Path, served: str, found: list[str]) -> None:
     for name in ("here.json", "other.json"):
         (tmp_path / name).write_bytes(b'{"status": "UP"}')
-    # systemd runs where it has this folder. The service is the process that asks: a name and a variable make an agent.
+    # This folder means that systemd runs. The Python process below is the service itself: its name and its environment
+    # make it look like an agent.
     shell = [*namespaces("--mount", "--propagation", "private"), "sh", "-c"]
     script = 'mount -t tmpfs host /run && mkdir -p /run/systemd/system && exec "$@"'
     code = f"""
@@ -385,8 +386,8 @@ except InstanceError as error:
     assert all(word.format(folder=tmp_path) in done.stdout for word in found), done.stdout
 
 
-def test_socket_of_a_container(agents: Agents, tmp_path: Path) -> None:
-    # What is in this folder, only the container sees.
+def test_status_socket_inside_a_container_is_reached(agents: Agents, tmp_path: Path) -> None:
+    # Only the container sees the content of this folder.
     inside = tmp_path / "run"
     inside.mkdir()
     unshare = namespaces("--pid", "--mount", "--propagation", "private", "--fork", "--kill-child")
@@ -407,11 +408,9 @@ def test_socket_of_a_container(agents: Agents, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_pidfd", [True, False])
-def test_signal_goes_to_the_process_that_was_looked_at(
-    agents: Agents, monkeypatch: pytest.MonkeyPatch, has_pidfd: bool
-) -> None:
+def test_signal_never_reaches_another_process(agents: Agents, monkeypatch: pytest.MonkeyPatch, has_pidfd: bool) -> None:
     if not has_pidfd:
-        # As on Linux before 5.1.
+        # Linux before 5.1 has no pidfd_send_signal.
         monkeypatch.delattr(signal, "pidfd_send_signal")
     agent = agents.start()
     process = Process(agent.pid)
@@ -419,17 +418,17 @@ def test_signal_goes_to_the_process_that_was_looked_at(
     process.signal(signal.SIGHUP)
     agent.await_answer(b"DRAIN\n")
     agent.kill()
-    # Whatever gets its number: this is sent to nothing.
+    # Another process may have received the same ID, and must not receive the signal.
     monkeypatch.setattr(process, "pid", os.getpid())
     with pytest.raises(InstanceError, match="No such process"):
         process.signal(signal.SIGKILL)
 
 
-# Who can be believed
+# Trust
 
 
 @pytest.mark.parametrize("starter", [0, 65534])
-def test_set_user_id_program_is_not_roots_own(tmp_path: Path, starter: int) -> None:
+def test_set_user_id_program_is_not_trusted(tmp_path: Path, starter: int) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs another user")
     with tempfile.TemporaryDirectory() as folder:
@@ -445,12 +444,12 @@ def test_set_user_id_program_is_not_roots_own(tmp_path: Path, starter: int) -> N
             process.wait()
 
 
-# Paths that a process names
+# Paths from a process
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[int]:
-    """The root folder of a container, with a file in it, beside one that is not."""
+    """The root folder of a container, with a file inside it and another one outside."""
     (tmp_path / "root" / "run" / "hapgent").mkdir(parents=True)
     (tmp_path / "root" / "run" / "hapgent" / "file").write_bytes(b"inside")
     (tmp_path / "run").mkdir()
@@ -461,7 +460,7 @@ def root(tmp_path: Path) -> Iterator[int]:
 
 
 def found_within(root: int, path: str) -> Path:
-    """Where the path leads to."""
+    """The real path of what the path leads to."""
     descriptor = open_within(root, path, {os.geteuid()})
     try:
         return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -479,7 +478,7 @@ def found_within(root: int, path: str) -> Path:
         ("var", "../../../run", "/var/hapgent/file"),
         ("run/link", "../run/hapgent", "/run/link/file"),
         ("run/link", "/run/hapgent/file", "/run/link"),
-        # Of this process, it leads out.
+        # This link would lead to the root folder of this process, outside the container.
         ("magic", "/proc/self/root", None),
     ],
 )
@@ -497,7 +496,7 @@ def test_path_never_leads_out_of_a_container(
 @pytest.mark.parametrize(
     "path", ["/loop", "/loop/x", "/" + "a/" * 3000, "/deep" + "/x" * 100, "/run/hapgent/file/x", ""]
 )
-def test_path_that_leads_nowhere(tmp_path: Path, root: int, path: str) -> None:
+def test_invalid_path_leaks_no_descriptor(tmp_path: Path, root: int, path: str) -> None:
     (tmp_path / "root" / "loop").symlink_to("loop")
     (tmp_path / "root" / ("deep" + "/x" * 100)).mkdir(parents=True)
     before = len(os.listdir("/proc/self/fd"))
@@ -516,13 +515,15 @@ def test_path_that_leads_nowhere(tmp_path: Path, root: int, path: str) -> None:
         (0o1777, 0, True),
         (0o777, 0, False),
         (0o775, 0, False),
-        # What is his, he may share.
+        # The owner may share the folder with a group.
         (0o775, 4711, True),
         (0o777, 4711, False),
         (0o755, 4712, False),
     ],
 )
-def test_folder_that_others_can_write(tmp_path: Path, root: int, mode: int, owner: int, is_safe: bool) -> None:
+def test_folder_that_untrusted_users_can_write_is_refused(
+    tmp_path: Path, root: int, mode: int, owner: int, is_safe: bool
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs other users")
     folder = tmp_path / "root" / "run" / "hapgent"

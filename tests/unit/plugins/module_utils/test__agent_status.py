@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is read of agents and their processes, whoever wrote it: pure functions, and any input."""
+"""Statuses of agents, /proc and the output of systemctl are parsed safely, even if an attacker wrote them."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ JSON = st.recursive(
 )
 
 
-def test_status_of_this_release() -> None:
+def test_status_of_this_release_is_kept() -> None:
     assert clean_status(STATUS) == STATUS
 
 
-def test_status_of_a_newer_release() -> None:
+def test_unknown_fields_of_a_newer_release_are_removed() -> None:
     peer = {**PEER, "new": 1}
     newer = {**STATUS, "new": {}, "peers": [peer], "state": {**STATUS["state"], "new": 1}}
     assert clean_status(newer) == STATUS
@@ -72,7 +72,7 @@ def test_status_of_a_newer_release() -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("value", [None, object(), ["x"], {"x": []}])
-def test_field_that_is_missing_or_of_another_type(name: str, value: object) -> None:
+def test_missing_or_wrong_field_is_none_or_refused(name: str, value: object) -> None:
     changed = {**STATUS, name: value}
     if value is None:
         del changed[name]
@@ -84,10 +84,10 @@ def test_field_that_is_missing_or_of_another_type(name: str, value: object) -> N
 
 
 @pytest.mark.parametrize("name", PEER_FIELDS)
-def test_field_of_a_load_balancer_that_is_missing(name: str) -> None:
+def test_missing_field_of_a_load_balancer_is_none_or_refused(name: str) -> None:
     changed = {**STATUS, "peers": [{key: value for key, value in PEER.items() if key != name}]}
     if name in REQUIRED_OF_PEER:
-        # Left out, it would not be waited for.
+        # Modules would not wait for a load balancer that is skipped.
         with pytest.raises(NoStatusError, match=name):
             clean_status(changed)
     else:
@@ -108,7 +108,7 @@ def test_field_of_a_load_balancer_that_is_missing(name: str) -> None:
         ("counters", dict.fromkeys(map(str, range(1000)), 1), None),
     ],
 )
-def test_field_with_an_odd_value(name: str, value: object, cleaned: object) -> None:
+def test_odd_values_are_cleaned(name: str, value: object, cleaned: object) -> None:
     assert clean_status({**STATUS, name: value})[name] == cleaned
 
 
@@ -116,51 +116,51 @@ def test_field_with_an_odd_value(name: str, value: object, cleaned: object) -> N
     ("state", "state_file_ok", "last_error", "why"),
     [
         ("FAIL", False, "x", "x"),
-        # It was told to.
+        # FAIL was set on purpose.
         ("FAIL", True, "x", ""),
         ("UP", False, "x", ""),
-        # Of an older release, it is not known.
+        # Older releases do not report state_file_ok.
         ("FAIL", None, "x", "x"),
         ("FAIL", False, None, ""),
     ],
 )
-def test_why_it_fails(state: str, state_file_ok: bool | None, last_error: str | None, why: str) -> None:
+def test_reason_for_fail(state: str, state_file_ok: bool | None, last_error: str | None, why: str) -> None:
     assert why_fail({"state": {"status": state}, "state_file_ok": state_file_ok, "last_error": last_error}) == why
 
 
 def assert_clean(document: object) -> None:
-    """It is either refused or clean, and never anything else."""
+    """Check that a status is either refused or clean."""
     try:
         status = clean_status(document)
     except NoStatusError:
         return
     assert set(status) == set(FIELDS)
     shown = {**status, "state": None}
-    # What is finite and printable.
+    # All numbers are finite, and all text is printable.
     assert json.dumps(shown, ensure_ascii=False, allow_nan=False).isprintable()
 
 
 @same_examples
 @given(JSON)
-def test_any_document(document: object) -> None:
+def test_any_document_is_refused_or_cleaned(document: object) -> None:
     assert_clean(document)
 
 
 @same_examples
 @given(st.dictionaries(st.sampled_from(list(FIELDS)), JSON))
-def test_status_with_any_fields(changes: dict[str, object]) -> None:
+def test_any_fields_of_a_status_are_refused_or_cleaned(changes: dict[str, object]) -> None:
     assert_clean({**STATUS, **changes})
 
 
 @same_examples
 @given(st.dictionaries(st.sampled_from(list(PEER_FIELDS)), JSON))
-def test_load_balancer_with_any_fields(changes: dict[str, object]) -> None:
+def test_any_fields_of_a_load_balancer_are_refused_or_cleaned(changes: dict[str, object]) -> None:
     assert_clean({**STATUS, "peers": [{**PEER, **changes}]})
 
 
 @same_examples
 @given(st.binary() | st.text().map(str.encode) | st.integers(0, 100_000).map(lambda count: b"[" * count))
-def test_any_bytes(content: bytes) -> None:
+def test_any_bytes_are_refused_or_cleaned(content: bytes) -> None:
     try:
         assert_clean(_parse(content))
     except NoStatusError:
@@ -170,12 +170,12 @@ def test_any_bytes(content: bytes) -> None:
 @pytest.mark.parametrize(
     "content", [b"1" * 4_000_000, b'{"since": NaN}', b'{"since": -Infinity}', b'"\xff"', b"", b"{}{}"]
 )
-def test_bytes_that_are_no_status(content: bytes) -> None:
+def test_invalid_json_is_refused(content: bytes) -> None:
     with pytest.raises(NoStatusError):
         _parse(content)
 
 
-# What is in /proc, and what systemctl prints
+# Files in /proc and output of systemctl
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_bytes_that_are_no_status(content: bytes) -> None:
     [
         (b"Name:\thapgent\nUid:\t1000\t1000\t1000\t1000\nGid:\t7\t7\t7\t7\n", 1000),
         (b"Name:\thapgent\nUid:\t0\t0\t0\t0\n", 0),
-        # A set-user-ID program.
+        # The real and effective users of a set-user-ID program differ.
         (b"Name:\thapgent\nUid:\t1000\t0\t0\t0\n", None),
         (b"Name:\tUid:\t0\t0\t0\t0\nUid:\t1\t1\t1\t1\n", 1),
         (b"Name:\tx\nUid:\t0\t0\t0\t0\nUid:\t1\t1\t1\t1\n", 1),
@@ -191,14 +191,14 @@ def test_bytes_that_are_no_status(content: bytes) -> None:
         (b"", None),
     ],
 )
-def test_user_of_a_process(content: bytes, user: int | None) -> None:
+def test_user_of_a_process_is_parsed(content: bytes, user: int | None) -> None:
     assert parse_id("Uid", content) == user
 
 
 @pytest.mark.parametrize(
     ("content", "state"), [(b"1 (hapgent) S 1", "S"), (b"1 (a) Z (b) R) S 1", "S"), (b"1 ()", ""), (b"", "")]
 )
-def test_state_of_a_process(content: bytes, state: str) -> None:
+def test_state_of_a_process_is_parsed(content: bytes, state: str) -> None:
     assert parse_state(content) == state
 
 
@@ -206,19 +206,19 @@ def test_state_of_a_process(content: bytes, state: str) -> None:
     ("content", "variables"),
     [
         (b"A=1\0B=2=3\0C=\0", {"A": "1", "B": "2=3", "C": ""}),
-        # As for getenv().
+        # The first value counts, as for getenv().
         (b"A=1\0A=2\0", {"A": "1"}),
         (b"A\0\0=x\0\xff=\xff\0", {"": "x", "\udcff": "\udcff"}),
         (b"", {}),
     ],
 )
-def test_environment(content: bytes, variables: dict[str, str]) -> None:
+def test_environment_is_parsed(content: bytes, variables: dict[str, str]) -> None:
     assert parse_environment(content) == variables
 
 
 @same_examples
 @given(st.binary())
-def test_any_content_of_proc(content: bytes) -> None:
+def test_any_content_of_proc_raises_no_error(content: bytes) -> None:
     parse_id("Uid", content)
     parse_state(content)
     parse_environment(content)
@@ -237,11 +237,11 @@ def test_any_content_of_proc(content: bytes) -> None:
         ("", []),
     ],
 )
-def test_services(printed: str, services: list[Service]) -> None:
+def test_services_are_parsed(printed: str, services: list[Service]) -> None:
     assert parse_services(printed) == services
 
 
 @same_examples
 @given(st.text())
-def test_any_output_of_systemctl(printed: str) -> None:
+def test_any_output_of_systemctl_raises_no_error(printed: str) -> None:
     parse_services(printed)

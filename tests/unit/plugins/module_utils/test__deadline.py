@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Times that options may name."""
+"""Options accept only timeouts that a module can wait for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ansible_collections.hapgent.agent.plugins.module_utils._deadline import MAX
 
 
 @pytest.mark.parametrize("seconds", [0, 0.5, 60, MAX_SECONDS])
-def test_seconds_that_can_be_waited_for(seconds: float) -> None:
+def test_valid_timeouts_are_accepted(seconds: float) -> None:
     check_seconds("timeout", seconds)
 
 
 @pytest.mark.parametrize("seconds", [-0.1, MAX_SECONDS + 1, 1e10, float("inf"), float("-inf"), float("nan")])
-def test_seconds_that_cannot_be_waited_for(seconds: float) -> None:
+def test_invalid_timeouts_are_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match=f"timeout must be 0 to {MAX_SECONDS} seconds"):
         check_seconds("timeout", seconds)

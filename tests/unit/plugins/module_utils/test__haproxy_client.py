@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Conversations with something that never ends, sends too much, or is not HAProxy: on real sockets, with real TLS."""
+"""The client reads real sockets and TLS safely, even if the peer never ends, sends too much or is not HAProxy."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FOLDER = Path(__file__).parent / "haproxy"
 SOCKET_ANSWER = (FOLDER / "2.6-socket.txt").read_bytes()
 PAGE = (FOLDER / "2.6-page.csv").read_bytes()
 OK = b"HTTP/1.1 200 OK\r\n"
-# What the conversation has, and how long a peer goes on that has no end. What takes as long as that, has no deadline.
+# The client's deadline, and how long an endless peer sends. A read that takes as long as the peer has no deadline.
 DEADLINE_SECONDS = 0.5
 ENDLESS_SECONDS = 20.0
 
 
 class Peer:
-    """Accepts connections, and sends each of them the same: a beginning, and then a piece again and again."""
+    """Accepts connections and sends each of them the same: first the start, then the piece again and again."""
 
     def __init__(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         self.start = b""
@@ -58,7 +58,7 @@ class Peer:
     def close(self) -> None:
         self._over.set()
         with contextlib.suppress(OSError):
-            # Closing alone does not wake up who waits in accept().
+            # Closing the listener alone does not interrupt accept().
             self._listener.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
@@ -75,7 +75,7 @@ class Peer:
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        # The other side may be gone at any time.
+        # The client may close the connection at any time.
         with connection, contextlib.suppress(OSError):
             connection.settimeout(ENDLESS_SECONDS)
             if not self._tls:
@@ -130,23 +130,23 @@ def page_of(peer: Peer, certificate: Path | None = None) -> CsvPage:
 
 
 def problem_of(source: Source, seconds: float) -> SourceError:
-    """The error of one conversation, which ends in time."""
+    """Read the source, check that this ends in time, and return the error."""
     started = time.monotonic()
     with pytest.raises(SourceError) as caught:
         source.read(started + seconds)
-    # A machine that is busy with other things takes longer, but not as long as what has no deadline.
+    # On a busy machine, this takes longer, but not as long as without a deadline.
     assert time.monotonic() - started < seconds + ENDLESS_SECONDS / 2
     return caught.value
 
 
-# One deadline, for each phase: what was sent, and what follows without an end
+# Deadlines: what the peer sends in each phase, first once and then endlessly
 
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 HTTP_PHASES: dict[str, tuple[bytes, bytes]] = {
     "nothing": (b"", b""),
     "status line": (OK[:-2], b"K"),
-    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "headers of interim answers": (b"HTTP/1.1 100 Continue\r\n", b"A: b\r\n"),
+    "interim responses": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "headers of interim responses": (b"HTTP/1.1 100 Continue\r\n", b"A: b\r\n"),
     "header": (OK + b"A: ", b"b"),
     "headers": (OK, b"A: b\r\n"),
     "body of a known length": (OK + b"Content-Length: 99999999\r\n\r\n" + PAGE[:5000], b"x"),
@@ -175,16 +175,16 @@ SOCKET_PHASES: dict[str, tuple[bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("phase", HTTP_PHASES)
-def test_deadline_of_a_page(tcp_peer: Peer, phase: str) -> None:
+def test_reading_a_page_ends_at_the_deadline(tcp_peer: Peer, phase: str) -> None:
     tcp_peer.start, tcp_peer.piece = HTTP_PHASES[phase]
     assert problem_of(page_of(tcp_peer), DEADLINE_SECONDS).cause == "silent"
 
 
 @pytest.mark.parametrize("phase", HTTP_PHASES)
-def test_deadline_of_a_page_with_tls(tls_peer: Peer, certificate: Path, phase: str) -> None:
+def test_reading_a_page_with_tls_ends_at_the_deadline(tls_peer: Peer, certificate: Path, phase: str) -> None:
     tls_peer.start, tls_peer.piece = HTTP_PHASES[phase]
     seconds = DEADLINE_SECONDS
-    # On a busy machine, the handshake alone may take longer.
+    # On a busy machine, the handshake alone may take longer than the deadline.
     while not tls_peer.requests and seconds < ENDLESS_SECONDS:
         assert problem_of(page_of(tls_peer, certificate), seconds).cause == "silent"
         seconds *= 2
@@ -194,22 +194,22 @@ def test_deadline_of_a_page_with_tls(tls_peer: Peer, certificate: Path, phase: s
 @pytest.mark.parametrize(
     ("start", "piece"), [(b"", b""), (b"\x16\x03\x03\x3f\xff\x02", b"\0")], ids=["nothing", "record"]
 )
-def test_deadline_of_a_handshake(tcp_peer: Peer, certificate: Path, start: bytes, piece: bytes) -> None:
+def test_tls_handshake_ends_at_the_deadline(tcp_peer: Peer, certificate: Path, start: bytes, piece: bytes) -> None:
     tcp_peer.start, tcp_peer.piece = start, piece
     assert problem_of(page_of(tcp_peer, certificate), DEADLINE_SECONDS).cause == "silent"
 
 
 @pytest.mark.parametrize("kind", ["tcp_peer", "unix_peer"])
 @pytest.mark.parametrize("phase", SOCKET_PHASES)
-def test_deadline_of_a_stats_socket(request: pytest.FixtureRequest, kind: str, phase: str) -> None:
+def test_reading_a_stats_socket_ends_at_the_deadline(request: pytest.FixtureRequest, kind: str, phase: str) -> None:
     peer: Peer = request.getfixturevalue(kind)
     peer.start, peer.piece = SOCKET_PHASES[phase]
     assert problem_of(StatsSocket(peer.address), DEADLINE_SECONDS).cause == "silent"
 
 
 @pytest.mark.parametrize("kind", ["socket", "page", "page with TLS"])
-def test_deadline_of_a_connection(certificate: Path, kind: str, eventually: Eventually) -> None:
-    """Nobody accepts, and the queue is full: what comes then waits for an answer to its first packet."""
+def test_connecting_ends_at_the_deadline(certificate: Path, kind: str, eventually: Eventually) -> None:
+    """The listener accepts no connections and its queue is full, so its host does not even respond to a SYN."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         address = listener.getsockname()
@@ -233,13 +233,13 @@ def test_deadline_of_a_connection(certificate: Path, kind: str, eventually: Even
         assert problem_of(sources[kind], DEADLINE_SECONDS).cause == "silent"
 
 
-# One size
+# Size
 
 
 @pytest.mark.parametrize(
     "start", [OK + b"\r\n", OK + b"\r\n# pxname,svname,", CHUNKED + b"fffffff\r\n# pxname,svname,"]
 )
-def test_size_of_a_page(tcp_peer: Peer, start: bytes) -> None:
+def test_page_that_is_too_long_is_refused(tcp_peer: Peer, start: bytes) -> None:
     tcp_peer.start, tcp_peer.piece, tcp_peer.pause = start, 65536 * b"x", 0
     problem = problem_of(page_of(tcp_peer), 60)
     assert problem.cause == "answer"
@@ -247,14 +247,14 @@ def test_size_of_a_page(tcp_peer: Peer, start: bytes) -> None:
 
 
 @pytest.mark.parametrize("start", [b"", b"Name: ", INFO + b"\n\n" + STATISTICS + b'\nweb,a,"'])
-def test_size_of_an_answer_of_a_stats_socket(tcp_peer: Peer, start: bytes) -> None:
+def test_answer_of_a_stats_socket_that_is_too_long_is_refused(tcp_peer: Peer, start: bytes) -> None:
     tcp_peer.start, tcp_peer.piece, tcp_peer.pause = start, 65536 * b"x", 0
     problem = problem_of(StatsSocket(tcp_peer.address), 60)
     assert problem.cause == "answer"
     assert "64 MiB" in str(problem)
 
 
-# Not by getrusage(): its maximum begins with that of the process that has started this one.
+# getrusage() would not work: its maximum includes that of the parent process.
 READ = """
 import pathlib, sys, time
 from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_client import StatsSocket
@@ -266,7 +266,7 @@ print(len(statistics.servers), (most_kilobytes() - before) * 1024)
 """
 
 
-def test_memory_stays_near_the_size(tcp_peer: Peer) -> None:
+def test_memory_is_proportional_to_the_answer(tcp_peer: Peer) -> None:
     header, *rows = STATISTICS.split(b"\n")
     (row,) = (row for row in rows if row.startswith(b"web,drainreason,"))
     (backend,) = (row for row in rows if row.startswith(b"web,BACKEND,"))
@@ -284,10 +284,10 @@ def test_memory_stays_near_the_size(tcp_peer: Peer) -> None:
     assert kept < 6 * len(answer)
 
 
-# What is sent, and to whom
+# Requests
 
 
-def test_what_is_asked(tcp_peer: Peer) -> None:
+def test_request_has_the_expected_path_and_headers(tcp_peer: Peer) -> None:
     tcp_peer.start, tcp_peer.pause = OK + b"Content-Length: %d\r\n\r\n%s" % (len(PAGE), PAGE), 0
     CsvPage(f"http://{tcp_peer.address}", "ada", "pässword", None, True).read(time.monotonic() + 30)
     (request,) = tcp_peer.requests
@@ -297,8 +297,8 @@ def test_what_is_asked(tcp_peer: Peer) -> None:
     assert "Authorization: Basic YWRhOnDDpHNzd29yZA==" in lines
 
 
-def test_does_not_wait_for_the_end_of_a_connection(tcp_peer: Peer) -> None:
-    """The length tells where the answer ends, and something between may keep the connection."""
+def test_page_ends_after_its_content_length(tcp_peer: Peer) -> None:
+    """The client must not wait for the end of the connection, which a proxy may keep open."""
     tcp_peer.start = OK + b"Content-Length: %d\r\n\r\n%s" % (len(PAGE), PAGE)
     assert page_of(tcp_peer).read(time.monotonic() + 10).servers
 
@@ -332,7 +332,7 @@ def test_proxy_of_the_environment_is_not_used(tcp_peer: Peer, monkeypatch: pytes
     assert proxy.requests == []
 
 
-# Whatever is sent
+# Fuzzing
 
 HEADS = [OK + b"\r\n", OK + b"Content-Length: 17071\r\n\r\n", CHUNKED + b"42af\r\n", CHUNKED + b"fffffffffff\r\n", b""]
 PIECES = [b"", b"\n", b"\r\n", b"\r\n\r\n", b",", b'"', b"\0", b"\xff", b"-1\r\n", b"0\r\n", b" ", b":", 5000 * b"9"]
@@ -340,7 +340,7 @@ PIECES = [b"", b"\n", b"\r\n", b"\r\n\r\n", b",", b'"', b"\0", b"\xff", b"-1\r\n
 
 @st.composite
 def mutated(draw: st.DrawFn, answers: list[bytes]) -> bytes:
-    """An answer in which some parts are something else, most of them near its beginning."""
+    """An answer with random changes, most of them near its beginning."""
     answer = bytearray(draw(st.sampled_from(answers)))
     for _change in range(draw(st.integers(0, 5))):
         start = draw(st.one_of(st.integers(0, 120), st.integers(0, len(answer))))
@@ -357,7 +357,7 @@ def fuzzing_peer() -> Iterator[Peer]:
     peer.close()
 
 
-def see_that_nothing_else_is_raised(source: Source) -> None:
+def assert_only_source_errors(source: Source) -> None:
     started = time.monotonic()
     try:
         source.read(started + 10)
@@ -368,13 +368,13 @@ def see_that_nothing_else_is_raised(source: Source) -> None:
 
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(answer=st.one_of(mutated([head + PAGE for head in HEADS]), st.binary(max_size=200)))
-def test_fuzzed_page(fuzzing_peer: Peer, answer: bytes) -> None:
+def test_fuzzed_page_raises_only_source_errors(fuzzing_peer: Peer, answer: bytes) -> None:
     fuzzing_peer.start = answer
-    see_that_nothing_else_is_raised(page_of(fuzzing_peer))
+    assert_only_source_errors(page_of(fuzzing_peer))
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(answer=st.one_of(mutated([SOCKET_ANSWER, INFO + b"\n\n"]), st.binary(max_size=200)))
-def test_fuzzed_stats_socket(fuzzing_peer: Peer, answer: bytes) -> None:
+def test_fuzzed_stats_socket_raises_only_source_errors(fuzzing_peer: Peer, answer: bytes) -> None:
     fuzzing_peer.start = answer
-    see_that_nothing_else_is_raised(StatsSocket(fuzzing_peer.address))
+    assert_only_source_errors(StatsSocket(fuzzing_peer.address))

@@ -2,7 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What HAProxy 2.2, 2.6 and 3.0 said of the servers in haproxy/haproxy.cfg, and what is made of it."""
+"""Recorded statistics of HAProxy 2.2, 2.6 and 3.0 are parsed correctly, and broken ones are refused.
+
+haproxy/haproxy.cfg is the configuration of the recorded servers.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def page_text(version: str) -> str:
 
 
 def lines(text: str) -> io.StringIO:
-    """As they are read from a connection: nothing but a line feed ends a line."""
+    """The text as it is read from a connection, where only a line feed ends a line."""
     return io.StringIO(text, newline="\n")
 
 
@@ -67,7 +70,7 @@ def by_title(statistics: Statistics) -> dict[str, Server]:
 
 AGENT_OR_HAND, TRACKING = ["agent_or_hand"], ["tracking"]
 
-# Status, whether it takes new sessions, administrative state and what set it, weight, configured weight.
+# Status, whether it takes new sessions, administrative state, what set that state, weight, and configured weight.
 SERVERS: dict[str, tuple[str, bool, str, list[str], int, int]] = {
     "web/up": ("UP", True, "ready", [], 100, 100),
     "web/drain": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
@@ -79,7 +82,7 @@ SERVERS: dict[str, tuple[str, bool, str, list[str], int, int]] = {
     "web/maintup": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
     "web/handmaint": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
     "web/conf": ("MAINT", False, "maint", ["configuration"], 100, 100),
-    # Disabled on its server line, and enabled by hand: a bit stays.
+    # This server is disabled in the configuration and was enabled manually, which leaves a bit set.
     "web/confready": ("UP", True, "ready", [], 100, 100),
     "web/down": ("DOWN (agent)", False, "ready", [], 100, 100),
     "web/draindown": ("DOWN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
@@ -101,7 +104,7 @@ SERVERS: dict[str, tuple[str, bool, str, list[str], int, int]] = {
 
 
 @pytest.mark.parametrize("title", SERVERS)
-def test_servers_on_the_socket(on_socket: Statistics, title: str) -> None:
+def test_servers_are_parsed_from_the_socket(on_socket: Statistics, title: str) -> None:
     server = by_title(on_socket)[title]
     assert (
         server.status,
@@ -114,8 +117,8 @@ def test_servers_on_the_socket(on_socket: Statistics, title: str) -> None:
 
 
 @pytest.mark.parametrize("title", SERVERS)
-def test_servers_on_the_page(on_page: Statistics, title: str) -> None:
-    """It tells less, and what it tells is the same."""
+def test_servers_are_parsed_from_the_page(on_page: Statistics, title: str) -> None:
+    """The page has fewer fields, but these have the same values."""
     server = by_title(on_page)[title]
     status, takes, admin_state, admin_by, weight, _configured_weight = SERVERS[title]
     assert (server.status, server.takes_new_sessions, server.weight) == (status, takes, weight)
@@ -124,7 +127,7 @@ def test_servers_on_the_page(on_page: Statistics, title: str) -> None:
     assert server.configured_weight is None
 
 
-# Result, code, text of the agent check; None is none.
+# Result, code and text of the agent check, or None if there is none.
 CHECKS: dict[str, tuple[str, int | None, str | None] | None] = {
     "web/up": ("L7OK", 0, "via agent : up"),
     "web/upreason": ("L7OK", 0, "via agent : up (all is well)"),
@@ -141,30 +144,30 @@ CHECKS: dict[str, tuple[str, int | None, str | None] | None] = {
 
 
 @pytest.mark.parametrize("title", CHECKS)
-def test_agent_checks(on_socket: Statistics, title: str) -> None:
+def test_agent_checks_are_parsed(on_socket: Statistics, title: str) -> None:
     check = by_title(on_socket)[title].agent_check
     assert (check and (check["result"], check["code"], check["text"])) == CHECKS[title]
 
 
-def test_check_that_runs() -> None:
-    """As HAProxy 2.2 was seen: what the agent answered before is not said meanwhile."""
+def test_running_check_has_no_text() -> None:
+    """HAProxy 2.2 does not show the agent's previous response while a check runs."""
     server = by_title(parse_socket(lines(socket_answer("2.2"))))["web/maintup"]
     assert server.agent_check == {"result": "L7OK", "code": 0, "text": None, "running": True}
     assert server.is_being_asked
 
 
-def test_health_checks(on_socket: Statistics) -> None:
+def test_health_checks_are_parsed(on_socket: Statistics) -> None:
     servers = by_title(on_socket)
     assert servers["web/nocheck"].health_check is None
     assert servers["web/maint"].health_check is None
     check = servers["web/downhealth"].health_check
     assert check
     assert (check["result"], check["text"]) == ("L4CON", "Connection refused")
-    # The text with a line end is in the row of one server, and does not make two of it.
+    # One server's text contains a line end, which must not split its row into two.
     assert len(on_socket.servers) == 47
 
 
-def test_the_rest(version: str, on_socket: Statistics, on_page: Statistics) -> None:
+def test_other_fields_are_parsed(version: str, on_socket: Statistics, on_page: Statistics) -> None:
     assert on_socket.process
     assert on_socket.process.version.startswith(version)
     assert on_socket.process.pid in (60, 61)
@@ -182,11 +185,11 @@ def test_the_rest(version: str, on_socket: Statistics, on_page: Statistics) -> N
         assert all(0 < server.last_change < 20 for server in servers.values())
 
 
-# What is no such answer
+# Incomplete and invalid answers
 
 
-def test_each_half_of_an_answer(version: str) -> None:
-    """However much of it there is: it is never taken for all, nor for something else than HAProxy."""
+def test_incomplete_answer_is_recognized_as_truncated(version: str) -> None:
+    """No part of an answer is taken for a complete answer or for one of another program."""
     answer = socket_answer(version)
     ends = [*range(14, len(answer) - 2, 97), *range(len(answer) - 60, len(answer) - 2)]
     for end in ends:
@@ -194,8 +197,8 @@ def test_each_half_of_an_answer(version: str) -> None:
             parse_socket(lines(answer[:end]))
 
 
-def test_each_half_of_a_page(version: str) -> None:
-    """It has no end of its own, HTTP tells that. What can be seen is that a line or a backend is not complete."""
+def test_incomplete_page_is_recognized_as_truncated(version: str) -> None:
+    """A page has no end mark, but an incomplete line or backend can be recognized. HTTP reports the rest."""
     text = page_text(version)
     found = text.splitlines(keepends=True)
     row_ends = {len("".join(found[: number + 1])) for number, line in enumerate(found) if ",BACKEND," in line}
@@ -208,20 +211,20 @@ def test_each_half_of_a_page(version: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "\n\n", "hello", "UP 50%\n", "Permission denied\n\n", "<html>", "\x00"])
-def test_no_answer_of_haproxy(answer: str) -> None:
+def test_answer_of_another_program_is_refused(answer: str) -> None:
     for parse in (parse_socket, parse_page):
         with pytest.raises(FormatError) as caught:
             parse(lines(answer))
         assert not isinstance(caught.value, TruncatedError)
 
 
-def test_statistics_of_something_else() -> None:
+def test_statistics_without_the_required_columns_are_refused() -> None:
     with pytest.raises(FormatError, match="columns"):
         parse_page(lines("# pxname,svname,type,\nweb,web7,2,\nweb,BACKEND,1,\n"))
 
 
 def web_page(*rows: str) -> str:
-    """A page with these rows of the backend web: the cells that matter, the others as in the row of web/up."""
+    """A page with these rows in the backend web; USUAL stands for the remaining cells of the row of web/up."""
     header, *captured = page_text("2.6").splitlines()
     (usual,) = (row for row in captured if row.startswith("web,up,"))
     (backend,) = (row for row in captured if row.startswith("web,BACKEND,"))
@@ -241,10 +244,10 @@ def web_page(*rows: str) -> str:
         ("\x1b[2J,bad,0", r"\x1b[2J/bad"),
     ],
 )
-def test_row_that_cannot_be_read_is_the_problem_of_that_server(row: str, title: str) -> None:
+def test_unreadable_row_affects_only_its_server(row: str, title: str) -> None:
     page = web_page("web,up,USUAL", row, "web,other,USUAL")
     if not title:
-        # A quote that does not end takes all that follows, as an answer that was cut off does.
+        # An unclosed quote swallows the rest of the page, so the page looks truncated.
         with pytest.raises(TruncatedError):
             parse_page(lines(page))
         return
@@ -261,14 +264,14 @@ def test_row_that_cannot_be_read_is_the_problem_of_that_server(row: str, title: 
 
 
 @pytest.mark.parametrize("name", ["FRONTEND", "BACKEND"])
-def test_row_that_is_not_of_a_server(name: str) -> None:
+def test_unreadable_row_of_a_frontend_or_backend_is_ignored(name: str) -> None:
     statistics = parse_page(lines(web_page("web,up,USUAL", f"web,{name},0")))
     assert [server.title for server in statistics.select(["web"], ["up"], all_readable=True)] == ["web/up"]
     with pytest.raises(SelectionError):
         statistics.select(["web"], ["other"])
 
 
-def test_more_rows_than_can_be_noted() -> None:
+def test_too_many_unreadable_rows_are_refused() -> None:
     noted = parse_page(lines(web_page("web,up,USUAL", *(f"web,bad{number},0" for number in range(1000)))))
     assert len(noted.unreadable) == 1000
     rows = (f"web,bad{number},0" for number in range(1001))
@@ -277,7 +280,7 @@ def test_more_rows_than_can_be_noted() -> None:
 
 
 @pytest.mark.parametrize("line", ["5 web 1 up", "5 web 1 up 127.0.0.1 2 x 100 100 9 15 3 4 6 22", "5"])
-def test_state_that_cannot_be_read_is_the_problem_of_that_server(line: str) -> None:
+def test_unreadable_state_affects_only_its_server(line: str) -> None:
     answer = socket_answer("2.6")
     (usual,) = (found for found in answer.splitlines() if found.startswith("5 web 1 up "))
     statistics = parse_socket(lines(answer.replace(usual, line)))
@@ -287,7 +290,7 @@ def test_state_that_cannot_be_read_is_the_problem_of_that_server(line: str) -> N
     assert statistics.unreadable_warning()
 
 
-def test_texts_have_line_ends_quotes_and_length() -> None:
+def test_texts_are_unquoted_escaped_and_shortened() -> None:
     body = (
         'Error: "down"\n\nTraceback:\r\n  File x\x0b\x1c\x85 # pxname,svname,\nweb,fake,0\n\n1\n# be_id \x1b[2J'
         + 200000 * "x"
@@ -311,17 +314,17 @@ def test_texts_have_line_ends_quotes_and_length() -> None:
 
 
 @pytest.mark.parametrize("name", ["hapee-lb", "HAProxy Enterprise", "aloha"])
-def test_other_names_of_haproxy(name: str) -> None:
+def test_other_product_names_are_accepted(name: str) -> None:
     answer = socket_answer("2.6").replace("Name: HAProxy\n", f"Name: {name}\n")
     assert parse_socket(lines(answer)) == parse_socket(lines(socket_answer("2.6")))
 
 
-def test_description_with_empty_lines() -> None:
+def test_description_may_contain_empty_lines() -> None:
     answer = socket_answer("2.6").replace("\n\n# px", "\nDescription: a\n\nPid: 9\n\n# px", 1)
     assert parse_socket(lines(answer)) == parse_socket(lines(socket_answer("2.6")))
 
 
-# What fuzzing changes: parts of what HAProxy said are cut out, doubled, moved, or become something else.
+# Fuzzing replaces parts of recorded answers by these pieces or by random bytes.
 PIECES = st.sampled_from(
     [b"", b"\n", b"\n\n", b",", b'"', b"\0", b"\r", b"\xff", b"9" * 5000, b"-1", b" ", b"# be_id ", b"1\n"]
 )
@@ -329,7 +332,7 @@ PIECES = st.sampled_from(
 
 @st.composite
 def mutated(draw: st.DrawFn, kind: str) -> str:
-    """An answer of HAProxy in which some parts are something else."""
+    """A recorded answer of HAProxy with random changes."""
     answer = bytearray((FOLDER / f"{draw(st.sampled_from(VERSIONS))}-{kind}").read_bytes())
     for _change in range(draw(st.integers(1, 6))):
         start = draw(st.integers(0, len(answer)))
@@ -338,8 +341,8 @@ def mutated(draw: st.DrawFn, kind: str) -> str:
     return answer.decode("utf-8", "backslashreplace")
 
 
-def see_that_all_can_be_used(statistics: Statistics) -> None:
-    """Whatever was read, all of it can be returned and printed."""
+def assert_usable(statistics: Statistics) -> None:
+    """Check that everything that was parsed can be returned and printed."""
     told = [server.describe() for server in statistics.select([], [])]
     texts = [*statistics.warnings(statistics.servers), statistics.unreadable_warning()]
     texts += [server.left() for server in statistics.servers]
@@ -354,22 +357,24 @@ def see_that_all_can_be_used(statistics: Statistics) -> None:
 )
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(data=st.data())
-def test_fuzzed_answers(parse: Callable[[io.StringIO], Statistics], kind: str, data: st.DataObject) -> None:
-    """What was changed in between is an error that says so, or the problem of single rows. Anything else fails here."""
+def test_fuzzed_answer_is_refused_or_usable(
+    parse: Callable[[io.StringIO], Statistics], kind: str, data: st.DataObject
+) -> None:
+    """A change leads to a FormatError or to unreadable rows, and to no other error."""
     text = data.draw(st.one_of(mutated(kind), st.binary(max_size=400).map(lambda sent: sent.decode("latin-1"))))
     try:
         statistics = parse(lines(text))
     except FormatError as error:
         assert str(error).isprintable()
     else:
-        see_that_all_can_be_used(statistics)
+        assert_usable(statistics)
 
 
-# What is waited for
+# Conditions to wait for
 
 
 def server(**fields: Any) -> Server:
-    """A server that is up, but for these fields."""
+    """A server that is up, with these fields changed."""
     check = {"result": "L7OK", "code": 0, "text": None, "running": False}
     usual: dict[str, Any] = {
         "backend": "web",
@@ -393,7 +398,7 @@ def server(**fields: Any) -> Server:
     return Server(**{**usual, **fields})
 
 
-# The server, how many sessions may be left, what it is then.
+# The changed fields, how many sessions may be left, and the conditions that the server meets.
 MEETS: dict[str, tuple[dict[str, Any], int, set[str]]] = {
     "up": ({}, 0, {"up"}),
     "up, and going down": ({"status": "UP 1/3"}, 0, {"up"}),
@@ -405,7 +410,7 @@ MEETS: dict[str, tuple[dict[str, Any], int, set[str]]] = {
     "drained by an agent": ({"status": "DRAIN (agent)"}, 0, {"drained"}),
     "drained, and going down": ({"status": "DRAIN 1/3"}, 0, {"drained"}),
     "drained, one session": ({"status": "DRAIN", "sessions": 1}, 0, set()),
-    "drained, one session may be": ({"status": "DRAIN", "sessions": 1}, 1, {"drained"}),
+    "drained, one session is allowed": ({"status": "DRAIN", "sessions": 1}, 1, {"drained"}),
     "drained, two sessions": ({"status": "DRAIN", "sessions": 2}, 1, set()),
     "drained, one in the queue": ({"status": "DRAIN", "queue": 1}, 0, set()),
     "no new sessions": ({"status": "NOLB"}, 0, {"drained"}),
@@ -418,13 +423,13 @@ MEETS: dict[str, tuple[dict[str, Any], int, set[str]]] = {
     "in maintenance by tracking": ({"status": "MAINT (via web/web7)"}, 0, {"drained", "maint"}),
     "in maintenance without an address": ({"status": "MAINT (resolution)"}, 0, {"drained", "maint"}),
     "in maintenance, with a session": ({"status": "MAINT", "sessions": 1}, 0, {"maint"}),
-    "agent not asked yet": ({"agent_check": {"result": "INI", "text": None, "running": True}}, 0, set()),
-    "agent does not answer": ({"agent_check": {"result": "L4CON", "text": None, "running": False}}, 0, {"up"}),
+    "agent not polled yet": ({"agent_check": {"result": "INI", "text": None, "running": True}}, 0, set()),
+    "agent does not respond": ({"agent_check": {"result": "L4CON", "text": None, "running": False}}, 0, {"up"}),
 }
 
 
 @pytest.mark.parametrize(("fields", "max_sessions", "met"), MEETS.values(), ids=MEETS)
-def test_what_a_server_meets(fields: dict[str, Any], max_sessions: int, met: set[str]) -> None:
+def test_conditions_that_a_server_meets(fields: dict[str, Any], max_sessions: int, met: set[str]) -> None:
     one = server(**fields)
     assert {wanted for wanted in ("drained", "up", "down", "maint") if one.meets(wanted, max_sessions)} == met
 
@@ -441,11 +446,11 @@ def test_what_a_server_meets(fields: dict[str, Any], max_sessions: int, met: set
         ({"weight": 0, "sessions": 2}, "web/web7 (UP, 2 sessions, weight 0)"),
     ],
 )
-def test_what_is_said_of_a_server(fields: dict[str, Any], left: str) -> None:
+def test_description_of_a_server(fields: dict[str, Any], left: str) -> None:
     assert server(**fields).left() == left
 
 
-# Bits of srv_admin_state, whether it has an agent check, what is made of that.
+# The bits of srv_admin_state and srv_agent_state, the administrative state, and what set it.
 @pytest.mark.parametrize(
     ("admin", "agent_state", "state", "by"),
     [
@@ -454,7 +459,7 @@ def test_what_is_said_of_a_server(fields: dict[str, Any], left: str) -> None:
         (0x40, 0x16, "ready", []),
         (0x08, 0x00, "drain", ["hand"]),
         (0x08, 0x16, "drain", ["agent_or_hand"]),
-        # The agent may have said it before its check was disabled.
+        # The agent may have set it before its check was disabled.
         (0x08, 0x12, "drain", ["agent_or_hand"]),
         (0x10, 0x00, "drain", ["tracking"]),
         (0x18, 0x00, "drain", ["hand", "tracking"]),
@@ -466,20 +471,20 @@ def test_what_is_said_of_a_server(fields: dict[str, Any], left: str) -> None:
         (0x02, 0x00, "maint", ["tracking"]),
         (0x03, 0x00, "maint", ["hand", "tracking"]),
         (0x20, 0x16, "maint", ["resolution"]),
-        # In both, it is in maintenance.
+        # Maintenance takes precedence over a drain.
         (0x09, 0x00, "maint", ["hand"]),
     ],
 )
-def test_administrative_part(admin: int, agent_state: int, state: str, by: list[str]) -> None:
+def test_administrative_state(admin: int, agent_state: int, state: str, by: list[str]) -> None:
     check = server().agent_check if agent_state & 0x04 else None
     one = server(admin=admin, agent_state=agent_state, agent_check=check)
     assert (one.admin_state, one.admin_by) == (state, by)
 
 
-# Which servers
+# Selection of servers
 
 
-def test_select() -> None:
+def test_servers_are_selected_by_backend_and_name() -> None:
     servers = [server(backend=backend, name=name) for backend, name in (("web", "a"), ("web", "b"), ("api", "b"))]
     statistics = Statistics(None, ["web", "api", "empty"], servers)
     assert statistics.select([], []) == servers
@@ -496,10 +501,10 @@ def test_select() -> None:
         Statistics(None, [], []).select(["web"], [])
 
 
-# What makes agent checks useless
+# Warnings about agent checks
 
 STATIC = "via agent : up (Backend is using a static LB algorithm and only accepts weights '0%' and '100%'. )"
-# The server, how the warning begins; '' is none.
+# The changed fields, and the beginning of the warning or '' if there is none.
 WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
     "well": ({}, ""),
     "no agent check": ({"agent_state": 0, "agent_check": None}, "has no agent-check on its server line: no agent"),
@@ -508,9 +513,9 @@ WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"agent_state": None, "agent_check": None},
         "has no agent-check on its server line, or it",
     ),
-    "not asked yet": ({"agent_check": {"result": "INI", "text": None}}, ""),
+    "not polled yet": ({"agent_check": {"result": "INI", "text": None}}, ""),
     "down": ({"agent_check": {"result": "L7STS", "text": "via agent : down"}}, ""),
-    "no health word": ({"agent_check": {"result": "CHECKED", "text": None}}, ""),
+    "no health keyword": ({"agent_check": {"result": "CHECKED", "text": None}}, ""),
     "refused": (
         {"agent_check": {"result": "L4CON", "text": "Connection refused"}},
         "the agent does not respond (L4CON, Co",
@@ -529,7 +534,7 @@ WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"balance": "source", "agent_check": {"result": "L7OK", "text": STATIC}},
         "balance source accepts only the weights 0% and 100%",
     ),
-    "static, of which the name is not told": (
+    "static, of an unknown name": (
         {"balance": None, "agent_check": {"result": "L7OK", "text": STATIC}},
         "balance of this backend accepts only",
     ),
@@ -541,47 +546,47 @@ WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"configured_weight": 10, "user_weight": 0},
         "with the configured weight 10, any weight below 10% ",
     ),
-    "weight 100, told 0": ({"configured_weight": 100, "user_weight": 0}, ""),
+    "weight 100, set to 0": ({"configured_weight": 100, "user_weight": 0}, ""),
     "weight 256": ({"configured_weight": 256, "user_weight": 0}, ""),
     "weight 0": ({"configured_weight": 0, "user_weight": 0}, "the configured weight is 0"),
     "weight 1, static": ({"configured_weight": 1, "user_weight": 1, "balance": "static-rr"}, ""),
-    "weight not told": ({"configured_weight": None, "user_weight": None, "weight": 1}, ""),
+    "weight unknown": ({"configured_weight": None, "user_weight": None, "weight": 1}, ""),
 }
 
 
 @pytest.mark.parametrize(("fields", "warning"), WARNINGS.values(), ids=WARNINGS)
-def test_warnings(fields: dict[str, Any], warning: str) -> None:
+def test_useless_agent_checks_cause_a_warning(fields: dict[str, Any], warning: str) -> None:
     one = server(**fields)
     found = Statistics(None, ["web"], [one]).warnings([one])
     assert len(found) == bool(warning)
     assert all(text.startswith(f"web/web7: {warning}") and text.endswith(".") for text in found)
 
 
-def test_one_warning_for_all_that_have_the_same() -> None:
+def test_equal_warnings_are_merged() -> None:
     servers = [server(name=name, agent_state=0, agent_check=None) for name in ("a", "b")] + [server()]
     (warning,) = Statistics(None, ["web"], servers).warnings(servers)
     assert warning.startswith("web/a, web/b: ")
     assert Statistics(None, ["web"], servers).warnings(servers[2:]) == []
 
 
-def test_servers_that_track() -> None:
+def test_warning_for_a_tracking_server_is_about_the_tracked_one() -> None:
     deaf = {"agent_state": 0, "agent_check": None, "configured_weight": 1}
     web = [server(name="agent"), server(name="none", **deaf)]
     api = [
         server(backend="api", name="well", tracks="web/agent", **deaf),
         server(backend="api", name="chain", tracks="api/well", **deaf),
         server(backend="api", name="bad", tracks="web/none", **deaf),
-        # A stats page may show some of the backends only.
+        # A stats page may show only some of the backends.
         server(backend="api", name="hidden", tracks="shop/x", **deaf),
         server(backend="api", name="circle", tracks="api/circle", **deaf),
     ]
     (warning,) = Statistics(None, [], web + api).warnings(api[:4])
     assert warning.startswith("api/bad: tracks web/none, ")
-    # That cannot be in HAProxy, but a loop without an end is worse.
+    # HAProxy allows no circles, but an endless loop must be impossible.
     assert len(Statistics(None, [], web + api).warnings(api[4:])) == 1
 
 
-def test_warnings_as_seen() -> None:
+def test_warnings_about_the_recorded_servers() -> None:
     for version in VERSIONS[1:]:
         statistics = parse_socket(lines(socket_answer(version)))
         titles = {

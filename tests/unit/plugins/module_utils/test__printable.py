@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Text from outside that is shown to people."""
+"""Text from outside is escaped and shortened before it is printed."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def nested(depth: int) -> list[Any]:
         ("kernel upgrade", "kernel upgrade"),
         ("Größe 50% ✓ 好", "Größe 50% ✓ 好"),
         ("", ""),
-        # What a terminal acts on.
+        # Terminals interpret these characters.
         ("\x1b[2J\x1b]0;owned\x07", r"\x1b[2J\x1b]0;owned\x07"),
         ("a\x9b31mb\x7f", r"a\x9b31mb\x7f"),
         ("done\rhost: ok\n\tfailed=0", r"done\rhost: ok\n\tfailed=0"),
         ("\0", r"\x00"),
-        # What changes the order of text, has no width, or ends a line elsewhere.
+        # These characters change the order of text, have no width, or end a line in some programs.
         ("\u202eabc\u2066", r"\u202eabc\u2066"),
         ("a\u200bb\ufeff\u00ad", r"a\u200bb\ufeff\xad"),
         ("a\u2028b\u00a0c", r"a\u2028b\xa0c"),
         ("\ud800 \U000e0001", r"\ud800 \U000e0001"),
-        # What was escaped stays as it is.
+        # Escaped text is not escaped again.
         (r"C:\new \x1b", r"C:\new \x1b"),
         (b"caf\xc3\xa9 \xff\x1b", r"café \xff\x1b"),
         (None, "None"),
@@ -50,7 +50,7 @@ def nested(depth: int) -> list[Any]:
         (nested(100_000), "<list>"),
     ],
 )
-def test_printable(text: object, shown: str) -> None:
+def test_special_characters_are_escaped(text: object, shown: str) -> None:
     assert printable(text) == shown
 
 
@@ -67,7 +67,7 @@ def test_printable(text: object, shown: str) -> None:
         (10**4000, 10, "1000000..."),
     ],
 )
-def test_longest(text: object, most: int, shown: str) -> None:
+def test_long_text_is_shortened(text: object, most: int, shown: str) -> None:
     assert printable(text, most) == shown
 
 
@@ -78,10 +78,10 @@ def test_longest(text: object, most: int, shown: str) -> None:
     ),
     most=st.integers(4, 300),
 )
-def test_any_text(text: object, most: int) -> None:
+def test_any_text_is_printable_and_short(text: object, most: int) -> None:
     shown = printable(text, most)
     assert len(shown) <= most
     assert not [character for character in shown if unicodedata.category(character)[0] == "C"]
     assert shown.splitlines() in ([], [shown])
-    # Several places may escape one text.
+    # Text may be escaped in several places.
     assert printable(shown, most) == shown

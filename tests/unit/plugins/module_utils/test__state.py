@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a state is: its rules, its JSON, its answer, its file."""
+"""States follow their rules, and their JSON, agent responses and files are correct."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# What a message names: the valid statuses, fields, numbers and lengths.
+# Messages name the valid statuses, fields, numbers and lengths.
 ONE_STATUS = "UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED"
 FIELDS = "status, weight, maxconn, reason"
 WEIGHT = "0 to 255"
@@ -43,7 +43,7 @@ MAXCONN = "0 to 65535"
 REASON = "1 to 120 bytes"
 ONE_OBJECT = "one JSON object"
 
-# A character is four bytes at most. Cc are the control characters, Cs are the halves of surrogate pairs.
+# A character has at most four bytes. Cc are control characters, Cs are halves of surrogate pairs.
 reasons = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="#"), min_size=1, max_size=30
 ).filter(str.strip)
@@ -59,7 +59,7 @@ json_values = st.recursive(
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
     max_leaves=5,
 )
-# Near to a state, so that more than the first rule is reached.
+# These fields are almost valid, so that more than the first rule is tested.
 fields_near_a_state = st.fixed_dictionaries(
     {},
     optional={
@@ -69,7 +69,7 @@ fields_near_a_state = st.fixed_dictionaries(
         "reason": st.text(max_size=130) | json_values,
     },
 )
-# The same examples in each run, and nothing written into the working folder.
+# Every run has the same examples and writes nothing to the working folder.
 same_examples = settings(derandomize=True, database=None, deadline=None)
 
 
@@ -82,7 +82,7 @@ same_examples = settings(derandomize=True, database=None, deadline=None)
         (State("UP", 77, 300), "UP 77% maxconn:300"),
         (State("DRAIN", 0, 0), "DRAIN 0% maxconn:0"),
         (FAIL, "FAIL"),
-        # HAProxy shows the text of a health word only, so an administrative word has UP beside it.
+        # HAProxy shows a reason only with a health keyword, so administrative keywords get UP in addition.
         (State("UP", reason="all is well"), "UP # all is well"),
         (State("DOWN", reason="no disk"), "DOWN # no disk"),
         (State("FAIL", reason="no disk"), "FAIL # no disk"),
@@ -94,7 +94,7 @@ same_examples = settings(derandomize=True, database=None, deadline=None)
         (State("UP", reason="für Ödön, 5 €"), "UP # für Ödön, 5 €"),
     ],
 )
-def test_answer(state: State, answer: str) -> None:
+def test_answer_of_a_state(state: State, answer: str) -> None:
     assert state.answer() == answer
 
 
@@ -111,10 +111,10 @@ def test_answer(state: State, answer: str) -> None:
         ({"status": "UP", "reason": None}, State("UP")),
     ],
 )
-def test_fields_of_a_state(fields: dict[str, Any], state: State) -> None:
+def test_valid_fields_make_a_state(fields: dict[str, Any], state: State) -> None:
     made = from_fields(fields)
     assert made == state
-    # 50.0 would be another answer.
+    # 50.0 would lead to a different agent response.
     assert not any(isinstance(value, float) for value in made)
 
 
@@ -124,21 +124,21 @@ def test_fields_of_a_state(fields: dict[str, Any], state: State) -> None:
         "x",
         "0",
         "x" * 120,
-        # Bytes are counted: two, three and four for each of these.
+        # The limit counts bytes: these characters have two, three and four bytes.
         "ä" * 60,
         "€" * 40,
         "😀" * 30,
-        # It is told as it was given.
+        # The reason is sent unchanged.
         " x ",
         '"quoted", \\ and %s',
-        # The neighbours of what is forbidden: space, ~, the first after the control characters.
+        # These are the allowed characters next to forbidden ones: space, ~ and the first after the control characters.
         "a b~\xa0c",
-        # Words of the answer are no words after the #.
+        # After the #, keywords have no effect.
         "DOWN 0% maxconn:1",
         "a\u2028b",
     ],
 )
-def test_reason(reason: str) -> None:
+def test_valid_reasons_are_kept(reason: str) -> None:
     assert from_fields({"status": "UP", "reason": reason}) == State("UP", reason=reason)
     assert parse(dump(State("UP", reason=reason))) == State("UP", reason=reason)
 
@@ -150,7 +150,7 @@ def test_reason(reason: str) -> None:
         (" ", '" "'),
         ("\xa0\u2003", r'"\u00a0\u2003"'),
         ("x" * 121, f'"{"x" * 60}...'),
-        # 120 characters and less, but more bytes.
+        # These have at most 120 characters, but more bytes.
         ("x" * 119 + "ä", f'"{"x" * 60}...'),
         ("ä" * 61, '"' + r"\u00e4" * 10 + "..."),
         ("€" * 40 + "x", '"' + r"\u20ac" * 10 + "..."),
@@ -159,7 +159,7 @@ def test_reason(reason: str) -> None:
         ("#", '"#"'),
         ("a\0b", r'"a\u0000b"'),
         ("a\tb", r'"a\tb"'),
-        # HAProxy ends the line at both.
+        # HAProxy ends the line at both characters.
         ("a\nb", r'"a\nb"'),
         ("a\rb", r'"a\rb"'),
         ("a\n", r'"a\n"'),
@@ -177,7 +177,7 @@ def test_reason(reason: str) -> None:
         ({}, "{}"),
     ],
 )
-def test_reason_that_is_none(reason: object, shown: str) -> None:
+def test_invalid_reasons_are_refused(reason: object, shown: str) -> None:
     with pytest.raises(StateError) as caught:
         from_fields({"status": "UP", "reason": reason})
     assert str(caught.value).startswith("reason ")
@@ -206,7 +206,7 @@ def test_reason_that_is_none(reason: object, shown: str) -> None:
         ({"Status": "UP"}, ['"Status"', FIELDS]),
     ],
 )
-def test_fields_of_no_state(fields: dict[str, Any], words: list[str]) -> None:
+def test_invalid_fields_are_refused(fields: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(StateError) as caught:
         from_fields(fields)
     for word in words:
@@ -231,7 +231,7 @@ def test_wording_of_an_error() -> None:
         (b'{"status": "UP", "reason": "\\ud83d"}', ["reason", r'"\ud83d"', REASON]),
     ],
 )
-def test_bytes_of_no_state(raw: bytes, words: list[str]) -> None:
+def test_invalid_bytes_are_refused(raw: bytes, words: list[str]) -> None:
     with pytest.raises(StateError) as caught:
         parse(raw)
     for word in words:
@@ -239,8 +239,8 @@ def test_bytes_of_no_state(raw: bytes, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("beginning", [b"", b'{"status":', b'{"status": "UP", "weight":', b'{"status": "UP", "x":'])
-def test_any_depth_of_nesting_is_no_state(beginning: bytes) -> None:
-    # Python gives up at a depth that depends on how deep the caller is, reading and writing at different ones.
+def test_nested_json_of_any_depth_is_refused(beginning: bytes) -> None:
+    # Python's recursion limit depends on the depth of the caller, and differs for reading and writing JSON.
     for depth in range(1, 1100):
         for opening, closing in [(b"[", b"]"), (b'{"a":', b"}")]:
             with pytest.raises(StateError):
@@ -249,7 +249,7 @@ def test_any_depth_of_nesting_is_no_state(beginning: bytes) -> None:
 
 @same_examples
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
-def test_any_bytes_are_a_state_or_not(raw: bytes) -> None:
+def test_any_bytes_are_a_state_or_refused(raw: bytes) -> None:
     try:
         state = parse(raw)
     except StateError as error:
@@ -260,7 +260,7 @@ def test_any_bytes_are_a_state_or_not(raw: bytes) -> None:
 
 @same_examples
 @given(fields_near_a_state)
-def test_any_fields_are_a_state_or_not(fields: dict[str, Any]) -> None:
+def test_any_fields_are_a_state_or_refused(fields: dict[str, Any]) -> None:
     try:
         state = from_fields(fields)
     except StateError as error:
@@ -279,30 +279,30 @@ def test_any_fields_are_a_state_or_not(fields: dict[str, Any]) -> None:
 
 @same_examples
 @given(states)
-def test_what_is_written_is_read(state: State) -> None:
+def test_written_states_can_be_read(state: State) -> None:
     assert parse(dump(state)) == state
     assert from_fields(state.fields()) == state
 
 
-def test_written_as_people_read_it() -> None:
+def test_json_is_readable_for_people() -> None:
     assert dump(State("UP", 77, 300)) == b'{\n  "status": "UP",\n  "weight": 77,\n  "maxconn": 300\n}\n'
     assert dump(FAIL) == b'{\n  "status": "FAIL"\n}\n'
     assert dump(State("UP", reason="für 5 €")) == '{\n  "status": "UP",\n  "reason": "für 5 €"\n}\n'.encode()
 
 
-# What undoes another state
+# Keywords that reset another state
 
 
 @pytest.mark.parametrize(
     ("state", "undoing", "answer"),
     [
-        # A health word is there already, so UP has no place.
+        # The response has a health keyword already, so UP is not added.
         (State("UP"), "UP", "UP"),
         (State("DOWN"), "UP", "DOWN"),
         (State("UP"), "READY", "UP READY"),
         (State("DOWN"), "READY UP", "DOWN READY"),
         (State("STOPPED"), "READY", "STOPPED READY"),
-        # An administrative word is there already, so READY has none.
+        # The response has an administrative keyword already, so READY is not added.
         (State("DRAIN"), "READY", "DRAIN"),
         (State("DRAIN"), "UP", "DRAIN UP"),
         (State("MAINT"), "UP READY", "MAINT UP"),
@@ -317,13 +317,13 @@ def test_written_as_people_read_it() -> None:
         (State("DRAIN", None, 300, "no disk"), "UP READY 100%", "DRAIN UP 100% maxconn:300 # no disk"),
     ],
 )
-def test_answer_with_what_undoes_another_state(state: State, undoing: str, answer: str) -> None:
+def test_answer_with_reset_keywords(state: State, undoing: str, answer: str) -> None:
     assert state.answer(frozenset(undoing.split())) == answer
     assert answer in state.answers()
 
 
-# A line for each status before, a column for each after it: what HAProxy is told. It ends what the state before has
-# done, whichever of the two switches that has moved.
+# The response for each previous status (row) and new status (column). It resets what the previous status has changed in
+# HAProxy: administrative state or health.
 LINES_AFTER_STATUSES = """
 before   UP        DOWN        READY     DRAIN     FAIL        MAINT     STOPPED
 UP       UP        DOWN        READY_UP  DRAIN_UP  FAIL        MAINT_UP  STOPPED
@@ -337,19 +337,19 @@ STOPPED  UP        DOWN        READY_UP  DRAIN_UP  FAIL        MAINT_UP  STOPPED
 
 
 def pairs(table: str) -> list[tuple[str, str, str]]:
-    """The table's cells: the status before, the one after, what is there."""
+    """The table's cells, each with its previous and its new status."""
     header, *lines = (line.split() for line in table.strip().splitlines())
     return [(line[0], after, cell) for line in lines for after, cell in zip(header[1:], line[1:], strict=True)]
 
 
-def test_each_pair_of_statuses_is_in_the_table() -> None:
+def test_table_has_each_pair_of_statuses() -> None:
     assert [(before, after) for before, after, _cell in pairs(LINES_AFTER_STATUSES)] == [
         (before, after) for before in STATUSES for after in STATUSES
     ]
 
 
 @pytest.mark.parametrize(("before", "after", "line"), pairs(LINES_AFTER_STATUSES))
-def test_line_that_undoes_a_status(before: str, after: str, line: str) -> None:
+def test_answer_resets_the_previous_status(before: str, after: str, line: str) -> None:
     state = State(after)
     assert state.answer(state.undoing(State(before))) == line.replace("_", " ")
 
@@ -357,33 +357,33 @@ def test_line_that_undoes_a_status(before: str, after: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        # Only a configured weight that nobody tells has to be given back.
+        # The configured weight is restored only if the new state has no weight.
         (State("UP", 50), State("UP"), {"100%"}),
         (State("UP", 0), State("UP"), {"100%"}),
         (State("UP", 100), State("UP"), {"100%"}),
         (State("UP", 50), State("UP", 60), set()),
         (State("UP"), State("UP", 60), set()),
         (State("UP", 50), State("UP", 50), set()),
-        # Nothing gives a configured maxconn back.
+        # No keyword restores the configured maxconn.
         (State("UP", None, 300), State("UP"), set()),
         (State("UP"), State("UP", None, 300), set()),
-        # The text goes with the next health word.
+        # The next health keyword removes the reason.
         (State("UP", reason="x"), State("UP"), set()),
         (State("DRAIN", reason="x"), State("DRAIN"), {"UP"}),
         (State("DRAIN", reason="x"), State("DRAIN", reason="y"), set()),
         (State("DRAIN"), State("DRAIN", reason="x"), set()),
-        # All at once.
+        # All fields may change at once.
         (State("DRAIN", 50, 300, "x"), State("UP"), {"READY", "100%"}),
         (State("DRAIN", 50, 300, "x"), State("DRAIN"), {"UP", "100%"}),
         (State("DOWN", 50), State("FAIL", 60), set()),
     ],
 )
-def test_what_undoes_weight_and_reason(before: State, after: State, words: set[str]) -> None:
+def test_weight_and_reason_are_reset(before: State, after: State, words: set[str]) -> None:
     assert after.undoing(before) == words
 
 
 def in_haproxy(*lines: str) -> dict[str, object]:
-    """What a server is in HAProxy after these lines, but for its maxconn: each word moves what it is about.
+    """A model of a server in HAProxy after these responses, without its maxconn: each keyword changes one field.
 
     Source: agent-check in section 5.2 of HAProxy's configuration manual.
     """
@@ -402,21 +402,21 @@ def in_haproxy(*lines: str) -> dict[str, object]:
 
 @same_examples
 @given(states, states)
-def test_after_what_undoes_a_state_nothing_of_it_is_left(before: State, after: State) -> None:
+def test_reset_keywords_leave_nothing_of_the_previous_state(before: State, after: State) -> None:
     line = after.answer(after.undoing(before))
     assert in_haproxy(before.answer(), line) == in_haproxy(after.answer())
 
 
 @same_examples
 @given(states, states, states)
-def test_after_what_undoes_two_states_nothing_of_them_is_left(first: State, second: State, third: State) -> None:
-    # Whether a load balancer was told the second one is not known.
+def test_reset_keywords_leave_nothing_of_two_previous_states(first: State, second: State, third: State) -> None:
+    # It is unknown whether a load balancer has received the second state.
     line = third.answer(third.undoing(second) | second.undoing(first))
     for told in ([first], [first, second], [second]):
         assert in_haproxy(*(state.answer() for state in told), line) == in_haproxy(third.answer())
 
 
-# Lines of one state
+# All responses of one state
 
 
 @pytest.mark.parametrize(
@@ -430,13 +430,13 @@ def test_after_what_undoes_two_states_nothing_of_them_is_left(first: State, seco
         (State("DOWN", reason="x"), {"DOWN # x", "DOWN READY # x", "DOWN 100% # x", "DOWN READY 100% # x"}),
     ],
 )
-def test_all_lines_in_which_a_state_may_be_told(state: State, lines: set[str]) -> None:
+def test_answers_are_all_possible_responses(state: State, lines: set[str]) -> None:
     assert state.answers() == lines
 
 
 @same_examples
 @given(states, st.sets(st.sampled_from(sorted(UNDOING))))
-def test_every_line_is_among_them(state: State, undoing: set[str]) -> None:
+def test_every_response_is_among_the_answers(state: State, undoing: set[str]) -> None:
     assert state.answer(undoing) in state.answers()
     assert state.answer() in state.answers()
 
@@ -446,13 +446,13 @@ def test_every_line_is_among_them(state: State, undoing: set[str]) -> None:
     [
         (State("UP"), "DRAIN", State("DRAIN")),
         (State("UP", 77, 300), "DRAIN", State("DRAIN", 77, 300)),
-        # The reason was one for the status before.
+        # The reason belonged to the previous status.
         (State("DRAIN", 77, 300, "no disk"), "UP", State("UP", 77, 300)),
         (State("DRAIN", 77, 300, "no disk"), "DRAIN", State("DRAIN", 77, 300, "no disk")),
         (State("DOWN", reason="no disk"), "FAIL", State("FAIL")),
     ],
 )
-def test_same_state_with_another_status(state: State, status: str, changed: State) -> None:
+def test_new_status_keeps_weight_and_maxconn(state: State, status: str, changed: State) -> None:
     assert state.with_status(status) == changed
 
 
@@ -475,7 +475,7 @@ def test_edit_replaces_the_file_and_keeps_its_mode(tmp_path: Path, mode: int) ->
     before = descriptors()
     with path.open("rb") as reader:
         assert edit(path, State("DRAIN", 5)) == (State("UP"), State("DRAIN", 5))
-        # Who has it open still reads the old file, whole.
+        # A process that has the file open still reads the complete old file.
         assert reader.read() == b'{"status": "UP"}'
     assert StateFile(str(path)).load() == State("DRAIN", 5)
     assert path.stat().st_mode & 0o7777 == mode
@@ -484,13 +484,13 @@ def test_edit_replaces_the_file_and_keeps_its_mode(tmp_path: Path, mode: int) ->
     assert descriptors() == before
 
 
-def test_edit_where_no_file_was(tmp_path: Path) -> None:
+def test_edit_creates_a_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     assert edit(path, FAIL) == (None, FAIL)
     assert StateFile(str(path)).load() == FAIL
 
 
-def test_edit_writes_only_what_is_different(tmp_path: Path) -> None:
+def test_edit_does_not_write_an_equal_state(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(b'{"weight": 5.0, "status": "UP"}')
     before = path.stat()
@@ -498,7 +498,7 @@ def test_edit_writes_only_what_is_different(tmp_path: Path) -> None:
     assert path.stat() == before
 
 
-def test_edit_in_an_open_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edit_stays_in_the_folder_that_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
     there.mkdir()
     elsewhere.mkdir()
@@ -506,7 +506,7 @@ def test_edit_in_an_open_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder = os.open(there, os.O_RDONLY)
     try:
         file = StateFile("state.json", folder)
-        # It is the folder that was opened, whatever has its name by now.
+        # Another folder has the name of the opened one now.
         there.rename(tmp_path / "moved")
         there.symlink_to(elsewhere)
         assert file.edit(lambda _before: State("DRAIN"), time.monotonic()) == (None, State("DRAIN"))
@@ -518,7 +518,7 @@ def test_edit_in_an_open_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"status": "up"}', None])
-def test_edit_of_what_is_no_state(tmp_path: Path, content: bytes | None) -> None:
+def test_edit_refuses_an_invalid_file_or_overwrites_it(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "state.json"
     if content is None:
         path.symlink_to("other.json")
@@ -529,13 +529,13 @@ def test_edit_of_what_is_no_state(tmp_path: Path, content: bytes | None) -> None
         edit(path, FAIL)
     assert path.is_symlink() == (content is None)
     assert content is None or path.read_bytes() == content
-    # The agent has a state, and writes it.
+    # The agent overwrites the file, because it has a valid state.
     assert edit(path, FAIL, overwrite=True) == (None, FAIL)
     assert not path.is_symlink()
     assert StateFile(str(path)).load() == FAIL
 
 
-def test_edit_that_changes_its_mind(tmp_path: Path) -> None:
+def test_edit_that_raises_an_error_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(b'{"status": "UP"}')
 
@@ -548,7 +548,7 @@ def test_edit_that_changes_its_mind(tmp_path: Path) -> None:
     assert edit(path, FAIL) == (State("UP"), FAIL)
 
 
-def test_edit_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.mkdir()
     before = descriptors()
@@ -558,13 +558,13 @@ def test_edit_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert descriptors() == before
 
 
-def test_edit_where_there_is_no_folder(tmp_path: Path) -> None:
+def test_edit_fails_if_the_folder_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         edit(tmp_path / "nothing" / "state.json", FAIL)
 
 
 @pytest.mark.parametrize("name", ["state.json.tmp", "state.json.lock"])
-def test_edit_follows_no_link_at_its_names(tmp_path: Path, name: str) -> None:
+def test_edit_follows_no_links_at_its_helper_files(tmp_path: Path, name: str) -> None:
     path, other = tmp_path / "state.json", tmp_path / "other"
     other.write_bytes(b"not to be touched")
     other.chmod(0o640)
@@ -578,7 +578,7 @@ def test_edit_follows_no_link_at_its_names(tmp_path: Path, name: str) -> None:
     assert stat.S_IMODE(other.stat().st_mode) == 0o640
 
 
-def test_two_edits_are_one_after_the_other(tmp_path: Path) -> None:
+def test_edits_never_overlap(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(b'{"status": "UP", "weight": 0}')
     script = (
@@ -592,7 +592,7 @@ def test_two_edits_are_one_after_the_other(tmp_path: Path) -> None:
     assert StateFile(str(path)).load() == State("UP", 120)
 
 
-def test_edit_of_a_file_that_is_locked(tmp_path: Path) -> None:
+def test_edit_of_a_locked_file_fails_at_the_deadline(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     edit(path, FAIL)
     before = descriptors()
@@ -619,14 +619,14 @@ def test_lock_of_another_user_is_refused(tmp_path: Path) -> None:
     assert StateFile(str(path)).load() == FAIL
 
 
-def test_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_lock_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     os.mkfifo(tmp_path / "state.json.lock")
     with pytest.raises(LockedError, match="regular file"):
         edit(path, FAIL)
 
 
-def test_load_tells_what_the_system_says(tmp_path: Path) -> None:
+def test_load_reports_the_systems_error(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"cannot be read.*No such file or directory"):
         StateFile(str(tmp_path / "nothing")).load()
 

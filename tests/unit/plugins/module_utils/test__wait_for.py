@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whom to wait for, and who of them has a state: by what the agent tells of its peers."""
+"""WaitFor decides which load balancers to wait for, and which of them have received a state."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ A, B, C = "198.51.100.11", "198.51.100.12", "2001:db8::13"
 
 
 def peer(address: str, *words: str, last_seen: float = 0.0) -> dict[str, Any]:
-    """What the agent tells of a load balancer: whether it has_it, whether it polls."""
+    """What an agent reports about a load balancer, which has_it or polls if these words are given."""
     assert set(words) <= {"has_it", "polls"}
     return {"address": address, "has_it": "has_it" in words, "polls": "polls" in words, "last_seen": last_seen}
 
 
-# Whom to wait for
+# The option wait_for
 
 
 @pytest.mark.parametrize(
@@ -43,17 +43,17 @@ def peer(address: str, *words: str, last_seen: float = 0.0) -> dict[str, Any]:
         ([B, A], 0, [B, A]),
         ([f" {A} "], 0, [A]),
         ([A, C], 0, [A, C]),
-        # As the agent writes them.
+        # Addresses are converted to the agent's notation.
         (["2001:DB8:0:0:0:0:0:13"], 0, [C]),
         (["::FFFF"], 0, ["::ffff"]),
         ([f"::ffff:{A}"], 0, [A]),
-        # Each once.
+        # Duplicates are removed.
         ([B, A, B], 0, [B, A]),
         ([A, f"::ffff:{A}"], 0, [A]),
         (f"{A},{A}", 0, [A]),
     ],
 )
-def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> None:
+def test_valid_values_are_parsed(wanted: object, count: int, addresses: list[str]) -> None:
     wait_for = WaitFor(wanted)
     assert (wait_for.count, wait_for.addresses) == (count, addresses)
 
@@ -99,7 +99,7 @@ def test_whom_to_wait_for(wanted: object, count: int, addresses: list[str]) -> N
         f"{A},,{B}",
     ],
 )
-def test_whom_nobody_can_wait_for(wanted: object) -> None:
+def test_invalid_values_are_refused(wanted: object) -> None:
     with pytest.raises(WaitForError) as caught:
         WaitFor(wanted)
     allowed = "auto, a number from 1 to 1024, or a list of addresses"
@@ -107,34 +107,41 @@ def test_whom_nobody_can_wait_for(wanted: object) -> None:
 
 
 @pytest.mark.parametrize("wanted", [["198.51.100.11", "haproxy1"], "198.51.100.11,haproxy1"])
-def test_the_one_that_is_no_address_is_named(wanted: object) -> None:
+def test_error_names_the_invalid_address(wanted: object) -> None:
     with pytest.raises(WaitForError, match=r"\('haproxy1' "):
         WaitFor(wanted)
 
 
 @pytest.mark.parametrize("wanted", ["9" * 5000, "0" * 5000, ["9" * 5000], "x" * 5000, [A] * 5000 + ["haproxy1"]])
-def test_the_error_is_no_longer_than_somebody_reads(wanted: object) -> None:
+def test_error_about_a_long_value_is_short(wanted: object) -> None:
     with pytest.raises(WaitForError, match=r"^wait_for .*1024") as caught:
         WaitFor(wanted)
     assert len(str(caught.value)) < 400
 
 
-# Who of them has it
+# Load balancers that have received the state
 
-# Whom to wait for, who polled before the change, what the agent tells, then who has it, who does not, and whether
-# that is all of them.
+# wait_for, the load balancers that polled before the change, and the agent's report; then the load balancers that have
+# received the state, those that have not, and whether waiting is complete.
 Row = tuple[object, list[str], list[dict[str, Any]], list[str], list[str], bool]
 ACCOUNTS: dict[str, Row] = {
-    "nobody is nobody": ("auto", [], [], [], [], False),
+    "no load balancer": ("auto", [], [], [], [], False),
     "one has it": ("auto", [A], [peer(A, "has_it", "polls")], [A], [], True),
-    "one has not": ("auto", [A], [peer(A, "polls")], [], [A], False),
+    "one does not have it": ("auto", [A], [peer(A, "polls")], [], [A], False),
     "both have it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B, "has_it", "polls")], [A, B], [], True),
     "one of two has it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [B], False),
-    "one has come after the change": ("auto", [A], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [B], False),
-    "one has come and has it": ("auto", [], [peer(A, "has_it", "polls")], [A], [], True),
-    # It may go on sending sessions to the server.
-    "one has fallen silent without it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B)], [A], [B], False),
-    "one has fallen silent with it": (
+    "one appeared after the change without it": (
+        "auto",
+        [A],
+        [peer(A, "has_it", "polls"), peer(B, "polls")],
+        [A],
+        [B],
+        False,
+    ),
+    "one appeared after the change with it": ("auto", [], [peer(A, "has_it", "polls")], [A], [], True),
+    # A silent load balancer may continue to send sessions to the server.
+    "one became silent without it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B)], [A], [B], False),
+    "one became silent with it": (
         "auto",
         [A, B],
         [peer(A, "has_it", "polls"), peer(B, "has_it")],
@@ -142,9 +149,9 @@ ACCOUNTS: dict[str, Row] = {
         [],
         True,
     ),
-    "all have fallen silent with it": ("auto", [A, B], [peer(A, "has_it"), peer(B, "has_it")], [A, B], [], True),
+    "all became silent with it": ("auto", [A, B], [peer(A, "has_it"), peer(B, "has_it")], [A, B], [], True),
     "one was forgotten": ("auto", [A, B], [peer(A, "has_it", "polls")], [A], [B], False),
-    "one that was forgotten has come again": (
+    "one that was forgotten has returned": (
         "auto",
         [A, B],
         [peer(A, "has_it", "polls"), peer(B, "has_it")],
@@ -153,10 +160,10 @@ ACCOUNTS: dict[str, Row] = {
         True,
     ),
     "all were forgotten": ("auto", [B, A], [], [], [A, B], False),
-    "one was silent all the time": ("auto", [A], [peer(A, "has_it", "polls"), peer(B)], [A], [], True),
-    "one that was silent all the time has it": ("auto", [], [peer(B, "has_it")], [], [], False),
-    "all were silent all the time": ("auto", [], [peer(A), peer(B)], [], [], False),
-    "ordered": (
+    "one was always silent": ("auto", [A], [peer(A, "has_it", "polls"), peer(B)], [A], [], True),
+    "one that was always silent has it": ("auto", [], [peer(B, "has_it")], [], [], False),
+    "all were always silent": ("auto", [], [peer(A), peer(B)], [], [], False),
+    "addresses are sorted": (
         "auto",
         [],
         [peer(C, "polls"), peer(B, "has_it", "polls"), peer(A, "has_it", "polls")],
@@ -164,37 +171,44 @@ ACCOUNTS: dict[str, Row] = {
         [C],
         False,
     ),
-    "none of one": (1, [A], [peer(A, "polls")], [], [], False),
-    "one of one": (1, [A], [peer(A, "has_it", "polls")], [A], [], True),
-    "one of two": (2, [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], False),
-    "two of two": (2, [], [peer(B, "has_it", "polls"), peer(A, "has_it", "polls")], [A, B], [], True),
-    "two of one": (1, [], [peer(A, "has_it", "polls"), peer(B, "has_it", "polls")], [A, B], [], True),
-    "one of one, and one without it": (1, [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], True),
-    "two of two, one of them has gone": (2, [], [peer(A, "has_it", "polls"), peer(B, "has_it")], [A], [], False),
-    "a number of nobody": (1, [], [], [], [], False),
+    "one is wanted, none has it": (1, [A], [peer(A, "polls")], [], [], False),
+    "one is wanted, one has it": (1, [A], [peer(A, "has_it", "polls")], [A], [], True),
+    "two are wanted, one has it": (2, [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], False),
+    "two are wanted, two have it": (2, [], [peer(B, "has_it", "polls"), peer(A, "has_it", "polls")], [A, B], [], True),
+    "one is wanted, two have it": (1, [], [peer(A, "has_it", "polls"), peer(B, "has_it", "polls")], [A, B], [], True),
+    "one is wanted, one of two has it": (1, [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], True),
+    "two are wanted, one of them became silent": (
+        2,
+        [],
+        [peer(A, "has_it", "polls"), peer(B, "has_it")],
+        [A],
+        [],
+        False,
+    ),
+    "one is wanted, none polls": (1, [], [], [], [], False),
     "an address that has it": ([A], [], [peer(A, "has_it", "polls")], [A], [], True),
     "an address that has it and is silent": ([A], [], [peer(A, "has_it")], [A], [], True),
-    "an address that has not": ([A], [], [peer(A, "polls")], [], [A], False),
+    "an address that does not have it": ([A], [], [peer(A, "polls")], [], [A], False),
     "an address that was never seen": ([A], [], [peer(B, "has_it", "polls")], [], [A], False),
-    "another that has not": ([A], [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], True),
-    "one of two addresses": ([B, A], [], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [B], False),
-    "addresses as they are listed": ([B, A], [], [peer(A, "has_it"), peer(B, "has_it")], [B, A], [], True),
-    "addresses written otherwise": (["2001:DB8::0:13"], [], [peer(C, "has_it")], [C], [], True),
+    "another address does not have it": ([A], [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], True),
+    "one of two addresses has it": ([B, A], [], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [B], False),
+    "addresses keep their order": ([B, A], [], [peer(A, "has_it"), peer(B, "has_it")], [B, A], [], True),
+    "an address in another notation": (["2001:DB8::0:13"], [], [peer(C, "has_it")], [C], [], True),
 }
 
 
 @pytest.mark.parametrize("row", ACCOUNTS.values(), ids=ACCOUNTS)
-def test_account(row: Row) -> None:
+def test_received_and_missing_load_balancers(row: Row) -> None:
     wanted, polled_before, peers, *expected = row
     assert WaitFor(wanted).account(peers, polled_before) == tuple(expected)
 
 
-def test_those_who_poll() -> None:
+def test_polling_load_balancers_are_listed() -> None:
     assert polling([peer(A, "polls"), peer(B, "has_it"), peer(C, "has_it", "polls")]) == [A, C]
     assert polling([]) == []
 
 
-def test_those_who_miss_it_are_told_with_when_they_were_seen() -> None:
+def test_missing_load_balancers_are_listed_with_their_last_poll() -> None:
     now = time.time()
     peers = [peer(A, "has_it", "polls"), peer(B, last_seen=now - 300), peer(C, last_seen=now - 7200)]
     account = WaitFor([A, B, C, "198.51.100.14"]).account(peers, [])
@@ -204,21 +218,24 @@ def test_those_who_miss_it_are_told_with_when_they_were_seen() -> None:
         account.missing([*earlier, *peers]),
     )
     assert told
-    # Time goes on while this runs.
+    # The numbers depend on how long the test takes.
     assert 300 <= int(told[1]) < 360
     assert 7200 <= int(told[2]) < 7260
 
 
-def test_nobody_misses_it() -> None:
+def test_no_load_balancer_is_missing() -> None:
     peers = [peer(A, "has_it", "polls")]
     assert WaitFor("auto").account(peers, []).missing(peers) == ""
 
 
-# Who is left out
+# The option wait_except
 
 
-def test_left_out_is_not_waited_for() -> None:
-    """Whether it polls, polled before, or is named; and without it, nobody may be left to wait for."""
+def test_excluded_load_balancers_are_not_waited_for() -> None:
+    """This holds for load balancers that poll, that polled before, and that wait_for lists.
+
+    If no load balancer is left, waiting is not complete.
+    """
     silent = [peer(A, "polls", "has_it"), peer(B, "polls"), peer(C, "polls", "has_it")]
     assert not WaitFor("auto").account(silent, [A, B]).complete
     for wanted, seen in (("auto", [A, C]), (2, [A, C]), ([A, B], [A])):
@@ -228,6 +245,6 @@ def test_left_out_is_not_waited_for() -> None:
     assert not WaitFor(3, [B]).account(silent, []).complete
 
 
-def test_left_out_that_are_no_addresses() -> None:
+def test_excluded_values_must_be_addresses() -> None:
     with pytest.raises(WaitForError, match=r"^wait_except "):
         WaitFor("auto", ["lb2"])

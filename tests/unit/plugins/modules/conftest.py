@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The whole way of a module once: Ansible packs it, with what it imports, for the host."""
+"""A fixture that runs modules with the real Ansible, which packs them and their imports for the host."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ COLLECTIONS = Path(_state.__file__).parents[5]
 
 class RunAnsible(Protocol):
     def __call__(self, module: str, arguments: str = "", command: Sequence[str] = ()) -> dict[str, Any]:
-        """What this module returns when Ansible runs it here, or where this command runs Ansible."""
+        """Run the module with Ansible, started by this command if one is given, and return its result."""
 
 
 @pytest.fixture
 def run_ansible(tmp_path: Path) -> RunAnsible:
-    """Runs a module as Ansible runs it."""
+    """A function that runs a module with the real Ansible."""
 
     def run(module: str, arguments: str = "", command: Sequence[str] = ()) -> dict[str, Any]:
         ansible = shutil.which("ansible", path=str(Path(sys.executable).parent))
@@ -43,7 +43,7 @@ def run_ansible(tmp_path: Path) -> RunAnsible:
             env={
                 **os.environ,
                 "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
-                # Not everybody who runs tests has a home.
+                # The user who runs the tests may not have a home directory.
                 "ANSIBLE_HOME": str(tmp_path / "ansible"),
                 "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
             },

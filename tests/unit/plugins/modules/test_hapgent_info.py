@@ -2,7 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module hapgent_info, run as Ansible runs it, on hosts of their own with real agents."""
+"""hapgent_info finds and describes all agents of a host, even if other users run hostile processes there.
+
+Namespaces simulate the hosts; the agents are real.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +36,20 @@ if TYPE_CHECKING:
     from tests.unit.plugins.modules.conftest import RunAnsible
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.hapgent_info"
-# The folders of the collections and of Ansible, for interpreters that have neither.
+# The folders of the collections and of Ansible, for interpreters without them.
 IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
-# No systemd knows it.
+# systemd does not know this service.
 SERVICE = "no-service-of-this-name"
-# Never over while a test runs.
+# Longer than any test takes.
 LONG = 3600
 
 Result = dict[str, Any]
 
 
 class Host:
-    """A namespace of processes: the agents in it see no others, as on a host of their own.
+    """A PID namespace that simulates a host: processes in it see no others.
 
-    Other tests, and people, may have agents on this machine, and one that hangs would be in the way.
+    Without it, the module would also find agents of other tests and users of this machine.
     """
 
     def __init__(self, agents: Agents) -> None:
@@ -55,7 +58,7 @@ class Host:
         command = ["unshare", *self._as_root, "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
         if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode != 0:
             pytest.skip("needs namespaces")
-        # The first process: all others end with it.
+        # All processes in the namespace end with its first process.
         self._first = subprocess.Popen(
             [*command, "sh", "-c", "echo ready && exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -63,7 +66,7 @@ class Host:
         assert self._first.stdout.readline() == "ready\n"
 
     def enter(self) -> list[str]:
-        """The command that runs another one there."""
+        """The beginning of a command that runs a program on this host."""
         namespaces = f"/proc/{self._first.pid}/ns"
         user = [f"--user={namespaces}/user", "--preserve-credentials"] if self._as_root else []
         return ["nsenter", *user, f"--mount={namespaces}/mnt", f"--pid={namespaces}/pid_for_children"]
@@ -75,7 +78,7 @@ class Host:
         status_socket: Path | None = None,
         settle: int = 0,
     ) -> Agent:
-        """Start an agent there that nobody has asked yet."""
+        """Start an agent on this host, without polling it."""
         enter = f"os.environ['PATH'] = {os.environ['PATH']!r}; os.execvp('nsenter', {self.enter()} + sys.argv[1:])"
         environment = {"HAPGENT_SETTLE": str(settle)}
         if status_socket:
@@ -92,7 +95,7 @@ class Host:
         module: str = MODULE,
         **arguments: Any,
     ) -> Result:
-        """What the module returns when it is called there with these arguments, by this command."""
+        """Run the module on this host with these arguments, started by this command, and return its result."""
         given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}}
         done = subprocess.run(
             [*self.enter(), *command, python, "-m", module],
@@ -109,7 +112,7 @@ class Host:
         return result
 
     def instances(self, **options: Any) -> list[Result]:
-        """The agents that the module finds there."""
+        """The agents that the module finds on this host."""
         result = self.run(**options)
         assert not result.get("failed"), result
         assert result["changed"] is False
@@ -128,27 +131,27 @@ def host(agents: Agents) -> Iterator[Host]:
     host.end()
 
 
-def here(agent: Agent) -> int:
-    """The process of an agent that was started on a host, as this test sees it. nsenter is its parent."""
+def outer_pid(agent: Agent) -> int:
+    """The process ID of an agent as this test sees it. The agent is a child of nsenter."""
     return int(Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text(encoding="ascii"))
 
 
-def there(agent: Agent) -> int:
-    """The same process, as its host sees it. Source: proc_pid_status(5)."""
-    status = Path(f"/proc/{here(agent)}/status").read_text(encoding="utf-8")
+def pid_on_host(agent: Agent) -> int:
+    """The process ID of an agent as its host sees it. Source: proc_pid_status(5)."""
+    status = Path(f"/proc/{outer_pid(agent)}/status").read_text(encoding="utf-8")
     (line,) = [line for line in status.splitlines() if line.startswith("NSpid:")]
     return int(line.split()[-1])
 
 
-def ask_from(agent: Agent, address: str) -> bytes:
+def poll_from(agent: Agent, address: str) -> bytes:
     with socket.create_connection((agent.ip, agent.port), 15, source_address=(address, 0)) as client:
         return agent.read_to_end(client)
 
 
 def reload(host: Host, agent: Agent, content: bytes, answer: str, eventually: Eventually) -> None:
-    """Put another state file there and have the agent read it, without asking it like a load balancer."""
+    """Replace the agent's state file and make the agent read it, without polling it like a load balancer."""
     agent.write_state(content)
-    os.kill(here(agent), signal.SIGHUP)
+    os.kill(outer_pid(agent), signal.SIGHUP)
     eventually(lambda: host.instances()[0]["answer"] == answer, answer)
 
 
@@ -159,18 +162,18 @@ def known(instance: Result) -> Result:
 # Agents with a status socket
 
 
-def test_tells_the_state_and_who_has_it(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+def test_state_and_load_balancers_are_returned(host: Host, tmp_path: Path, eventually: Eventually) -> None:
     path = tmp_path / "status.sock"
     agent = host.start(b'{"status": "DRAIN", "weight": 5}', status_socket=path, settle=LONG)
     before = time.time()
-    assert ask_from(agent, "127.0.0.2") == b"DRAIN 5%\n"
-    assert ask_from(agent, "127.0.0.3") == b"DRAIN 5%\n"
+    assert poll_from(agent, "127.0.0.2") == b"DRAIN 5%\n"
+    assert poll_from(agent, "127.0.0.3") == b"DRAIN 5%\n"
     reload(host, agent, b'{"status": "UP", "weight": 5, "reason": "new disk"}', "UP 5% # new disk", eventually)
-    assert ask_from(agent, "127.0.0.3") == b"UP READY 5% # new disk\n"
+    assert poll_from(agent, "127.0.0.3") == b"UP READY 5% # new disk\n"
 
     (instance,) = host.instances()
 
-    assert instance["pid"] == there(agent)
+    assert instance["pid"] == pid_on_host(agent)
     assert instance["state_file"] == str(agent.state_file)
     assert instance["status_socket"] == str(path)
     assert instance["state"] == {"status": "UP", "weight": 5, "reason": "new disk"}
@@ -179,7 +182,7 @@ def test_tells_the_state_and_who_has_it(host: Host, tmp_path: Path, eventually: 
     assert instance["settle"] == LONG
     assert instance["last_error"] is None
     assert (instance["counters"]["checks"], instance["counters"]["reloads"]) == (3, 1)
-    # Who asks for the status is no load balancer.
+    # The module itself does not count as a load balancer.
     missed, seen = instance["peers"]
     assert (missed["address"], missed["checks"], missed["interval"]) == ("127.0.0.2", 1, None)
     assert (missed["has_it"], missed["line"]) == (False, "DRAIN 5%")
@@ -190,7 +193,7 @@ def test_tells_the_state_and_who_has_it(host: Host, tmp_path: Path, eventually: 
     assert 0 < seen["settles_for"] <= LONG
 
 
-def test_invalid_state_file(host: Host, tmp_path: Path) -> None:
+def test_invalid_state_file_is_a_problem(host: Host, tmp_path: Path) -> None:
     agent = host.start(b'{"status": "up"}', status_socket=tmp_path / "status.sock")
     (instance,) = host.instances()
     assert (instance["state"], instance["answer"]) == ({"status": "FAIL"}, "FAIL")
@@ -200,26 +203,26 @@ def test_invalid_state_file(host: Host, tmp_path: Path) -> None:
     assert instance["state_file_ok"] is False
 
 
-def test_agent_that_was_told_to_fail_has_no_problem(host: Host, tmp_path: Path) -> None:
+def test_fail_that_was_set_on_purpose_is_no_problem(host: Host, tmp_path: Path) -> None:
     host.start(b'{"status": "FAIL"}', status_socket=tmp_path / "status.sock")
     (instance,) = host.instances()
     assert (instance["answer"], instance["problem"]) == ("FAIL", None)
 
 
-def test_state_that_the_agent_tells_is_not_the_one_in_its_file(host: Host, tmp_path: Path) -> None:
+def test_state_is_that_of_the_agent_and_not_of_its_file(host: Host, tmp_path: Path) -> None:
     agent = host.start(status_socket=tmp_path / "status.sock")
     agent.write_state(b'{"status": "DRAIN"}')
     (instance,) = host.instances()
     assert (instance["state"], instance["answer"]) == ({"status": "UP"}, "UP")
 
 
-def test_documents_what_it_returns(host: Host, tmp_path: Path) -> None:
+def test_results_match_the_documentation(host: Host, tmp_path: Path) -> None:
     documented = yaml.safe_load(hapgent_info.RETURN)["instances"]["contains"]
     agent = host.start(status_socket=tmp_path / "status.sock")
     host.start()
-    # One has asked once, and one twice.
+    # A load balancer has an interval only after its second poll, so one polls once and one twice.
     for address in ["127.0.0.2", "127.0.0.3", "127.0.0.3"]:
-        ask_from(agent, address)
+        poll_from(agent, address)
 
     told, not_told = sorted(host.instances(), key=lambda instance: instance["status_socket"] is None)
 
@@ -240,15 +243,15 @@ def assert_types(values: Result, documented: Result) -> None:
             assert isinstance(value, bool) == (documented[name]["type"] == "bool")
 
 
-# Agents without one
+# Agents without a status socket
 
 
-def test_without_a_status_socket_it_tells_what_the_file_says(host: Host) -> None:
+def test_state_is_that_of_the_file_without_a_status_socket(host: Host) -> None:
     agent = host.start(b'{"status": "DRAIN", "maxconn": 3e2, "reason": "no disk"}')
     (instance,) = host.instances()
     assert known(instance) == known(
         {
-            "pid": there(agent),
+            "pid": pid_on_host(agent),
             "state_file": str(agent.state_file),
             "state": {"status": "DRAIN", "maxconn": 300, "reason": "no disk"},
             "answer": "DRAIN UP maxconn:300 # no disk",
@@ -257,18 +260,18 @@ def test_without_a_status_socket_it_tells_what_the_file_says(host: Host) -> None
 
 
 @pytest.mark.parametrize("content", [b'{"status": "up"}', b"", b'{"status": "UP", "reason": "#"}'])
-def test_without_a_status_socket_and_with_an_invalid_file(host: Host, content: bytes) -> None:
+def test_invalid_file_is_a_problem_without_a_status_socket(host: Host, content: bytes) -> None:
     agent = host.start(content)
     (instance,) = host.instances()
-    assert (instance["pid"], instance["state_file"]) == (there(agent), str(agent.state_file))
+    assert (instance["pid"], instance["state_file"]) == (pid_on_host(agent), str(agent.state_file))
     assert (instance["state"], instance["answer"]) == (None, None)
     assert str(agent.state_file) in instance["problem"]
 
 
-def test_without_a_status_socket_nobody_is_asked(host: Host) -> None:
-    # An agent that hangs is no problem then.
+def test_agent_without_a_status_socket_is_not_polled(host: Host) -> None:
+    # A hanging agent does not matter, because only its file is read.
     agent = host.start()
-    os.kill(here(agent), signal.SIGSTOP)
+    os.kill(outer_pid(agent), signal.SIGSTOP)
     (instance,) = host.instances(timeout=0.5)
     assert instance["answer"] == "UP"
 
@@ -276,9 +279,9 @@ def test_without_a_status_socket_nobody_is_asked(host: Host) -> None:
 # All agents of a host
 
 
-def test_all_agents_of_a_host(host: Host, tmp_path: Path) -> None:
+def test_all_agents_of_a_host_are_found(host: Host, tmp_path: Path) -> None:
     agents = {
-        there(agent): agent
+        pid_on_host(agent): agent
         for agent in [
             host.start(b'{"status": "UP"}', status_socket=tmp_path / "0.sock"),
             host.start(b'{"status": "DRAIN"}'),
@@ -298,71 +301,71 @@ def test_all_agents_of_a_host(host: Host, tmp_path: Path) -> None:
     }
 
 
-def test_host_without_agents(host: Host, agents: Agents) -> None:
-    # This one is of the tests' own host.
+def test_agents_of_other_hosts_are_not_found(host: Host, agents: Agents) -> None:
+    # This agent runs outside the simulated host.
     agents.start()
     assert host.instances() == []
 
 
-def test_agents_that_have_ended_are_none(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+def test_agent_that_has_ended_is_not_found(host: Host, tmp_path: Path, eventually: Eventually) -> None:
     path = tmp_path / "status.sock"
     agent = host.start(status_socket=path)
-    os.kill(here(agent), signal.SIGKILL)
+    os.kill(outer_pid(agent), signal.SIGKILL)
     agent.await_exit()
     assert path.exists()
-    # Its host forgets it when its parent has.
+    # The process disappears after its parent has waited for it.
     eventually(lambda: host.instances() == [], "no agent")
 
 
-def test_agent_that_ends_hides_no_other(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+def test_agent_that_ends_does_not_hide_others(host: Host, tmp_path: Path, eventually: Eventually) -> None:
     host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "status.sock")
     ended = host.start()
-    process = Path(f"/proc/{here(ended)}")
-    # Its parent does not ask for its exit status, so there is a process still.
+    process = Path(f"/proc/{outer_pid(ended)}")
+    # The process still exists because its parent, which is paused, does not wait for it.
     with ended.paused():
-        os.kill(here(ended), signal.SIGKILL)
+        os.kill(outer_pid(ended), signal.SIGKILL)
         eventually(lambda: "State:\tZ" in (process / "status").read_text(encoding="utf-8"), "a process that has ended")
         result = host.run()
     assert [instance["answer"] for instance in result["instances"]] == ["DRAIN"]
     assert "warnings" not in result
 
 
-def test_agent_of_another_user(host: Host, tmp_path: Path) -> None:
+def test_agent_of_another_user_is_found_with_a_problem(host: Host, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs another user")
     path = tmp_path / "status.sock"
     agent = host.start(status_socket=path)
-    # What he cannot look into hides nothing else.
+    # An unprivileged user still finds the agent, but cannot read its environment.
     (instance,) = host.instances(command=["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
-    assert instance["pid"] == there(agent)
+    assert instance["pid"] == pid_on_host(agent)
     assert (instance["state"], instance["state_file"], instance["status_socket"]) == (None, None, None)
-    assert f" {there(agent)} (Permission denied)" in str(instance["problem"])
+    assert f" {pid_on_host(agent)} (Permission denied)" in str(instance["problem"])
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
-def test_changes_nothing(host: Host, tmp_path: Path, check: bool) -> None:
+def test_module_changes_nothing(host: Host, tmp_path: Path, check: bool) -> None:
     content = b'{"status":"DRAIN"}'
     agent = host.start(content, status_socket=tmp_path / "status.sock")
     for _round in range(2):
         (instance,) = host.instances(check=check)
-        assert (instance["pid"], instance["answer"]) == (there(agent), "DRAIN")
+        assert (instance["pid"], instance["answer"]) == (pid_on_host(agent), "DRAIN")
         assert (instance["peers"], instance["counters"]["checks"], instance["counters"]["reloads"]) == ([], 0, 0)
     assert agent.state_file.read_bytes() == content
 
 
-def test_runs_with_each_python(host: Host, tmp_path: Path, python: str) -> None:
+def test_module_runs_with_each_python(host: Host, tmp_path: Path, python: str) -> None:
     host.start(status_socket=tmp_path / "status.sock")
     (instance,) = host.instances(python=python)
     assert instance["answer"] == "UP"
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_agent_that_hangs(host: Host, tmp_path: Path, others: int) -> None:
+def test_agent_that_hangs_does_not_hide_others(host: Host, tmp_path: Path, others: int) -> None:
     path = tmp_path / "status.sock"
     for number in range(others):
         host.start(status_socket=tmp_path / f"{number}.sock")
     agent = host.start(status_socket=path)
-    os.kill(here(agent), signal.SIGSTOP)
+    os.kill(outer_pid(agent), signal.SIGSTOP)
     started = time.monotonic()
     result = host.run(timeout=0.5)
     assert time.monotonic() - started < 15
@@ -373,10 +376,10 @@ def test_agent_that_hangs(host: Host, tmp_path: Path, others: int) -> None:
     assert told == {str(path): None, **{str(tmp_path / f"{number}.sock"): "UP" for number in range(others)}}
 
 
-def test_the_one_agent_that_is_asked_hangs(host: Host, tmp_path: Path) -> None:
+def test_error_if_the_only_selected_agent_hangs(host: Host, tmp_path: Path) -> None:
     agent = host.start(status_socket=tmp_path / "status.sock")
-    command = with_systemd(host, tmp_path, hapgent_api=("active", there(agent)))
-    os.kill(here(agent), signal.SIGSTOP)
+    command = with_systemd(host, tmp_path, hapgent_api=("active", pid_on_host(agent)))
+    os.kill(outer_pid(agent), signal.SIGSTOP)
     result = host.run(command=command, service="hapgent-api", timeout=0.5)
     assert result["failed"]
     for word in [str(agent.state_file), str(tmp_path / "status.sock"), "timed out"]:
@@ -386,7 +389,7 @@ def test_the_one_agent_that_is_asked_hangs(host: Host, tmp_path: Path) -> None:
 # The agent of one service
 
 
-def test_unknown_service(host: Host, tmp_path: Path) -> None:
+def test_error_if_the_service_is_unknown(host: Host, tmp_path: Path) -> None:
     host.start(status_socket=tmp_path / "status.sock")
     result = host.run(service=SERVICE)
     assert result["failed"]
@@ -394,18 +397,18 @@ def test_unknown_service(host: Host, tmp_path: Path) -> None:
         assert word in result["msg"]
 
 
-def test_agent_of_one_state_file(host: Host, tmp_path: Path) -> None:
+def test_agent_is_selected_by_its_state_file(host: Host, tmp_path: Path) -> None:
     host.start(status_socket=tmp_path / "other.sock")
     wanted = host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "wanted.sock")
     for named in ({}, {"service": SERVICE}):
         (instance,) = host.instances(state_file=str(wanted.state_file), **named)
-        assert (instance["pid"], instance["answer"], instance["service"]) == (there(wanted), "DRAIN", None)
+        assert (instance["pid"], instance["answer"], instance["service"]) == (pid_on_host(wanted), "DRAIN", None)
 
 
 def with_systemd(host: Host, folder: Path, **services: tuple[str, int]) -> list[str]:
-    """The command that runs another one there, as if systemd ran there with these services.
+    """The beginning of a command that runs a program on the host as if systemd ran there with these services.
 
-    Each has its state and its main process, and _ in its name for -.
+    Each service has a state and a main process. _ in its name stands for -.
     """
     command = "mount -t tmpfs host /run && mkdir -p /run/systemd/system"
     subprocess.run([*host.enter(), "sh", "-c", command], check=True)
@@ -431,17 +434,17 @@ print("\\n".join(blocks.values()) if sys.argv[-1] == "*.service" else blocks.get
     return ["env", f"PATH={systemctl.parent}:{os.environ['PATH']}"]
 
 
-def test_agent_of_one_service(host: Host, tmp_path: Path) -> None:
+def test_agent_is_selected_by_its_service(host: Host, tmp_path: Path) -> None:
     wanted = host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "wanted.sock")
     other = host.start(status_socket=tmp_path / "other.sock")
-    # It is not asked.
-    os.kill(here(other), signal.SIGSTOP)
-    command = with_systemd(host, tmp_path, hapgent_api=("active", there(wanted)))
+    # The other agent hangs, and must not be queried.
+    os.kill(outer_pid(other), signal.SIGSTOP)
+    command = with_systemd(host, tmp_path, hapgent_api=("active", pid_on_host(wanted)))
 
-    # What systemd knows counts.
+    # The service takes precedence over the state file.
     (instance,) = host.instances(command=command, service="hapgent-api", state_file=str(other.state_file))
 
-    assert (instance["pid"], instance["service"]) == (there(wanted), "hapgent-api")
+    assert (instance["pid"], instance["service"]) == (pid_on_host(wanted), "hapgent-api")
     assert (instance["answer"], instance["status_socket"]) == ("DRAIN", str(tmp_path / "wanted.sock"))
 
 
@@ -450,11 +453,11 @@ def test_agent_of_one_service(host: Host, tmp_path: Path) -> None:
     [
         ("inactive", 0, ["hapgent-api ", "(inactive)"]),
         ("failed", 0, ["(failed)", "systemctl status hapgent-api"]),
-        # The first process of that host.
+        # This is the first process of the host, which is not an agent.
         ("active", 1, [" 1 ", "hapgent-api ", " cat"]),
     ],
 )
-def test_service_without_an_agent(host: Host, tmp_path: Path, state: str, pid: int, named: list[str]) -> None:
+def test_error_if_the_service_runs_no_agent(host: Host, tmp_path: Path, state: str, pid: int, named: list[str]) -> None:
     host.start(status_socket=tmp_path / "status.sock")
     result = host.run(command=with_systemd(host, tmp_path, hapgent_api=(state, pid)), service="hapgent-api")
     assert result["failed"]
@@ -462,12 +465,16 @@ def test_service_without_an_agent(host: Host, tmp_path: Path, state: str, pid: i
         assert word in result["msg"]
 
 
-def test_unknown_service_names_those_that_run_agents(host: Host, tmp_path: Path) -> None:
-    # Another agent is no stand-in, not even the one that serves the default of state_file.
+def test_error_about_an_unknown_service_names_services_with_agents(host: Host, tmp_path: Path) -> None:
+    # No other agent is taken instead, even if it serves the default state_file.
     api, web = host.start(), host.start()
     host.start()
     command = with_systemd(
-        host, tmp_path, hapgent_api=("active", there(api)), hapgent=("active", there(web)), cron=("active", 1)
+        host,
+        tmp_path,
+        hapgent_api=("active", pid_on_host(api)),
+        hapgent=("active", pid_on_host(web)),
+        cron=("active", 1),
     )
     result = host.run(command=command, service="hapgent-ap1")
     assert result["failed"]
@@ -475,19 +482,23 @@ def test_unknown_service_names_those_that_run_agents(host: Host, tmp_path: Path)
     assert result["msg"].endswith(" hapgent, hapgent-api.")
 
 
-def test_services_of_all_agents(host: Host, tmp_path: Path) -> None:
+def test_services_of_all_agents_are_found(host: Host, tmp_path: Path) -> None:
     api, web, none = host.start(), host.start(), host.start()
     command = with_systemd(
-        host, tmp_path, hapgent_api=("active", there(api)), hapgent=("active", there(web)), cron=("active", 1)
+        host,
+        tmp_path,
+        hapgent_api=("active", pid_on_host(api)),
+        hapgent=("active", pid_on_host(web)),
+        cron=("active", 1),
     )
     found = {instance["pid"]: instance["service"] for instance in host.instances(command=command)}
-    assert found == {there(api): "hapgent-api", there(web): "hapgent", there(none): None}
+    assert found == {pid_on_host(api): "hapgent-api", pid_on_host(web): "hapgent", pid_on_host(none): None}
 
 
 def test_hapgent_state_changes_nothing_for_an_unknown_service(host: Host, tmp_path: Path) -> None:
-    # It serves the file that is named, and is another service.
+    # The agent serves the given file, but belongs to another service.
     agent = host.start(status_socket=tmp_path / "status.sock")
-    command = with_systemd(host, tmp_path, hapgent=("active", there(agent)))
+    command = with_systemd(host, tmp_path, hapgent=("active", pid_on_host(agent)))
     result = host.run(
         module=MODULE.replace("hapgent_info", "hapgent_state"),
         command=command,
@@ -504,37 +515,37 @@ def test_hapgent_state_changes_nothing_for_an_unknown_service(host: Host, tmp_pa
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", -1, 10**10])
-def test_time_that_cannot_be_waited_for(host: Host, seconds: Any) -> None:
+def test_invalid_timeout_is_refused(host: Host, seconds: Any) -> None:
     result = host.run(timeout=seconds)
     assert result["failed"]
     assert "timeout must be 0 to 86400 " in result["msg"]
 
 
-# A hostile neighbour
+# Hostile users
 
 OTHER = 65534
-# From Linux's inotify.h.
+# These constants are from Linux's inotify.h.
 IN_ACCESS, IN_OPEN = 1, 0x20
 SECRET = '{"status": "s3cret"}'
 ESCAPES = "\x1b[2J\u202e\x9b"
 
 
 class Neighbour:
-    """Another user of that host, with a folder of his own, and processes that call themselves hapgent."""
+    """Another user of the host, with their own folder and processes that are named hapgent."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._processes: list[subprocess.Popen[str]] = []
         self.folder = Path(tempfile.mkdtemp(prefix="neighbour"))
         os.chown(self.folder, OTHER, OTHER)
-        # A file of his that is an agent's.
+        # A valid state file that belongs to this user.
         self.state_file = self.folder / "state.json"
         self.state_file.write_text('{"status": "DRAIN"}', encoding="utf-8")
         os.chown(self.state_file, OTHER, OTHER)
         self.socket = self.folder / "status.sock"
 
     def start(self, state_file: Path, status_socket: Path | None = None, serves: str = "") -> None:
-        """Start a process that says that it has this file and this socket, and that runs C(serves) after."""
+        """Start a process with this state file and socket in its environment, which then runs C(serves)."""
         code = f"""
 import json, os, socket, sys, time
 with open("/proc/self/comm", "w") as comm:
@@ -581,14 +592,14 @@ def neighbour(host: Host) -> Iterator[Neighbour]:
         pytest.skip("needs another user")
     neighbour = Neighbour(host)
     yield neighbour
-    # His processes end with their host, whatever hangs in them.
+    # Processes that hang end with their host.
     host.end()
     neighbour.end()
 
 
 @contextlib.contextmanager
-def unopened(*paths: Path) -> Iterator[None]:
-    """See that nothing opens or reads these meanwhile. Source: inotify(7)."""
+def assert_not_opened(*paths: Path) -> Iterator[None]:
+    """Check that no process opens or reads these files while the context lasts. Source: inotify(7)."""
     libc = ctypes.CDLL(None)
     watch = libc.inotify_init1(os.O_NONBLOCK)
     for path in paths:
@@ -601,18 +612,18 @@ def unopened(*paths: Path) -> Iterator[None]:
         os.close(watch)
 
 
-def see_the_real_one(host: Host, real: Agent, timeout: float = 3) -> tuple[list[Result], str]:
-    """Ask all agents, see that the real one's row is right and that it took no longer than one timeout.
+def query_beside_a_real_agent(host: Host, real: Agent, timeout: float = 3) -> tuple[list[Result], str]:
+    """Query all agents, and check that the real one's row is right and that this took no longer than the timeout.
 
-    Returns the other rows, and the whole result as text.
+    Return the other rows, and the whole result as text.
     """
     started = time.monotonic()
     result = host.run(timeout=timeout)
-    # And what it takes to start a Python on a busy machine.
+    # Starting Python on a busy machine may take some seconds more.
     assert time.monotonic() - started < timeout + 10
     assert not result.get("failed"), result
     rows = {row["pid"]: row for row in result["instances"]}
-    row = rows.pop(there(real))
+    row = rows.pop(pid_on_host(real))
     assert (row["answer"], row["problem"], row["state_file"]) == ("UP", None, str(real.state_file))
     text = json.dumps(result, ensure_ascii=False)
     assert "s3cret" not in text
@@ -621,7 +632,7 @@ def see_the_real_one(host: Host, real: Agent, timeout: float = 3) -> tuple[list[
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "file", "device", "link to a FIFO", "link to a file", "hard link"])
-def test_what_a_neighbour_names_is_not_opened_with_rights_of_root(
+def test_files_that_a_neighbour_names_are_not_opened_with_the_rights_of_root(
     host: Host, tmp_path: Path, neighbour: Neighbour, kind: str
 ) -> None:
     real = host.start(status_socket=tmp_path / "status.sock")
@@ -642,10 +653,10 @@ def test_what_a_neighbour_names_is_not_opened_with_rights_of_root(
     neighbour.start(named)
     neighbour.start(neighbour.state_file, named)
 
-    with unopened(private / "fifo", private / "file"):
-        rows, text = see_the_real_one(host, real)
+    with assert_not_opened(private / "fifo", private / "file"):
+        rows, text = query_beside_a_real_agent(host, real)
 
-    # Where only the file is not his, the process still is believed, and has a problem.
+    # If only the file belongs to another user, the process still has a row, but with a problem.
     assert [row["answer"] for row in rows] == [None] * len(rows)
     assert all(row["problem"] for row in rows)
     assert "warnings" in text
@@ -653,11 +664,11 @@ def test_what_a_neighbour_names_is_not_opened_with_rights_of_root(
 
 SERVES = {
     "silence": "client = listen(); time.sleep(60)",
-    "a drip": "client = listen()\nwhile True: client.sendall(b'['); time.sleep(0.02)",
-    "no end": "client = listen()\nwhile True: client.sendall(b' ' * 65536)",
+    "byte by byte": "client = listen()\nwhile True: client.sendall(b'['); time.sleep(0.02)",
+    "endless": "client = listen()\nwhile True: client.sendall(b' ' * 65536)",
     "many digits": "client = listen(); client.sendall(b'1' * 4000000); client.close()",
-    "depth": "client = listen(); client.sendall(b'[' * 1000000); client.close()",
-    "no object": "client = listen(); client.sendall(b'[1]'); client.close()",
+    "deep nesting": "client = listen(); client.sendall(b'[' * 1000000); client.close()",
+    "not an object": "client = listen(); client.sendall(b'[1]'); client.close()",
     "escapes": f"""
 client = listen()
 bad = {ESCAPES!r}
@@ -670,10 +681,12 @@ client.close()
 
 
 @pytest.mark.parametrize("serves", SERVES)
-def test_what_a_neighbour_answers_hides_nobody(host: Host, tmp_path: Path, neighbour: Neighbour, serves: str) -> None:
+def test_status_of_a_neighbour_does_not_hide_other_agents(
+    host: Host, tmp_path: Path, neighbour: Neighbour, serves: str
+) -> None:
     real = host.start(status_socket=tmp_path / "status.sock")
     neighbour.start(neighbour.state_file, neighbour.socket, SERVES[serves])
-    ((row,), _text) = see_the_real_one(host, real)
+    ((row,), _text) = query_beside_a_real_agent(host, real)
     if serves == "escapes":
         assert (row["version"], row["since"], row["settle"]) == (r"\x1b[2J\u202e\x9b", None, None)
     else:
@@ -681,40 +694,40 @@ def test_what_a_neighbour_answers_hides_nobody(host: Host, tmp_path: Path, neigh
         assert str(neighbour.socket) in row["problem"]
 
 
-def test_many_neighbours_that_do_not_answer(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
+def test_many_silent_neighbours_do_not_hide_other_agents(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
     for number in range(20):
         neighbour.start(neighbour.state_file, neighbour.folder / f"{number}.sock", SERVES["silence"])
     real = host.start(status_socket=tmp_path / "status.sock")
-    rows, _text = see_the_real_one(host, real)
+    rows, _text = query_beside_a_real_agent(host, real)
     assert len(rows) == 20
     assert all(row["problem"] for row in rows)
 
 
-def test_neighbour_that_names_the_socket_of_another(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
+def test_socket_of_another_user_is_refused(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
     real = host.start(status_socket=tmp_path / "status.sock")
     neighbour.socket.symlink_to(tmp_path / "status.sock")
     neighbour.start(neighbour.state_file, tmp_path / "status.sock")
     neighbour.start(neighbour.state_file, neighbour.socket)
-    rows, _text = see_the_real_one(host, real)
+    rows, _text = query_beside_a_real_agent(host, real)
     assert [row["answer"] for row in rows] == [None, None]
-    # The socket is not that of the user whose process names it.
+    # The socket belongs to another user than the process.
     assert all(f" user {os.geteuid()}," in row["problem"] for row in rows)
 
 
-def test_neighbour_that_serves_the_file_of_another(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
+def test_neighbour_cannot_claim_the_file_of_another_agent(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
     real = host.start(status_socket=tmp_path / "status.sock")
     neighbour.start(real.state_file, neighbour.socket, SERVES["silence"])
-    rows, text = see_the_real_one(host, real)
+    rows, text = query_beside_a_real_agent(host, real)
     assert rows == []
-    # A warning names the process and its user.
+    # A warning names the neighbour's process and user.
     assert re.search(rf" [0-9]+ \(user {OTHER} ", text)
     (instance,) = host.instances(state_file=str(real.state_file))
-    assert instance["pid"] == there(real)
+    assert instance["pid"] == pid_on_host(real)
 
 
-def test_runs_as_ansible_runs_it(host: Host, tmp_path: Path, run_ansible: RunAnsible) -> None:
+def test_ansible_can_run_the_module(host: Host, tmp_path: Path, run_ansible: RunAnsible) -> None:
     agent = host.start(status_socket=tmp_path / "status.sock")
     result = run_ansible("hapgent_info", command=host.enter())
     (instance,) = result["instances"]
     assert not result["changed"]
-    assert (instance["pid"], instance["answer"]) == (there(agent), "UP")
+    assert (instance["pid"], instance["answer"]) == (pid_on_host(agent), "UP")

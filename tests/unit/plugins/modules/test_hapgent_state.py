@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module hapgent_state, run as Ansible runs it, against real agents."""
+"""hapgent_state changes state files and real agents as documented, and waits for load balancers."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from tests.unit.plugins.modules.conftest import RunAnsible
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.hapgent_state"
-# The folders of the collections and of Ansible, for interpreters that have neither.
+# The folders of the collections and of Ansible, for interpreters without them.
 IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
-# No systemd knows it, so the agent is found by its state file.
+# systemd does not know this service, so the agent is found by its state file.
 SERVICE = "no-service-of-this-name"
 
 Result = dict[str, Any]
@@ -44,7 +44,7 @@ TIMES = ("timeout", "wait_timeout")
 def run_module(
     *, python: str = sys.executable, check: bool = False, disk: Mapping[str, str] | None = None, **arguments: Any
 ) -> Result:
-    """What the module returns when it is called with these arguments, and with this environment of a sick disk."""
+    """Run the module with these arguments, and possibly with the environment of a hanging disk."""
     if python == sys.executable and not disk:
         return run_preloaded("hapgent_state", arguments, check=check)
     given = {"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}}
@@ -65,7 +65,7 @@ def run_module(
 
 
 def change(agent: Agent, **arguments: Any) -> Result:
-    """Have the module change this agent's state."""
+    """Run the module to change this agent's state."""
     where = {"state_file": str(agent.state_file), "service": SERVICE, "address": agent.ip, "port": agent.port}
     return run_module(**{**where, **arguments})
 
@@ -75,18 +75,18 @@ def saved(agent: Agent) -> object:
 
 
 def names_beside(agent: Agent) -> list[str]:
-    """The files in its folder, but for its memory, which it may be saving, and locks."""
+    """The files in the agent's folder, except locks and its memory, which it may be saving."""
     kept = {f"{agent.state_file.name}.{name}" for name in ("lock", "memory", "memory.lock", "memory.tmp")}
     return sorted(set(os.listdir(agent.state_file.parent)) - kept)
 
 
-def looks(path: Path) -> tuple[bytes, int, int]:
-    """What would be different if somebody had written the file."""
+def fingerprint(path: Path) -> tuple[bytes, int, int]:
+    """Values that differ after the file was written."""
     return path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def assert_nothing_changed(result: Result, *named: str) -> None:
-    """The module failed before it touched anything, and says so."""
+    """Check that the module failed before it changed anything, and that its message contains these words."""
     assert result["failed"]
     assert not result.get("changed")
     for word in [*named, "Nothing was changed"]:
@@ -99,7 +99,7 @@ def warnings(result: Result) -> str:
 
 FULL = b'{"status": "UP", "weight": 77, "maxconn": 300}'
 
-# What was in the file, what is asked for, what is in the file then, what the agent answers then.
+# The previous file content, the module's arguments, the resulting state, and the agent's answer to it.
 CHANGES: dict[str, tuple[bytes, Result, Result, str]] = {
     "status": (
         FULL,
@@ -109,8 +109,13 @@ CHANGES: dict[str, tuple[bytes, Result, Result, str]] = {
     ),
     "weight": (FULL, {"weight": 5}, {"status": "UP", "weight": 5, "maxconn": 300}, "UP 5% maxconn:300"),
     "maxconn": (FULL, {"maxconn": 5}, {"status": "UP", "weight": 77, "maxconn": 5}, "UP 77% maxconn:5"),
-    "least values": (FULL, {"weight": 0, "maxconn": 0}, {"status": "UP", "weight": 0, "maxconn": 0}, "UP 0% maxconn:0"),
-    "greatest values": (
+    "minimum values": (
+        FULL,
+        {"weight": 0, "maxconn": 0},
+        {"status": "UP", "weight": 0, "maxconn": 0},
+        "UP 0% maxconn:0",
+    ),
+    "maximum values": (
         b'{"status": "UP"}',
         {"weight": 255, "maxconn": 65535},
         {"status": "UP", "weight": 255, "maxconn": 65535},
@@ -124,13 +129,13 @@ CHANGES: dict[str, tuple[bytes, Result, Result, str]] = {
     ),
     "unset weight": (FULL, {"unset": ["weight"]}, {"status": "UP", "maxconn": 300}, "UP maxconn:300"),
     "unset both": (FULL, {"unset": ["weight", "maxconn"]}, {"status": "UP"}, "UP"),
-    "one named, one unset": (
+    "one set, one unset": (
         FULL,
         {"status": "MAINT", "weight": 100, "unset": ["maxconn"]},
         {"status": "MAINT", "weight": 100},
         "MAINT 100%",
     ),
-    "number written otherwise": (
+    "number in another notation": (
         b'{"status": "UP", "weight": 5e1}',
         {"maxconn": 9},
         {"status": "UP", "weight": 50, "maxconn": 9},
@@ -160,7 +165,7 @@ CHANGES: dict[str, tuple[bytes, Result, Result, str]] = {
         {"status": "DOWN", "maxconn": 5, "reason": "no disk"},
         "DOWN maxconn:5 # no disk",
     ),
-    "reason goes with its status": (
+    "reason is removed with its status": (
         b'{"status": "DRAIN", "weight": 5, "reason": "no disk"}',
         {"status": "UP"},
         {"status": "UP", "weight": 5},
@@ -188,7 +193,7 @@ CHANGES: dict[str, tuple[bytes, Result, Result, str]] = {
 
 
 @pytest.mark.parametrize(("content", "wanted", "after", "answer"), CHANGES.values(), ids=CHANGES)
-def test_changes_what_is_named_and_then_nothing(
+def test_only_given_fields_change_and_a_second_run_changes_nothing(
     agents: Agents, content: bytes, wanted: Result, after: Result, answer: str
 ) -> None:
     agent = agents.start(content)
@@ -204,31 +209,31 @@ def test_changes_what_is_named_and_then_nothing(
     assert saved(agent) == after
     assert names_beside(agent) == ["state.json"]
 
-    # Check mode had told all of this.
+    # Check mode must have predicted all of this.
     for key in ("changed", "before", "after", "answer", "diff"):
         assert predicted[key] == done[key]
 
-    found = looks(agent.state_file)
+    found = fingerprint(agent.state_file)
     again = change(agent, **wanted)
     assert (again["changed"], again["before"], again["after"], again["answer"]) == (False, after, after, answer)
     assert again["diff"]["before"] == again["diff"]["after"]
-    assert looks(agent.state_file) == found
+    assert fingerprint(agent.state_file) == found
 
 
-def test_drains_with_each_python(agents: Agents, python: str) -> None:
+def test_module_runs_with_each_python(agents: Agents, python: str) -> None:
     agent = agents.start(FULL)
     assert change(agent, python=python, status="DRAIN")["answer"] == "DRAIN 77% maxconn:300"
     assert agent.ask() == b"DRAIN 77% maxconn:300\n"
 
 
 @pytest.mark.parametrize("status", _state.STATUSES)
-def test_sets_each_status(agents: Agents, status: str) -> None:
+def test_each_status_can_be_set(agents: Agents, status: str) -> None:
     agent = agents.start(b'{"status": "%s"}' % (b"DOWN" if status == "UP" else b"UP"))
     assert change(agent, status=status)["changed"]
     assert agent.ask() == f"{status}\n".encode()
 
 
-def test_names_nothing_and_changes_nothing(agents: Agents) -> None:
+def test_no_arguments_change_nothing(agents: Agents) -> None:
     agent = agents.start(FULL)
     result = change(agent)
     assert not result["changed"]
@@ -236,7 +241,7 @@ def test_names_nothing_and_changes_nothing(agents: Agents) -> None:
 
 
 @pytest.mark.parametrize(("reason", "text"), [(4.2, "4.2"), (2026, "2026"), ("4.10", "4.10"), (True, "True")])
-def test_a_reason_that_is_a_number_is_taken_as_text(agents: Agents, reason: object, text: str) -> None:
+def test_reason_may_be_a_number(agents: Agents, reason: object, text: str) -> None:
     agent = agents.start()
     first = change(agent, status="DRAIN", reason=reason)
     assert (first["after"], warnings(first)) == ({"status": "DRAIN", "reason": text}, "[]")
@@ -245,15 +250,15 @@ def test_a_reason_that_is_a_number_is_taken_as_text(agents: Agents, reason: obje
     assert (result["kept"], result["changed"]) == (False, True)
 
 
-def test_unsets_what_is_not_set(agents: Agents) -> None:
+def test_unset_of_missing_fields_changes_nothing(agents: Agents) -> None:
     assert not change(agents.start(), unset=["weight", "maxconn", "reason"])["changed"]
 
 
-def test_warns_that_haproxy_keeps_maxconn(agents: Agents) -> None:
+def test_unset_maxconn_causes_a_warning(agents: Agents) -> None:
     agent = agents.start(FULL)
     for check in (True, False):
         assert "HAProxy keeps maxconn 300" in warnings(change(agent, check=check, unset=["maxconn"]))
-    # Not for ever.
+    # The warning appears only if maxconn was set.
     assert warnings(change(agent, unset=["maxconn"])) == "[]"
 
 
@@ -267,11 +272,11 @@ def test_warns_that_haproxy_keeps_maxconn(agents: Agents) -> None:
         {"weight": 300, "unset": ["maxconn"]},
     ],
 )
-def test_warns_of_nothing_else(agents: Agents, arguments: Result) -> None:
+def test_other_changes_cause_no_warning(agents: Agents, arguments: Result) -> None:
     assert warnings(change(agents.start(FULL), **arguments)) == "[]"
 
 
-def test_shows_the_difference(agents: Agents) -> None:
+def test_diff_shows_file_and_answer(agents: Agents) -> None:
     agent = agents.start(b'{"weight": 50, "status": "UP"}')
     assert change(agent, status="DRAIN")["diff"] == {
         "before_header": str(agent.state_file),
@@ -281,15 +286,15 @@ def test_shows_the_difference(agents: Agents) -> None:
     }
 
 
-def test_agent_with_an_ipv6_address(agents: Agents) -> None:
+def test_agent_may_have_an_ipv6_address(agents: Agents) -> None:
     agent = agents.start(ip="::1")
     assert change(agent, status="DRAIN")["answer"] == "DRAIN"
 
 
-# The file
+# State file
 
 
-def test_keeps_mode_and_owner(agents: Agents) -> None:
+def test_change_keeps_mode_and_owner(agents: Agents) -> None:
     agent = agents.start()
     agent.state_file.chmod(0o640)
     if os.geteuid() == 0:
@@ -303,7 +308,7 @@ def test_keeps_mode_and_owner(agents: Agents) -> None:
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
 
-def test_a_link_is_refused(agents: Agents, tmp_path: Path) -> None:
+def test_link_to_a_state_file_is_refused(agents: Agents, tmp_path: Path) -> None:
     target, link = tmp_path / "target.json", tmp_path / "link.json"
     agent = agents.start(state_file=target)
     link.symlink_to(target)
@@ -311,7 +316,7 @@ def test_a_link_is_refused(agents: Agents, tmp_path: Path) -> None:
     assert saved(agent) == {"status": "UP"}
 
 
-def test_replaces_what_a_killed_run_left(agents: Agents, tmp_path: Path) -> None:
+def test_leftover_temporary_file_is_replaced(agents: Agents, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(b"not to be touched")
     agent = agents.start()
@@ -331,7 +336,7 @@ def test_replaces_what_a_killed_run_left(agents: Agents, tmp_path: Path) -> None
     ],
 )
 @pytest.mark.parametrize("notify", [True, False])
-def test_file_that_is_invalid(agents: Agents, content: bytes | None, named: list[str], notify: bool) -> None:
+def test_invalid_file_is_an_error(agents: Agents, content: bytes | None, named: list[str], notify: bool) -> None:
     agent = agents.start(content)
     result = change(agent, status="UP", notify=notify)
     assert_nothing_changed(result, str(agent.state_file), "state_file", *named)
@@ -339,7 +344,7 @@ def test_file_that_is_invalid(agents: Agents, content: bytes | None, named: list
     assert (agent.state_file.read_bytes() if agent.state_file.exists() else None) == content
 
 
-def test_file_that_cannot_be_written(agents: Agents) -> None:
+def test_error_if_the_file_cannot_be_written(agents: Agents) -> None:
     agent = agents.start()
     # Permissions would not stop root, who may run these tests.
     agent.state_file.with_name("state.json.tmp").mkdir()
@@ -349,7 +354,7 @@ def test_file_that_cannot_be_written(agents: Agents) -> None:
     assert agent.ask() == b"UP\n"
 
 
-# The module, where folders cannot be synced.
+# Runs the module on a simulated disk where folders cannot be synced.
 SYNCS_NO_FOLDER = f"""
 import errno, os, stat
 from {MODULE} import main
@@ -363,7 +368,7 @@ main()
 """
 
 
-def test_file_whose_folder_cannot_be_synced(new_file: Path) -> None:
+def test_failed_sync_of_the_folder_is_reported_as_a_change(new_file: Path) -> None:
     new_file.write_bytes(b'{"status": "UP"}')
     given = {"ANSIBLE_MODULE_ARGS": {"state_file": str(new_file), "status": "DRAIN", "notify": False}}
     done = subprocess.run(
@@ -376,7 +381,7 @@ def test_file_whose_folder_cannot_be_synced(new_file: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, IMPORTS))},
     )
     result = json.loads(done.stdout)
-    # The file is another one, so a run that fails must not deny it.
+    # The file has been replaced, so the failed run must report the change.
     assert result["failed"]
     assert (result["changed"], result["before"], result["after"]) == (True, {"status": "UP"}, {"status": "DRAIN"})
     assert json.loads(new_file.read_bytes()) == {"status": "DRAIN"}
@@ -385,7 +390,7 @@ def test_file_whose_folder_cannot_be_synced(new_file: Path) -> None:
     assert "Input/output error" in result["msg"]
 
 
-# A new file
+# Option create
 
 
 @pytest.fixture
@@ -398,12 +403,12 @@ def create(path: Path, **arguments: Any) -> Result:
     return run_module(state_file=str(path), create=True, notify=False, **arguments)
 
 
-def test_creates_the_file_and_then_leaves_it_as_it_is(new_file: Path) -> None:
+def test_create_makes_the_file_once(new_file: Path) -> None:
     wanted = {"status": "MAINT", "weight": 5, "maxconn": 7, "reason": "not installed yet"}
 
     predicted = create(new_file, check=True, **wanted)
     assert os.listdir(new_file.parent) == []
-    # Nobody's umask decides who can read it.
+    # The umask must not affect the file's mode.
     before = os.umask(0o077)
     try:
         done = create(new_file, **wanted)
@@ -415,29 +420,29 @@ def test_creates_the_file_and_then_leaves_it_as_it_is(new_file: Path) -> None:
     for key in ("changed", "kept", "before", "after", "diff"):
         assert predicted[key] == done[key]
 
-    found = looks(new_file)
+    found = fingerprint(new_file)
     for check in (True, False):
         again = create(new_file, check=check, status="UP", weight=9)
         assert (again["changed"], again["kept"], again["before"], again["after"]) == (False, True, wanted, wanted)
-        assert looks(new_file) == found
+        assert fingerprint(new_file) == found
 
 
-def test_creates_no_folder(tmp_path: Path) -> None:
+def test_create_makes_no_folder(tmp_path: Path) -> None:
     file = tmp_path / "missing" / "state.json"
     assert_nothing_changed(create(file, status="UP"), f"{file}: ", f" {file.parent} ")
-    # In check mode, nothing that a run before would have made is there.
+    # In check mode, earlier tasks have not created the folder either.
     predicted = create(file, check=True, status="UP")
     assert (predicted["changed"], predicted["before"], predicted["after"]) == (True, {}, {"status": "UP"})
     assert os.listdir(tmp_path) == []
 
 
-def test_creates_no_file_without_being_asked(new_file: Path) -> None:
+def test_missing_file_is_an_error_without_create(new_file: Path) -> None:
     result = run_module(state_file=str(new_file), notify=False, status="UP")
     assert_nothing_changed(result, f"{new_file} ", "state_file", "create")
     assert not new_file.exists()
 
 
-def test_creates_the_file_that_a_running_agent_has_lost(agents: Agents) -> None:
+def test_create_restores_the_file_of_a_running_agent(agents: Agents) -> None:
     agent = agents.start()
     agent.state_file.unlink()
     agent.send(signal.SIGHUP)
@@ -447,24 +452,24 @@ def test_creates_the_file_that_a_running_agent_has_lost(agents: Agents) -> None:
     assert agent.ask() == b"MAINT\n"
 
 
-def test_does_not_replace_an_invalid_file(new_file: Path) -> None:
+def test_create_does_not_replace_an_invalid_file(new_file: Path) -> None:
     new_file.write_bytes(b"{}")
     assert_nothing_changed(create(new_file, status="UP"), str(new_file), "status", "UP, DOWN, READY")
     assert new_file.read_bytes() == b"{}"
 
 
-def test_two_runs_at_once_create_one_file(new_file: Path) -> None:
+def test_only_one_of_simultaneous_runs_creates_the_file(new_file: Path) -> None:
     with ThreadPoolExecutor() as runs:
         results = list(runs.map(lambda weight: create(new_file, status="UP", weight=weight), range(4)))
     made = [result["after"] for result in results if result["changed"]]
     assert made == [json.loads(new_file.read_bytes())]
 
 
-# Only if
+# Option only_if
 
 
 DRAINED = b'{"status": "DRAIN", "reason": "disk"}'
-# What is in the file, only_if, and whether the state is kept.
+# The file content, the option only_if, and whether the state is kept.
 ONLY_IF: dict[str, tuple[bytes, Result, bool]] = {
     "this status": (FULL, {"status": ["UP", "READY"]}, False),
     "another status": (DRAINED, {"status": ["UP", "READY"]}, True),
@@ -475,14 +480,14 @@ ONLY_IF: dict[str, tuple[bytes, Result, bool]] = {
     "a reason instead of none": (DRAINED, {"reason": ""}, True),
     "none instead of a reason": (FULL, {"reason": "disk"}, True),
     "both": (DRAINED, {"status": ["DRAIN"], "reason": "disk"}, False),
-    "the status alone": (DRAINED, {"status": ["DRAIN"], "reason": "release"}, True),
-    "the reason alone": (DRAINED, {"status": ["MAINT"], "reason": "disk"}, True),
+    "only the status": (DRAINED, {"status": ["DRAIN"], "reason": "release"}, True),
+    "only the reason": (DRAINED, {"status": ["MAINT"], "reason": "disk"}, True),
     "nothing": (DRAINED, {}, False),
 }
 
 
 @pytest.mark.parametrize(("content", "only_if", "kept"), ONLY_IF.values(), ids=ONLY_IF)
-def test_changes_only_if(agents: Agents, content: bytes, only_if: Result, kept: bool) -> None:
+def test_state_is_kept_if_only_if_does_not_match(agents: Agents, content: bytes, only_if: Result, kept: bool) -> None:
     agent = agents.start(content)
     before, answer = saved(agent), agent.ask()
     predicted = change(agent, check=True, status="DOWN", reason="mine", only_if=only_if)
@@ -495,9 +500,9 @@ def test_changes_only_if(agents: Agents, content: bytes, only_if: Result, kept: 
     assert (agent.ask() == answer) == kept
 
 
-def test_what_is_kept_is_told_and_waited_for(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_kept_state_is_loaded_and_waited_for(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
-    # The agent has not read it yet.
+    # The agent has not read this state yet.
     agent.write_state(DRAINED)
     with polled(agent, eventually, {FAST: 0.1}) as balancers:
         result = change(agent, status="UP", only_if={"reason": "release"}, wait=True)
@@ -532,7 +537,7 @@ def test_what_is_kept_is_told_and_waited_for(agents: Agents, tmp_path: Path, eve
         ({"port": 65536}, ["port", "65536"]),
     ],
 )
-def test_argument_out_of_its_range(agents: Agents, arguments: Result, named: list[str]) -> None:
+def test_argument_out_of_range_is_refused(agents: Agents, arguments: Result, named: list[str]) -> None:
     agent = agents.start(FULL)
     status = {} if "create" in arguments else {"status": "DRAIN"}
     result = change(agent, **status, **arguments)
@@ -541,8 +546,8 @@ def test_argument_out_of_its_range(agents: Agents, arguments: Result, named: lis
     assert agent.ask() == b"UP 77% maxconn:300\n"
 
 
-def test_port_out_of_its_range_is_no_other_port(agents: Agents) -> None:
-    # The system takes the port modulo 65536.
+def test_port_out_of_range_is_not_taken_modulo_65536(agents: Agents) -> None:
+    # The system itself takes the port modulo 65536.
     agent = agents.start(FULL)
     port = agent.port + 65536
     assert_nothing_changed(change(agent, status="DRAIN", port=port), "port", str(port))
@@ -566,7 +571,7 @@ def test_port_out_of_its_range_is_no_other_port(agents: Agents) -> None:
         ({"state": "UP"}, ["state", "Supported parameters"]),
     ],
 )
-def test_argument_that_ansible_refuses(agents: Agents, arguments: Result, named: list[str]) -> None:
+def test_arguments_that_ansible_refuses(agents: Agents, arguments: Result, named: list[str]) -> None:
     agent = agents.start(FULL)
     result = change(agent, **arguments)
     assert result["failed"]
@@ -575,11 +580,11 @@ def test_argument_that_ansible_refuses(agents: Agents, arguments: Result, named:
     assert agent.state_file.read_bytes() == FULL
 
 
-# The agent
+# Agents
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
-def test_agent_that_does_not_run(agents: Agents, check: bool) -> None:
+def test_error_if_the_agent_does_not_run(agents: Agents, check: bool) -> None:
     agent = agents.start(FULL)
     agent.kill()
     result = change(agent, check=check, status="DRAIN")
@@ -587,18 +592,18 @@ def test_agent_that_does_not_run(agents: Agents, check: bool) -> None:
     assert agent.state_file.read_bytes() == FULL
 
 
-def test_agent_that_listens_elsewhere(agents: Agents) -> None:
+def test_error_if_the_agent_does_not_listen_on_the_port(agents: Agents) -> None:
     agent = agents.start(FULL)
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
         result = change(agent, status="DRAIN", port=port)
     assert_nothing_changed(result, "127.0.0.1", str(port))
     assert agent.state_file.read_bytes() == FULL
     assert agent.ask() == b"UP 77% maxconn:300\n"
 
 
-def test_agent_that_hangs(agents: Agents) -> None:
+def test_error_if_the_agent_hangs(agents: Agents) -> None:
     agent = agents.start(FULL)
     with agent.paused():
         result = change(agent, status="DRAIN", timeout=0.5)
@@ -606,14 +611,14 @@ def test_agent_that_hangs(agents: Agents) -> None:
     assert agent.state_file.read_bytes() == FULL
 
 
-def test_agent_of_another_file_answers(agents: Agents) -> None:
+def test_error_if_another_agent_answers_on_the_port(agents: Agents) -> None:
     agent = agents.start()
     other = agents.start(b'{"status": "MAINT"}')
 
     result = change(agent, status="DRAIN", port=other.port, timeout=3)
 
     assert result["failed"]
-    # What was changed, and what was not.
+    # The file was changed, but the agent on the port does not have the new state.
     assert result["changed"]
     assert (result["before"], result["after"]) == ({"status": "UP"}, {"status": "DRAIN"})
     assert result["answer"] == "MAINT"
@@ -624,8 +629,8 @@ def test_agent_of_another_file_answers(agents: Agents) -> None:
     assert other.ask() == b"MAINT\n"
 
 
-def test_agent_that_dies_of_the_reload(agents: Agents) -> None:
-    # It answers the first question, and no more.
+def test_error_if_the_agent_ends_at_the_reload(agents: Agents) -> None:
+    # The listener answers only the first poll.
     agent = agents.start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -646,7 +651,7 @@ def test_agent_that_dies_of_the_reload(agents: Agents) -> None:
     assert saved(agent) == {"status": "DRAIN"}
 
 
-def test_two_agents_for_one_file(agents: Agents) -> None:
+def test_error_if_two_agents_serve_the_file(agents: Agents) -> None:
     first = agents.start(FULL)
     second = agents.start(FULL, state_file=first.state_file)
     assert_nothing_changed(change(first, status="DRAIN"), str(first.state_file), str(first.pid), str(second.pid))
@@ -656,13 +661,13 @@ def test_two_agents_for_one_file(agents: Agents) -> None:
 def test_other_agents_are_left_alone(agents: Agents) -> None:
     agent = agents.start()
     other = agents.start()
-    # Were it told to read its file, it would answer this.
+    # A reload would make the other agent answer MAINT.
     other.write_state(b'{"status": "MAINT"}')
     assert change(agent, status="DRAIN")["answer"] == "DRAIN"
     assert other.ask() == b"UP\n"
 
 
-# Reload alone
+# Agents whose state differs from their file
 
 
 def edit(agent: Agent) -> str:
@@ -671,18 +676,18 @@ def edit(agent: Agent) -> str:
 
 
 def forget(agent: Agent) -> str:
-    """The agent has changed its state and could not save it."""
+    """Make the agent's state differ from its file, as if the agent had failed to save it."""
     agent.reload(b'{"status": "MAINT"}', b"MAINT\n")
     agent.write_state(b'{"status": "UP"}')
     return "UP"
 
 
 @pytest.mark.parametrize("drift", [edit, forget])
-def test_agent_that_answers_something_else_than_its_file_says(agents: Agents, drift: Callable[[Agent], str]) -> None:
+def test_agent_is_reloaded_if_its_answer_differs_from_its_file(agents: Agents, drift: Callable[[Agent], str]) -> None:
     agent = agents.start()
     status = drift(agent)
     answer_before = agent.ask().decode().strip()
-    found = looks(agent.state_file)
+    found = fingerprint(agent.state_file)
 
     predicted = change(agent, check=True, status=status)
     assert (predicted["changed"], predicted["answer"]) == (True, status)
@@ -694,7 +699,7 @@ def test_agent_that_answers_something_else_than_its_file_says(agents: Agents, dr
     assert f"agent answers: {answer_before}" in done["diff"]["before"]
     assert f"agent answers: {status}" in done["diff"]["after"]
     assert agent.ask() == f"{status}\n".encode()
-    assert looks(agent.state_file) == found
+    assert fingerprint(agent.state_file) == found
 
     assert not change(agent, status=status)["changed"]
 
@@ -706,7 +711,7 @@ def test_agent_that_answers_something_else_than_its_file_says(agents: Agents, dr
         ({"status": "DRAIN", "weight": 100, "maxconn": 5}, {"status": "DRAIN", "maxconn": 5}),
     ],
 )
-def test_weight_that_was_edited_away_and_looks_like_the_configured_one(
+def test_agent_is_reloaded_if_weight_100_was_removed_from_its_file(
     agents: Agents, told: Result, edited: Result
 ) -> None:
     agent = agents.start(json.dumps(told).encode())
@@ -717,17 +722,17 @@ def test_weight_that_was_edited_away_and_looks_like_the_configured_one(
     assert not change(agent, status=edited["status"])["changed"]
 
 
-def test_file_written_otherwise_is_left_as_it_is(agents: Agents) -> None:
+def test_equal_file_in_another_notation_is_not_written(agents: Agents) -> None:
     content = b'{"maxconn":1e2,"weight":5.0,   "status":"UP"}'
     agent = agents.start(content)
     assert not change(agent, status="UP", weight=5, maxconn=100)["changed"]
     assert agent.state_file.read_bytes() == content
 
 
-# The file alone
+# Option notify
 
 
-def test_without_notify_it_writes_the_file_only(agents: Agents) -> None:
+def test_without_notify_only_the_file_changes(agents: Agents) -> None:
     agent = agents.start()
     result = change(agent, status="DRAIN", notify=False)
     assert (result["changed"], result["after"]) == (True, {"status": "DRAIN"})
@@ -738,7 +743,7 @@ def test_without_notify_it_writes_the_file_only(agents: Agents) -> None:
     assert not change(agent, status="DRAIN", notify=False)["changed"]
 
 
-def test_without_notify_it_needs_no_agent(agents: Agents) -> None:
+def test_without_notify_no_agent_is_needed(agents: Agents) -> None:
     agent = agents.start()
     agent.kill()
     assert change(agent, status="DRAIN", notify=False)["changed"]
@@ -746,7 +751,7 @@ def test_without_notify_it_needs_no_agent(agents: Agents) -> None:
     assert not change(agent, status="DRAIN", notify=False, check=True)["changed"]
 
 
-def test_runs_as_ansible_runs_it(agents: Agents, run_ansible: RunAnsible) -> None:
+def test_ansible_can_run_the_module(agents: Agents, run_ansible: RunAnsible) -> None:
     agent = agents.start(FULL)
     arguments = {
         "status": "DRAIN",
@@ -758,35 +763,35 @@ def test_runs_as_ansible_runs_it(agents: Agents, run_ansible: RunAnsible) -> Non
     assert agent.ask() == b"DRAIN 77% maxconn:300\n"
 
 
-def test_two_runs_at_once_lose_none_of_their_changes(agents: Agents) -> None:
+def test_simultaneous_runs_lose_no_changes(agents: Agents) -> None:
     agent = agents.start()
     with ThreadPoolExecutor() as runs:
         for number in range(5):
             weight = runs.submit(change, agent, weight=number)
             maxconn = runs.submit(change, agent, maxconn=number)
-            # The one that comes second may find the other's answer, but both find theirs in the end.
+            # The agent's answer may contain only one of the changes at first, but in the end it contains both.
             assert weight.result().get("changed")
             assert maxconn.result().get("changed")
             assert saved(agent) == {"status": "UP", "weight": number, "maxconn": number}
 
 
-def test_does_not_wait_for_another_run_for_ever(agents: Agents) -> None:
+def test_waiting_for_the_lock_ends_at_the_timeout(agents: Agents) -> None:
     agent = agents.start(FULL)
     assert change(agent, weight=77, maxconn=301)["changed"]
     before = agent.state_file.read_bytes()
     with locked(agent.state_file.with_name("state.json.lock")):
         result = change(agent, status="DRAIN", timeout=3)
-    # It says who holds the lock.
+    # The message names the process that holds the lock.
     assert_nothing_changed(result, "state.json.lock", str(os.getpid()))
     assert agent.state_file.read_bytes() == before
     assert change(agent, status="DRAIN")["changed"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR2, "DOWN"), (signal.SIGUSR1, "UP")])
-def test_signal_while_a_change_is_saved(
+def test_signal_during_a_change_loses_neither_change(
     agents: Agents, disk: HangingDisk, eventually: Eventually, number: signal.Signals, status: str
 ) -> None:
-    """The agent answers at once, and saves after the module: neither takes the other's change away."""
+    """The agent sends the signal's status at once, and saves it after the module has saved its change."""
     agent = agents.start(b'{"status": "MAINT"}')
     disk.hang()
     with ThreadPoolExecutor() as pool:
@@ -800,7 +805,9 @@ def test_signal_while_a_change_is_saved(
     agent.await_answer(f"{status} 50%\n".encode())
 
 
-def test_what_somebody_else_changed_is_not_claimed(agents: Agents, disk: HangingDisk, eventually: Eventually) -> None:
+def test_change_by_another_process_is_not_reported_as_own(
+    agents: Agents, disk: HangingDisk, eventually: Eventually
+) -> None:
     agent = agents.start()
     new = agent.state_file.with_name("state.json.tmp")
     disk.hang()
@@ -814,7 +821,7 @@ def test_what_somebody_else_changed_is_not_claimed(agents: Agents, disk: Hanging
     assert saved(agent) == {"status": "MAINT"}
 
 
-def test_a_lock_on_the_folder_is_in_nobodys_way(agents: Agents) -> None:
+def test_lock_on_the_folder_has_no_effect(agents: Agents) -> None:
     agent = agents.start(FULL)
     with locked(agent.state_file.parent):
         assert change(agent, status="DRAIN", timeout=5)["changed"]
@@ -832,12 +839,12 @@ def locked(path: Path) -> Iterator[None]:
 
 # Agents that settle, and agents with a status socket
 
-# Never over while a test runs.
+# Longer than any test takes.
 LONG = 3600
 
 
 def start_with_status(agents: Agents, tmp_path: Path, state: bytes = b'{"status": "UP"}', **options: Any) -> Agent:
-    """An agent that tells its status, settles, and was not asked yet."""
+    """Start an agent that has a status socket, settles, and was not polled yet."""
     agent = agents.start(
         state,
         state_file=tmp_path / "state.json",
@@ -850,7 +857,7 @@ def start_with_status(agents: Agents, tmp_path: Path, state: bytes = b'{"status"
 
 
 def start_without_status(agents: Agents, _tmp_path: Path, state: bytes = b'{"status": "UP"}') -> Agent:
-    """An agent that settles."""
+    """Start an agent that settles but has no status socket."""
     return agents.start(state, environment={"HAPGENT_SETTLE": str(LONG)})
 
 
@@ -870,7 +877,7 @@ with_and_without_status = pytest.mark.parametrize(
     "start", [start_with_status, start_without_status], ids=["status socket", "no status socket"]
 )
 
-# What is asked for, what is answered then, and what a load balancer is told for a while.
+# The arguments, the resulting answer, and the response to load balancers while the agent settles.
 WHILE_IT_SETTLES: list[tuple[Result, str, str]] = [
     ({"status": "DRAIN", "reason": "no disk"}, "DRAIN UP # no disk", "DRAIN UP # no disk"),
     ({"status": "UP"}, "UP", "UP READY"),
@@ -881,7 +888,7 @@ WHILE_IT_SETTLES: list[tuple[Result, str, str]] = [
 
 
 @with_and_without_status
-def test_changes_what_is_named_and_then_nothing_while_the_agent_settles(
+def test_second_run_changes_nothing_while_the_agent_settles(
     agents: Agents, tmp_path: Path, start: Callable[..., Agent]
 ) -> None:
     agent = start(agents, tmp_path)
@@ -900,7 +907,7 @@ def test_changes_what_is_named_and_then_nothing_while_the_agent_settles(
 
 
 @with_and_without_status
-def test_agent_that_settles_answers_something_else_than_its_file_says(
+def test_settling_agent_is_reloaded_if_its_answer_differs_from_its_file(
     agents: Agents, tmp_path: Path, start: Callable[..., Agent]
 ) -> None:
     agent = start(agents, tmp_path, b'{"status": "DRAIN"}')
@@ -919,12 +926,10 @@ def test_agent_that_settles_answers_something_else_than_its_file_says(
     assert not change(agent, status="DOWN")["changed"]
 
 
-def test_who_asks_on_the_status_socket_is_no_load_balancer(
-    agents: Agents, tmp_path: Path, eventually: Eventually
-) -> None:
+def test_module_is_not_taken_for_a_load_balancer(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.1}):
-        # Whatever the port is, nobody is asked there.
+        # With a status socket, the module never polls the port.
         assert change(agent, status="DRAIN", port=1, address="192.0.2.1")["answer"] == "DRAIN"
         assert change(agent, status="UP", port=1, wait=True)["answer"] == "UP"
         assert not change(agent, status="UP", port=1)["changed"]
@@ -932,7 +937,7 @@ def test_who_asks_on_the_status_socket_is_no_load_balancer(
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
-def test_agent_with_a_status_socket_that_hangs(agents: Agents, tmp_path: Path, check: bool) -> None:
+def test_error_if_the_agent_with_a_status_socket_hangs(agents: Agents, tmp_path: Path, check: bool) -> None:
     agent = start_with_status(agents, tmp_path, FULL)
     with agent.paused():
         result = change(agent, check=check, status="DRAIN", timeout=0.5)
@@ -941,7 +946,7 @@ def test_agent_with_a_status_socket_that_hangs(agents: Agents, tmp_path: Path, c
 
 
 def start_without_room_for_status(agents: Agents, path: Path) -> Agent:
-    """An agent that could not make its status socket there."""
+    """Start an agent that cannot create its status socket at this path."""
     agent = agents.start(FULL, environment={"HAPGENT_SOCKET": str(path)})
     agent.await_log("HAPGENT_SOCKET")
     return agent
@@ -950,7 +955,7 @@ def start_without_room_for_status(agents: Agents, path: Path) -> Agent:
 @pytest.mark.parametrize(
     "name", ["none/status.sock", "file", "x" * 120], ids=["no folder", "a file is there", "too long a path"]
 )
-def test_agent_that_could_not_make_its_status_socket(agents: Agents, tmp_path: Path, name: str) -> None:
+def test_error_if_the_agent_could_not_create_its_status_socket(agents: Agents, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     (tmp_path / "file").write_bytes(b"")
     agent = start_without_room_for_status(agents, path)
@@ -960,7 +965,7 @@ def test_agent_that_could_not_make_its_status_socket(agents: Agents, tmp_path: P
     assert agent.state_file.read_bytes() == FULL
 
 
-def test_does_not_wait_without_the_status_socket_that_the_agent_could_not_make(agents: Agents, tmp_path: Path) -> None:
+def test_wait_fails_if_the_agent_could_not_create_its_status_socket(agents: Agents, tmp_path: Path) -> None:
     path = tmp_path / "none" / "status.sock"
     agent = start_without_room_for_status(agents, path)
     result = change(agent, status="DRAIN", wait=True, timeout=0.5)
@@ -970,40 +975,40 @@ def test_does_not_wait_without_the_status_socket_that_the_agent_could_not_make(a
 
 # Waiting for load balancers
 
-# They ask often, seldom, or not at all. The agent listens on 127.0.0.1, and nobody asks from there.
-FAST, SLOW, NOBODY = "127.0.0.2", "127.0.0.3", "127.0.0.9"
+# The addresses of load balancers that poll often, rarely, or never. The agent itself listens on 127.0.0.1.
+FAST, SLOW, UNKNOWN = "127.0.0.2", "127.0.0.3", "127.0.0.9"
 
 
-def ask_from(agent: Agent, address: str) -> bytes:
+def poll_from(agent: Agent, address: str) -> bytes:
     with socket.create_connection((agent.ip, agent.port), 15, source_address=(address, 0)) as client:
         return agent.read_to_end(client)
 
 
 class LoadBalancer:
-    """Asks the agent from an address of its own, every so many seconds, until it is stopped."""
+    """Polls the agent from its own address at this interval until it is stopped."""
 
     def __init__(self, agent: Agent, address: str, inter: float) -> None:
         self.address = address
         self.told: list[bytes] = []
-        self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._ask_on, args=(agent, inter))
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._poll, args=(agent, inter))
         self._thread.start()
 
     def stop(self) -> None:
-        self._enough.set()
+        self._stopped.set()
         self._thread.join()
 
-    def _ask_on(self, agent: Agent, inter: float) -> None:
-        while not self._enough.is_set():
-            # It may be about to start.
+    def _poll(self, agent: Agent, inter: float) -> None:
+        while not self._stopped.is_set():
+            # The agent may still be starting.
             with contextlib.suppress(ConnectionError):
-                self.told.append(ask_from(agent, self.address))
-            self._enough.wait(inter)
+                self.told.append(poll_from(agent, self.address))
+            self._stopped.wait(inter)
 
 
 @contextlib.contextmanager
 def polled(agent: Agent, eventually: Eventually, inters: dict[str, float]) -> Iterator[dict[str, LoadBalancer]]:
-    """Have load balancers with these addresses and intervals ask the agent, which has noticed that they do."""
+    """Let load balancers with these addresses and intervals poll the agent, and wait until it reports them."""
     balancers = {address: LoadBalancer(agent, address, inter) for address, inter in inters.items()}
     try:
         eventually(
@@ -1016,12 +1021,12 @@ def polled(agent: Agent, eventually: Eventually, inters: dict[str, float]) -> It
 
 
 class Relay:
-    """Between whoever asks for the status and the agent: sees each status first, and may make another one of it."""
+    """Stands between a client and the agent's status socket, and lets a function inspect or change each status."""
 
-    def __init__(self, agent: Agent, see: Callable[[Relay, dict[str, Any]], None]) -> None:
+    def __init__(self, agent: Agent, inspect: Callable[[Relay, dict[str, Any]], None]) -> None:
         path = agent.state_file.with_name("status.sock")
         self._behind = path.rename(path.with_name("behind.sock"))
-        self._see = see
+        self._inspect = inspect
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -1029,8 +1034,8 @@ class Relay:
         self._thread.start()
 
     def close(self) -> None:
-        """From now on, nobody listens there."""
-        # Closing alone would not wake the thread.
+        """Stop listening on the socket."""
+        # Closing the socket alone would not wake the thread.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -1047,15 +1052,15 @@ class Relay:
                 return
             with reader:
                 status = json.loads(read_status(self._behind))
-                self._see(self, status)
-                # The one who asks may have gone.
+                self._inspect(self, status)
+                # The client may have closed the connection.
                 with contextlib.suppress(BrokenPipeError):
                     reader.sendall(json.dumps(status).encode())
 
 
 @contextlib.contextmanager
-def relayed(agent: Agent, see: Callable[[Relay, dict[str, Any]], None]) -> Iterator[None]:
-    relay = Relay(agent, see)
+def relayed(agent: Agent, inspect: Callable[[Relay, dict[str, Any]], None]) -> Iterator[None]:
+    relay = Relay(agent, inspect)
     try:
         yield
     finally:
@@ -1063,20 +1068,20 @@ def relayed(agent: Agent, see: Callable[[Relay, dict[str, Any]], None]) -> Itera
 
 
 def hold_until_told(eventually: Eventually, *balancers: LoadBalancer) -> Callable[[Relay, dict[str, Any]], None]:
-    """Hold back the first status after the change until these were told it.
+    """Hold back the first status after the change until these load balancers have received the change.
 
-    The module's time to wait begins after that, and these do not run out of it on a machine that is slow.
+    The module starts to wait after that, so the load balancers cannot be too late on a slow machine.
     """
 
-    def see(_relay: Relay, status: dict[str, Any]) -> None:
+    def inspect(_relay: Relay, status: dict[str, Any]) -> None:
         if status["answer"] == "DRAIN":
             eventually(lambda: all(balancer.told[-1] == b"DRAIN UP\n" for balancer in balancers), "all were told")
 
-    return see
+    return inspect
 
 
 def assert_not_told(result: Result, agent: Agent, *named: str) -> None:
-    """The module failed after it had made a change that not all load balancers have, and says so."""
+    """Check that the module failed because not all load balancers received its change, and its message."""
     assert result["failed"]
     assert result["changed"]
     assert (result["before"], result["after"]) == ({"status": "UP"}, {"status": "DRAIN"})
@@ -1086,10 +1091,10 @@ def assert_not_told(result: Result, agent: Agent, *named: str) -> None:
         assert word in result["msg"]
 
 
-def test_waits_until_all_that_poll_were_told(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_wait_includes_all_load_balancers_that_poll(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
-    # Asked once, long ago for all that the agent knows: it is not waited for.
-    ask_from(agent, NOBODY)
+    # A load balancer that polled only once is not waited for.
+    poll_from(agent, UNKNOWN)
     with polled(agent, eventually, {FAST: 0.3, SLOW: 1.5}) as balancers:
         result = change(agent, status="DRAIN", wait=True)
     assert (result["changed"], result["answer"]) == (True, "DRAIN")
@@ -1099,11 +1104,11 @@ def test_waits_until_all_that_poll_were_told(agents: Agents, tmp_path: Path, eve
         assert balancer.told[-1] == b"DRAIN UP\n"
 
 
-# Whom to wait for, and who is told to have it.
-THESE: dict[str, tuple[object, list[list[str]]]] = {
+# The option wait_for, and the possible values of seen_by.
+WAIT_FOR: dict[str, tuple[object, list[list[str]]]] = {
     "a number": (2, [[FAST, SLOW]]),
     "the number of a key=value argument": ("2", [[FAST, SLOW]]),
-    # Whichever they are.
+    # Any of the load balancers may be the first.
     "fewer than there are": (1, [[FAST], [SLOW], [FAST, SLOW]]),
     "one address": ([SLOW], [[SLOW]]),
     "addresses, in their order": ([SLOW, FAST], [[SLOW, FAST]]),
@@ -1112,8 +1117,8 @@ THESE: dict[str, tuple[object, list[list[str]]]] = {
 }
 
 
-@pytest.mark.parametrize(("wait_for", "seen_by"), THESE.values(), ids=THESE)
-def test_waits_for_these(
+@pytest.mark.parametrize(("wait_for", "seen_by"), WAIT_FOR.values(), ids=WAIT_FOR)
+def test_wait_for_selects_the_load_balancers(
     agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, seen_by: list[list[str]]
 ) -> None:
     agent = start_with_status(agents, tmp_path)
@@ -1126,7 +1131,7 @@ def test_waits_for_these(
         assert balancers[address].told[-1] == b"DRAIN UP\n"
 
 
-def test_waits_for_an_ipv6_address_however_it_is_written(
+def test_wait_for_accepts_any_notation_of_an_ipv6_address(
     agents: Agents, tmp_path: Path, eventually: Eventually
 ) -> None:
     agent = start_with_status(agents, tmp_path, ip="::1")
@@ -1135,7 +1140,7 @@ def test_waits_for_an_ipv6_address_however_it_is_written(
     assert result["seen_by"] == ["::1"]
 
 
-def test_waits_as_ansible_runs_it(
+def test_ansible_can_pass_wait_for_as_text(
     agents: Agents, tmp_path: Path, eventually: Eventually, run_ansible: RunAnsible
 ) -> None:
     agent = start_with_status(agents, tmp_path)
@@ -1145,8 +1150,8 @@ def test_waits_as_ansible_runs_it(
     assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
 
 
-@pytest.mark.parametrize("forgets", [False, True], ids=["", "and is forgotten"])
-def test_one_that_falls_silent_during_the_change_is_waited_for(
+@pytest.mark.parametrize("forgets", [False, True], ids=["", "forgotten"])
+def test_load_balancer_that_stops_polling_during_the_change_is_waited_for(
     agents: Agents, tmp_path: Path, eventually: Eventually, forgets: bool
 ) -> None:
     agent = start_with_status(agents, tmp_path)
@@ -1154,10 +1159,10 @@ def test_one_that_falls_silent_during_the_change_is_waited_for(
         hold = hold_until_told(eventually, balancers[FAST])
 
         def stop(relay: Relay, status: dict[str, Any]) -> None:
-            # The module learns that it polls, and then it does no more.
+            # The load balancer stops after the module has read that it polls.
             balancers[SLOW].stop()
             if status["answer"] == "DRAIN":
-                # The agent itself would count on it for ten seconds more.
+                # The agent would report for ten more seconds that it polls.
                 for peer in status["peers"]:
                     peer["polls"] = peer["address"] != SLOW
                 if forgets:
@@ -1171,14 +1176,14 @@ def test_one_that_falls_silent_during_the_change_is_waited_for(
     assert set(balancers[SLOW].told) == {b"UP\n"}
 
 
-def test_nobody_polls(agents: Agents, tmp_path: Path) -> None:
+def test_error_if_no_load_balancer_polls(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     result = change(agent, status="DRAIN", wait=True, wait_timeout=0.5)
     assert_not_told(result, agent, "no load balancer ", " 0.5 s", "agent-check", "agent-port", "firewall")
     assert (result["seen_by"], result["not_seen_by"]) == ([], [])
 
 
-def test_all_that_poll_are_left_out(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_error_if_all_load_balancers_are_excluded(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.1}):
         result = change(agent, status="DRAIN", wait=True, wait_except=[FAST], wait_timeout=0.5)
@@ -1187,7 +1192,7 @@ def test_all_that_poll_are_left_out(agents: Agents, tmp_path: Path, eventually: 
 
 
 @pytest.mark.parametrize("address", ["x" * 64, ".example"])
-def test_address_that_is_no_name(agents: Agents, address: str) -> None:
+def test_invalid_host_name_as_address_is_an_error(agents: Agents, address: str) -> None:
     agent = agents.start()
     result = change(agent, status="DRAIN", address=address)
     assert result["failed"]
@@ -1198,11 +1203,11 @@ def test_address_that_is_no_name(agents: Agents, address: str) -> None:
     ("wait_for", "named"),
     [
         (3, [" 2 of 3 ", " 1 s"]),
-        ([FAST, NOBODY], [f": {NOBODY} (never seen).", " 1 s"]),
-        (f"{NOBODY},{SLOW},198.51.100.11", [f": {NOBODY} (never seen), 198.51.100.11 (never seen).", " 1 s"]),
+        ([FAST, UNKNOWN], [f": {UNKNOWN} (never seen).", " 1 s"]),
+        (f"{UNKNOWN},{SLOW},198.51.100.11", [f": {UNKNOWN} (never seen), 198.51.100.11 (never seen).", " 1 s"]),
     ],
 )
-def test_not_all_are_told(
+def test_error_if_not_all_load_balancers_receive_the_change(
     agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, named: list[str]
 ) -> None:
     agent = start_with_status(agents, tmp_path)
@@ -1214,27 +1219,27 @@ def test_not_all_are_told(
     assert_not_told(result, agent, *named)
     listed = str(wait_for)
     assert result["seen_by"] == [address for address in (FAST, SLOW) if wait_for == 3 or address in listed]
-    assert result["not_seen_by"] == [address for address in (NOBODY, "198.51.100.11") if address in listed]
+    assert result["not_seen_by"] == [address for address in (UNKNOWN, "198.51.100.11") if address in listed]
 
 
-def test_tells_who_was_not_told_although_the_agent_is_slow(agents: Agents, tmp_path: Path) -> None:
+def test_missing_load_balancers_are_named_even_if_the_agent_is_slow(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
-    # The time to wait is over while the module asks for the last time.
+    # The timeout ends while the module reads the status for the last time.
     with relayed(agent, lambda _relay, _status: time.sleep(0.2)):
-        result = change(agent, status="DRAIN", wait=True, wait_for=[NOBODY], wait_timeout=0.5)
-    assert_not_told(result, agent, f": {NOBODY} (never seen).", " 0.5 s")
+        result = change(agent, status="DRAIN", wait=True, wait_for=[UNKNOWN], wait_timeout=0.5)
+    assert_not_told(result, agent, f": {UNKNOWN} (never seen).", " 0.5 s")
 
 
-def test_an_address_that_was_seen_before_and_is_silent(agents: Agents, tmp_path: Path) -> None:
+def test_time_of_the_last_poll_is_named(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
-    ask_from(agent, NOBODY)
-    result = change(agent, status="DRAIN", wait=True, wait_for=[NOBODY], wait_timeout=0.5)
-    assert_not_told(result, agent, f": {NOBODY} (last seen ", " 0.5 s")
+    poll_from(agent, UNKNOWN)
+    result = change(agent, status="DRAIN", wait=True, wait_for=[UNKNOWN], wait_timeout=0.5)
+    assert_not_told(result, agent, f": {UNKNOWN} (last seen ", " 0.5 s")
 
 
-def test_waits_although_nothing_is_to_be_changed(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_wait_works_even_if_nothing_changes(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
-    # The run before has failed, or did not wait.
+    # An earlier run may have failed, or may not have waited.
     assert change(agent, status="DRAIN", wait=True, wait_timeout=0.2)["failed"]
     with polled(agent, eventually, {FAST: 0.2, SLOW: 0.4}):
         result = change(agent, status="DRAIN", wait=True)
@@ -1242,7 +1247,7 @@ def test_waits_although_nothing_is_to_be_changed(agents: Agents, tmp_path: Path,
     assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
 
 
-def test_nobody_polls_and_nothing_is_to_be_changed(agents: Agents, tmp_path: Path) -> None:
+def test_error_if_no_load_balancer_polls_and_nothing_changes(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     result = change(agent, status="UP", wait=True, wait_timeout=0.5)
     assert result["failed"]
@@ -1251,7 +1256,7 @@ def test_nobody_polls_and_nothing_is_to_be_changed(agents: Agents, tmp_path: Pat
         assert word in result["msg"]
 
 
-def test_waits_when_only_the_agent_is_told(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_wait_works_if_only_the_agent_is_reloaded(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     agent.write_state(b'{"status": "DRAIN"}')
     with polled(agent, eventually, {FAST: 0.1}) as balancers:
@@ -1269,7 +1274,7 @@ def test_check_mode_does_not_wait(agents: Agents, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
-def test_does_not_wait_without_a_status_socket(agents: Agents, check: bool) -> None:
+def test_wait_fails_without_a_status_socket(agents: Agents, check: bool) -> None:
     agent = agents.start(FULL)
     result = change(agent, check=check, status="DRAIN", wait=True)
     assert_nothing_changed(result, "wait ", str(agent.pid), "HAPGENT_SOCKET")
@@ -1286,11 +1291,11 @@ def test_does_not_wait_without_a_status_socket(agents: Agents, check: bool) -> N
         ({"wait": True, "wait_for": "9" * 5000}, ["wait_for ", "'9999", "1 to 1024"]),
         ({"wait": True, "wait_for": []}, ["wait_for ", "[]", "1 to 1024"]),
         ({"wait": True, "wait_for": [FAST, "lb1"]}, ["wait_for ", "('lb1' "]),
-        # It is wrong before somebody waits.
+        # wait_for is checked even if wait is not set.
         ({"wait_for": -1}, ["wait_for ", " -1"]),
     ],
 )
-def test_argument_that_nobody_can_wait_with(
+def test_invalid_arguments_for_waiting_are_refused(
     agents: Agents, tmp_path: Path, arguments: Result, named: list[str]
 ) -> None:
     agent = start_with_status(agents, tmp_path, FULL)
@@ -1299,14 +1304,12 @@ def test_argument_that_nobody_can_wait_with(
     assert status(agent)["answer"] == "UP 77% maxconn:300"
 
 
-def test_somebody_changes_the_state_while_somebody_waits(
-    agents: Agents, tmp_path: Path, eventually: Eventually
-) -> None:
+def test_wait_fails_if_another_run_changes_the_status(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     with ThreadPoolExecutor() as runs:
-        run = runs.submit(change, agent, status="DRAIN", wait=True, wait_for=[NOBODY], wait_timeout=30)
+        run = runs.submit(change, agent, status="DRAIN", wait=True, wait_for=[UNKNOWN], wait_timeout=30)
         eventually(lambda: bool(status(agent)["answer"] == "DRAIN"), "DRAIN")
-        # Whoever waits is in nobody's way.
+        # A run that waits does not block other runs.
         assert change(agent, status="UP")["changed"]
         result = run.result()
     assert result["failed"]
@@ -1315,7 +1318,9 @@ def test_somebody_changes_the_state_while_somebody_waits(
     assert (result["answer"], result["after"]) == ("UP", {"status": "UP"})
 
 
-def test_another_change_that_leaves_this_one_as_it_is(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_wait_continues_if_another_run_changes_another_field(
+    agents: Agents, tmp_path: Path, eventually: Eventually
+) -> None:
     agent = start_with_status(agents, tmp_path)
     with ThreadPoolExecutor() as runs:
         run = runs.submit(change, agent, status="DRAIN", wait=True, wait_for=[FAST], wait_timeout=30)
@@ -1329,13 +1334,13 @@ def test_another_change_that_leaves_this_one_as_it_is(agents: Agents, tmp_path: 
     assert b"5%" in balancers[FAST].told[-1].split()
 
 
-def test_an_agent_that_fails_while_somebody_waits_reports_why(agents: Agents, tmp_path: Path) -> None:
+def test_wait_reports_why_the_agent_sends_fail(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     answers: list[str] = []
 
     def fail(_relay: Relay, status: dict[str, Any]) -> None:
         answers.append(status["answer"])
-        # After the first time, with which the module sees that the agent has read the file.
+        # The first status after the change shows the module that the agent has read the file.
         if answers.count("DRAIN") > 1:
             status.update(state={"status": "FAIL"}, answer="FAIL", state_file_ok=False, last_error="no \x1b[31mdisk")
 
@@ -1346,7 +1351,7 @@ def test_an_agent_that_fails_while_somebody_waits_reports_why(agents: Agents, tm
     assert "no \\x1b[31mdisk" in result["msg"]
 
 
-def test_status_socket_of_another_agent(agents: Agents, tmp_path: Path) -> None:
+def test_status_socket_of_another_agent_is_refused(agents: Agents, tmp_path: Path) -> None:
     other = start_with_status(agents, tmp_path)
     agent = agents.start(environment={"HAPGENT_SOCKET": str(tmp_path / "status.sock")})
     result = change(agent, status="DRAIN")
@@ -1354,11 +1359,11 @@ def test_status_socket_of_another_agent(agents: Agents, tmp_path: Path) -> None:
     assert (saved(agent), saved(other)) == ({"status": "UP"}, {"status": "UP"})
 
 
-def test_agent_that_dies_while_somebody_waits(agents: Agents, tmp_path: Path) -> None:
+def test_error_if_the_agent_ends_while_the_module_waits(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
 
     def kill(relay: Relay, status: dict[str, Any]) -> None:
-        # The module learns that the agent tells the state, and nothing after that.
+        # The module reads that the agent has the state, and nothing after that.
         if status["answer"] == "DRAIN":
             agent.kill()
             relay.close()
@@ -1368,7 +1373,7 @@ def test_agent_that_dies_while_somebody_waits(agents: Agents, tmp_path: Path) ->
     assert_not_told(result, agent, "unknown", str(tmp_path / "status.sock"))
 
 
-def test_agent_that_starts_again_while_somebody_waits(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_wait_continues_if_the_agent_restarts(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     with ThreadPoolExecutor() as runs:
         run = runs.submit(change, agent, status="DRAIN", wait=True, wait_for=[FAST], wait_timeout=30)
@@ -1380,6 +1385,6 @@ def test_agent_that_starts_again_while_somebody_waits(agents: Agents, tmp_path: 
             port=agent.port,
             environment={"HAPGENT_SOCKET": str(tmp_path / "status.sock"), "HAPGENT_SETTLE": str(LONG)},
         )
-        assert ask_from(again, FAST).split()[0] == b"DRAIN"
+        assert poll_from(again, FAST).split()[0] == b"DRAIN"
         result = run.result()
     assert (result["changed"], result["seen_by"], result["not_seen_by"]) == (True, [FAST], [])

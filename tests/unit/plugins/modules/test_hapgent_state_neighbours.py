@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module hapgent_state, run by root, beside users who would like to have the rights of root."""
+"""hapgent_state, run by root, gives other users of the host no way to gain root's rights or to block it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ import ansible
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
 
-# CI runs as root: nobody else could give rights away.
+# Only root can give up its rights. CI runs as root.
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can lose the rights of root")
 
-# The agent's user, and one who has nothing to do with it. Neither has a name, so that nothing else is theirs.
+# The agent's user and an unrelated user. Neither has a name, so they own nothing else.
 OWNER, OTHER = 60123, 60124
-# All of this user's processes are stopped, also those of tests that run at the same time.
+# All processes of this user are stopped, so no other test may use it.
 STOPPED = 60125
-# A user who can read no more than everybody else needs a Python that everybody can read.
+# These users can run only a Python that all users can read.
 PYTHON = os.path.realpath(sys.executable)
 IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
 
-# What would be shown of a file that is no state.
+# This content would appear in an error message about an invalid state.
 SECRET = "root-only-" * 6
 STATE = b'{"status": "UP", "weight": 77}'
 RUNS = 60
 
-# Runs the module so often with these arguments, each in a process of its own, and prints the results.
+# Runs the module this many times with these arguments, each time in a new process, and prints the results.
 RUN_MODULE = """
 import json, os, sys
 from ansible.module_utils import basic
@@ -52,7 +52,7 @@ for number in range(int(sys.argv[1])):
     os.waitpid(pid, 0)
 """
 
-# Puts one thing after the other in place of the file, of what is beside it, and of its folder, until it is killed.
+# Replaces the file, the files beside it and its folder by links, pipes, folders and files until it is killed.
 ATTACK = """
 import contextlib, itertools, os, shutil, sys
 
@@ -99,7 +99,7 @@ for count, (put, name) in enumerate(itertools.cycle(itertools.product(puts, name
         print("attacking", flush=True)
 """
 
-# Locks what is there, as far as it can be opened, until its input ends.
+# Locks these files and folders if it can open them, until its input ends.
 LOCK = """
 import fcntl, os, sys
 for path in sys.argv[1:]:
@@ -112,7 +112,7 @@ sys.stdout.flush()
 sys.stdin.read()
 """
 
-# Stops all other processes of its user, until it is killed.
+# Stops all other processes of its user until it is killed.
 STOP = """
 import contextlib, os, signal
 print("stopping", flush=True)
@@ -125,8 +125,8 @@ while True:
 """
 
 
-class House:
-    """A folder of the agent's user in one of root's, and files of root's beside it."""
+class Folders:
+    """A folder of the agent's user inside a folder of root, with files of root beside it."""
 
     def __init__(self, base: Path) -> None:
         base.chmod(0o755)
@@ -143,7 +143,7 @@ class House:
         self.file = self.inner / "state.json"
         self.file.write_bytes(STATE)
         os.chown(self.file, OWNER, OWNER)
-        # As if the kernel let everybody make hard links to everything: fs.protected_hardlinks may be off.
+        # If fs.protected_hardlinks is off, users can create hard links to any file.
         os.link(self.secret, self.aside / "hard")
 
     @staticmethod
@@ -153,7 +153,7 @@ class House:
         return path
 
     def of_root(self) -> dict[str, tuple[Any, ...]]:
-        """All that would be different if something of root's had been changed."""
+        """Values that differ after a file or folder of root was changed."""
         found = {}
         for path in [self.roots, *sorted(self.roots.rglob("*"))]:
             status = path.lstat()
@@ -170,15 +170,15 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    # Not below pytest's folder, which only its user can enter.
+def folders() -> Iterator[Folders]:
+    # Only the user who runs pytest can enter pytest's own folder.
     base = Path(tempfile.mkdtemp(dir="/tmp"))
-    yield House(base)
+    yield Folders(base)
     shutil.rmtree(base)
 
 
 def run_module(file: Path, runs: int = 1, **arguments: Any) -> list[dict[str, Any]]:
-    """What the module returns, run by root so often."""
+    """Run the module as root this many times, and return its results."""
     given = json.dumps({"state_file": str(file), "notify": False, "timeout": 5, **arguments})
     done = subprocess.run(
         [sys.executable, "-c", RUN_MODULE, str(runs), given],
@@ -209,25 +209,27 @@ def as_user(user: int, code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-# What the agent's user puts in place of what.
-TRAPS: dict[str, Callable[[House], object]] = {
-    "the file is a link to a secret": lambda house: replace(house.file).symlink_to(house.secret),
-    "the file is a link to a state of root": lambda house: replace(house.file).symlink_to(house.roots / "state.json"),
-    "the file is a link to what waits": lambda house: replace(house.file).symlink_to("/proc/kmsg"),
-    "the file is a secret": lambda house: (house.aside / "hard").rename(house.file),
-    "the file is a pipe": lambda house: os.mkfifo(replace(house.file)),
-    "the file is a folder": lambda house: replace(house.file).mkdir(),
-    "the folder is a link": lambda house: replace(house.inner).symlink_to(house.roots),
-    "the folder is a link to nothing": lambda house: replace(house.inner).symlink_to(house.roots / "new"),
+# What the agent's user does to the file or its folder.
+TRAPS: dict[str, Callable[[Folders], object]] = {
+    "the file is a link to a secret": lambda folders: replace(folders.file).symlink_to(folders.secret),
+    "the file is a link to a state of root": lambda folders: replace(folders.file).symlink_to(
+        folders.roots / "state.json"
+    ),
+    "the file is a link to a device that blocks": lambda folders: replace(folders.file).symlink_to("/proc/kmsg"),
+    "the file is a secret": lambda folders: (folders.aside / "hard").rename(folders.file),
+    "the file is a pipe": lambda folders: os.mkfifo(replace(folders.file)),
+    "the file is a folder": lambda folders: replace(folders.file).mkdir(),
+    "the folder is a link": lambda folders: replace(folders.inner).symlink_to(folders.roots),
+    "the folder is a link to nothing": lambda folders: replace(folders.inner).symlink_to(folders.roots / "new"),
 }
 
-# For these, it does not matter whether there is a file.
-LOCK_TRAPS: dict[str, Callable[[House], object]] = {
-    "the lock is a link to a secret": lambda house: beside(house, ".lock").symlink_to(house.secret),
-    "the lock is a link to nothing": lambda house: beside(house, ".lock").symlink_to(house.roots / "new"),
-    "the lock is a secret": lambda house: (house.aside / "hard").rename(beside(house, ".lock")),
-    "the lock is a pipe": lambda house: os.mkfifo(beside(house, ".lock")),
-    "the lock is a folder": lambda house: beside(house, ".lock").mkdir(),
+# What the agent's user does to the lock, with or without a state file.
+LOCK_TRAPS: dict[str, Callable[[Folders], object]] = {
+    "the lock is a link to a secret": lambda folders: beside(folders, ".lock").symlink_to(folders.secret),
+    "the lock is a link to nothing": lambda folders: beside(folders, ".lock").symlink_to(folders.roots / "new"),
+    "the lock is a secret": lambda folders: (folders.aside / "hard").rename(beside(folders, ".lock")),
+    "the lock is a pipe": lambda folders: os.mkfifo(beside(folders, ".lock")),
+    "the lock is a folder": lambda folders: beside(folders, ".lock").mkdir(),
 }
 
 
@@ -239,102 +241,104 @@ def replace(path: Path) -> Path:
     return path
 
 
-def beside(house: House, suffix: str) -> Path:
-    return house.file.with_name(house.file.name + suffix)
+def beside(folders: Folders, suffix: str) -> Path:
+    return folders.file.with_name(folders.file.name + suffix)
 
 
 @pytest.mark.parametrize("create", [False, True], ids=["", "create"])
 @pytest.mark.parametrize("trap", TRAPS.values(), ids=TRAPS)
-def test_a_trap_is_an_error(house: House, trap: Callable[[House], object], create: bool) -> None:
-    trap(house)
-    assert_refused(house, create)
+def test_trap_is_an_error(folders: Folders, trap: Callable[[Folders], object], create: bool) -> None:
+    trap(folders)
+    assert_refused(folders, create)
 
 
 @pytest.mark.parametrize("create", [False, True], ids=["", "create"])
 @pytest.mark.parametrize("trap", LOCK_TRAPS.values(), ids=LOCK_TRAPS)
-def test_a_trap_instead_of_the_lock_is_an_error(house: House, trap: Callable[[House], object], create: bool) -> None:
+def test_trap_instead_of_the_lock_is_an_error(
+    folders: Folders, trap: Callable[[Folders], object], create: bool
+) -> None:
     if create:
-        house.file.unlink()
-    trap(house)
-    assert_refused(house, create)
+        folders.file.unlink()
+    trap(folders)
+    assert_refused(folders, create)
 
 
-def assert_refused(house: House, create: bool) -> None:
-    before = house.of_root()
-    [result] = run_module(house.file, status="DRAIN", create=create)
+def assert_refused(folders: Folders, create: bool) -> None:
+    before = folders.of_root()
+    [result] = run_module(folders.file, status="DRAIN", create=create)
     assert result["failed"]
     assert "Nothing was changed" in result["msg"]
-    assert house.of_root() == before
+    assert folders.of_root() == before
 
 
-def test_what_a_link_in_place_of_the_temporary_file_leads_to_is_not_touched(house: House) -> None:
-    beside(house, ".tmp").symlink_to(house.secret)
-    before = house.of_root()
-    [result] = run_module(house.file, status="DRAIN")
+def test_link_instead_of_the_temporary_file_is_not_followed(folders: Folders) -> None:
+    beside(folders, ".tmp").symlink_to(folders.secret)
+    before = folders.of_root()
+    [result] = run_module(folders.file, status="DRAIN")
     assert result["changed"]
-    assert house.of_root() == before
+    assert folders.of_root() == before
 
 
-def test_the_file_and_what_is_beside_it_belong_to_the_owner_of_the_folder(house: House) -> None:
-    [result] = run_module(house.file, status="DRAIN")
+def test_new_files_belong_to_the_owner_of_the_folder(folders: Folders) -> None:
+    [result] = run_module(folders.file, status="DRAIN")
     assert result["changed"]
-    replace(house.file)
-    [result] = run_module(house.file, status="DRAIN", create=True)
+    replace(folders.file)
+    [result] = run_module(folders.file, status="DRAIN", create=True)
     assert result["changed"]
-    assert {path.name: path.stat().st_uid for path in house.inner.iterdir()} == {
+    assert {path.name: path.stat().st_uid for path in folders.inner.iterdir()} == {
         "state.json": OWNER,
         "state.json.lock": OWNER,
     }
 
 
-def test_the_agents_user_swaps_everything_while_root_works(house: House) -> None:
-    before = house.of_root()
-    attack = as_user(OWNER, ATTACK, str(house.inner), str(house.roots), str(house.aside))
+def test_files_of_root_are_safe_while_the_agents_user_replaces_its_own(folders: Folders) -> None:
+    before = folders.of_root()
+    attack = as_user(OWNER, ATTACK, str(folders.inner), str(folders.roots), str(folders.aside))
     try:
         assert attack.stdout
         assert attack.stdout.readline() == "attacking\n"
-        results = run_module(house.file, RUNS, status="DRAIN")
-        results += run_module(house.file, RUNS, status="DRAIN", create=True)
+        results = run_module(folders.file, RUNS, status="DRAIN")
+        results += run_module(folders.file, RUNS, status="DRAIN", create=True)
         assert attack.poll() is None
     finally:
         attack.kill()
         attack.communicate()
-    assert house.of_root() == before
-    # None has asked for more than it may, and none has crashed.
+    assert folders.of_root() == before
+    # Every run has ended with a regular result and without a crash.
     assert all("msg" in result if result.get("failed") else "changed" in result for result in results)
 
 
-def test_another_user_locks_all_that_can_be_opened(house: House) -> None:
-    run_module(house.file, status="UP")
-    lock = beside(house, ".lock")
-    paths = [str(path) for path in (house.outer, house.inner, house.file, lock)]
+def test_another_user_cannot_block_the_module_with_locks(folders: Folders) -> None:
+    run_module(folders.file, status="UP")
+    lock = beside(folders, ".lock")
+    paths = [str(path) for path in (folders.outer, folders.inner, folders.file, lock)]
     neighbour = as_user(OTHER, LOCK, *paths)
     try:
         assert neighbour.stdout
-        said = [neighbour.stdout.readline() for _path in paths]
-        assert said == [*(f"locked {path}\n" for path in paths[:3]), f"not permitted {lock}\n"]
-        [result] = run_module(house.file, status="DRAIN", timeout=1)
+        output = [neighbour.stdout.readline() for _path in paths]
+        assert output == [*(f"locked {path}\n" for path in paths[:3]), f"not permitted {lock}\n"]
+        [result] = run_module(folders.file, status="DRAIN", timeout=1)
         assert result["changed"]
     finally:
         neighbour.kill()
         neighbour.communicate()
 
 
-def test_the_agents_user_stops_what_works_for_root(house: House) -> None:
-    for folder in (house.outer, house.inner):
+def test_module_ends_if_the_agents_user_stops_its_process(folders: Folders) -> None:
+    for folder in (folders.outer, folders.inner):
         os.chown(folder, STOPPED, STOPPED)
-    run_module(house.file, status="UP")
-    before = house.file.read_bytes()
-    # While it waits for the lock, there is time to stop it.
-    lock = as_user(STOPPED, LOCK, str(beside(house, ".lock")))
+    run_module(folders.file, status="UP")
+    before = folders.file.read_bytes()
+    # The held lock gives the attack time to stop the module's process.
+    lock = as_user(STOPPED, LOCK, str(beside(folders, ".lock")))
     assert lock.stdout
-    assert lock.stdout.readline() == f"locked {beside(house, '.lock')}\n"
+    assert lock.stdout.readline() == f"locked {beside(folders, '.lock')}\n"
     attack = as_user(STOPPED, STOP)
     try:
-        [result] = run_module(house.file, status="DRAIN", timeout=3)
+        [result] = run_module(folders.file, status="DRAIN", timeout=3)
     finally:
         for process in (attack, lock):
             process.kill()
             process.communicate()
     assert result["failed"]
-    assert house.file.read_bytes() == before
+    assert folders.file.read_bytes() == before

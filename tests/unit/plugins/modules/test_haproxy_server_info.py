@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The module haproxy_server_info, run as Ansible runs it, against a real HAProxy."""
+"""haproxy_server_info reads servers from a real HAProxy, waits for their statuses, and reports useless agent checks."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from tests.unit.plugins.modules.conftest import RunAnsible
 
 MODULE = "ansible_collections.hapgent.agent.plugins.modules.haproxy_server_info"
-# The folders of the collections and of Ansible, for interpreters that have neither.
+# The folders of the collections and of Ansible, for interpreters without them.
 IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
 CACHE = Path(__file__).parents[4] / ".cache" / "haproxy"
-# What tests/tools/install got, or else what the machine has.
+# tests/tools/install downloads HAProxy; without it, the tests use the one of the machine.
 HAPROXY = str(CACHE / "usr/sbin/haproxy") if CACHE.exists() else shutil.which("haproxy") or "haproxy"
 LIBRARIES = os.pathsep.join(str(folder) for folder in CACHE.glob("usr/lib/*-linux-gnu*"))
 PATIENCE_SECONDS = 15.0
@@ -53,7 +53,7 @@ def command_of(python: str, arguments: Result, check: bool = False) -> tuple[lis
 def run_module(
     *, python: str = sys.executable, check: bool = False, as_nobody: bool = False, **arguments: Any
 ) -> Result:
-    """What the module returns when it is called with these arguments."""
+    """Run the module with these arguments and return its result."""
     if python == sys.executable and not as_nobody:
         result: Result = run_preloaded("haproxy_server_info", arguments, check=check)
         assert not result.get("changed")
@@ -89,7 +89,7 @@ def warnings(result: Result) -> str:
 
 
 class Waiting:
-    """The module while it waits."""
+    """The module running in the background while it waits."""
 
     def __init__(self, arguments: Result) -> None:
         command, self._given, environment = command_of(sys.executable, arguments)
@@ -100,8 +100,8 @@ class Waiting:
         self._process.stdin.close()
         self._process.stdin = None
 
-    def still(self, seconds: float = 1.5) -> bool:
-        """Whether it goes on waiting."""
+    def still_waits(self, seconds: float = 1.5) -> bool:
+        """Whether the module still waits after this time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         return self._process.poll() is None
@@ -118,7 +118,7 @@ class Waiting:
 
 
 class LineAgent(socketserver.ThreadingTCPServer):
-    """Answers every check with the same line."""
+    """An agent that responds to every check with the same line."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -162,7 +162,7 @@ class ServiceHandler(socketserver.BaseRequestHandler):
 
 
 class LoadBalancer:
-    """A real HAProxy in front of one service, with the stats socket and the stats page that a test wants."""
+    """A real HAProxy in front of one service, with a stats socket and a stats page."""
 
     def __init__(self, folder: Path, free_port: FreePort) -> None:
         self.folder = folder
@@ -183,7 +183,7 @@ class LoadBalancer:
         return agent
 
     def backend(self, name: str, *lines: str) -> None:
-        """A backend with a frontend. In its lines, SERVICE is the address of the service."""
+        """Add a backend and its frontend. In the lines, SERVICE stands for the address of the service."""
         self.ports[name] = self._free_port()
         self._sections += [
             f"frontend to_{name}",
@@ -202,7 +202,7 @@ class LoadBalancer:
             "global",
             f"    stats socket {self.socket} mode 600 level admin",
             f"    stats socket {self.tcp} level admin",
-            # As with systemd's reload, sessions go on in the old process.
+            # After a reload, sessions continue in the old process, but not for ever.
             "    hard-stop-after 60s",
             "defaults",
             "    mode tcp",
@@ -235,7 +235,7 @@ class LoadBalancer:
 
     def _answers(self) -> bool:
         try:
-            return "Uptime" in self.tell("show info")
+            return "Uptime" in self.send("show info")
         except OSError:
             return False
 
@@ -246,7 +246,7 @@ class LoadBalancer:
             self._process = None
 
     def reload(self) -> None:
-        """As systemctl reload does it."""
+        """Reload HAProxy as systemctl reload does."""
         assert self._process
         self._process.send_signal(signal.SIGUSR2)
 
@@ -258,7 +258,7 @@ class LoadBalancer:
         self.stop()
         self._stack.close()
 
-    def tell(self, command: str) -> str:
+    def send(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE_SECONDS)
             connection.connect(str(self.socket))
@@ -266,31 +266,31 @@ class LoadBalancer:
             return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
 
     def session(self, backend: str) -> socket.socket:
-        """A session that lasts until it is closed, and that has reached the service."""
+        """Open a session to the service, which lasts until it is closed."""
         client = socket.create_connection(("127.0.0.1", self.ports[backend]), PATIENCE_SECONDS)
         self._stack.callback(client.close)
         client.sendall(b"hello")
         assert client.recv(64) == b"hello"
         return client
 
-    def look(self, **arguments: Any) -> Result:
+    def run_module(self, **arguments: Any) -> Result:
         return run_module(socket=str(self.socket), **arguments)
 
     def servers(self, **arguments: Any) -> dict[str, Result]:
-        """The servers as the module tells them, by backend/server."""
-        result = self.look(**arguments)
+        """The servers that the module returns, by backend/server."""
+        result = self.run_module(**arguments)
         assert not result.get("failed"), result
         return {f"{server['backend']}/{server['server']}": server for server in result["servers"]}
 
     def await_status(self, eventually: Eventually, **statuses: str) -> None:
-        """Wait until servers of the backend web are so. Asked without the module."""
+        """Wait until servers of the backend web have these statuses, without using the module."""
 
-        def are_so() -> bool:
-            lines = [line.split(",") for line in self.tell("show stat").splitlines()]
+        def have_statuses() -> bool:
+            lines = [line.split(",") for line in self.send("show stat").splitlines()]
             found = {line[1]: line[17] for line in lines if line[0] == "web"}
             return statuses.items() <= found.items()
 
-        eventually(are_so, f"{statuses}")
+        eventually(have_statuses, f"{statuses}")
 
     @contextlib.contextmanager
     def waiting(self, **arguments: Any) -> Iterator[Waiting]:
@@ -317,17 +317,17 @@ def with_agent(balancer: LoadBalancer, name: str, line: str, more: str = "") -> 
 
 
 def simple(balancer: LoadBalancer, line: str = "up") -> LineAgent:
-    """A HAProxy with the backend web and its one server web7."""
+    """Start a HAProxy with the backend web and its only server web7, and return the agent."""
     server, agent = with_agent(balancer, "web7", line)
     balancer.backend("web", server)
     balancer.start()
     return agent
 
 
-# What it tells
+# Results
 
 
-def test_servers_with_all_that_can_be_told(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_all_fields_of_servers_are_returned(balancer: LoadBalancer, eventually: Eventually) -> None:
     lines = [
         with_agent(balancer, "up", "up 50%")[0],
         with_agent(balancer, "drained", 'drain up # new disk, "2 TB"')[0],
@@ -340,7 +340,7 @@ def test_servers_with_all_that_can_be_told(balancer: LoadBalancer, eventually: E
     balancer.backend("web", *lines)
     balancer.backend("api", "balance leastconn", "server drained SERVICE track web/drained")
     balancer.start()
-    balancer.tell("set server web/hand state drain")
+    balancer.send("set server web/hand state drain")
     balancer.await_status(
         eventually,
         up="UP",
@@ -380,15 +380,15 @@ def test_servers_with_all_that_can_be_told(balancer: LoadBalancer, eventually: E
     assert all(0 <= server["last_change"] < 60 for server in servers.values())
 
 
-def test_of_which_process(balancer: LoadBalancer) -> None:
+def test_version_and_process_are_returned(balancer: LoadBalancer) -> None:
     simple(balancer)
-    told = dict(line.split(": ", 1) for line in balancer.tell("show info").splitlines() if ": " in line)
-    result = balancer.look()
+    told = dict(line.split(": ", 1) for line in balancer.send("show info").splitlines() if ": " in line)
+    result = balancer.run_module()
     assert (result["haproxy"]["version"], result["haproxy"]["pid"]) == (told["Version"], int(told["Pid"]))
     assert 0 <= result["haproxy"]["uptime"] < 60
 
 
-def test_some_of_the_servers(balancer: LoadBalancer) -> None:
+def test_servers_are_selected_by_backend_and_name(balancer: LoadBalancer) -> None:
     balancer.backend("web", "server a SERVICE", "server b SERVICE")
     balancer.backend("api", "server b SERVICE", "server c SERVICE")
     balancer.backend("empty")
@@ -400,22 +400,30 @@ def test_some_of_the_servers(balancer: LoadBalancer) -> None:
     assert list(balancer.servers(backend=["web"], server=["b"])) == ["web/b"]
     assert list(balancer.servers(backend=["empty"])) == []
 
-    assert_failed(balancer.look(backend="shop"), "selection", "HAProxy has no backend shop: it has web, api, empty")
-    assert_failed(balancer.look(server="d"), "selection", "HAProxy has no server d: it has web/a, web/b, api/b, api/c")
-    assert_failed(balancer.look(backend="web", server="c"), "selection", "web has no server c: it has web/a, web/b")
-    assert_failed(balancer.look(backend="empty", server="c"), "selection", "backend empty has no server c: it has none")
-    assert_failed(balancer.look(backend="empty", wait_until="drained"), "selection", "drained", "backend")
+    assert_failed(
+        balancer.run_module(backend="shop"), "selection", "HAProxy has no backend shop: it has web, api, empty"
+    )
+    assert_failed(
+        balancer.run_module(server="d"), "selection", "HAProxy has no server d: it has web/a, web/b, api/b, api/c"
+    )
+    assert_failed(
+        balancer.run_module(backend="web", server="c"), "selection", "web has no server c: it has web/a, web/b"
+    )
+    assert_failed(
+        balancer.run_module(backend="empty", server="c"), "selection", "backend empty has no server c: it has none"
+    )
+    assert_failed(balancer.run_module(backend="empty", wait_until="drained"), "selection", "drained", "backend")
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
-def test_changes_nothing(balancer: LoadBalancer, check: bool) -> None:
+def test_module_changes_nothing(balancer: LoadBalancer, check: bool) -> None:
     simple(balancer)
-    before = balancer.tell("show servers state")
-    assert balancer.look(check=check)["changed"] is False
-    assert balancer.tell("show servers state").split()[:8] == before.split()[:8]
+    before = balancer.send("show servers state")
+    assert balancer.run_module(check=check)["changed"] is False
+    assert balancer.send("show servers state").split()[:8] == before.split()[:8]
 
 
-def test_runs_with_each_python(balancer: LoadBalancer, python: str) -> None:
+def test_module_runs_with_each_python(balancer: LoadBalancer, python: str) -> None:
     simple(balancer)
     on_socket: Result = {"socket": str(balancer.socket)}
     on_page: Result = {"url": balancer.page, "user": "ada", "password": "secret"}
@@ -424,8 +432,8 @@ def test_runs_with_each_python(balancer: LoadBalancer, python: str) -> None:
         assert [server["server"] for server in result["servers"]] == ["web7"]
 
 
-def test_runs_as_ansible_runs_it(balancer: LoadBalancer, agents: Agents, run_ansible: RunAnsible) -> None:
-    # The agent is the real one.
+def test_ansible_can_run_the_module(balancer: LoadBalancer, agents: Agents, run_ansible: RunAnsible) -> None:
+    # This test uses a real agent.
     agent = agents.start(b'{"status": "DRAIN", "reason": "new disk"}')
     balancer.backend("web", f"server web7 SERVICE {CHECKS} agent-port {agent.port}")
     balancer.start()
@@ -439,112 +447,112 @@ def test_runs_as_ansible_runs_it(balancer: LoadBalancer, agents: Agents, run_ans
 # Waiting
 
 
-def test_waits_until_the_sessions_are_over(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_wait_until_all_sessions_have_ended(balancer: LoadBalancer, eventually: Eventually) -> None:
     agent = simple(balancer)
     clients = [balancer.session("web") for _number in range(3)]
     with balancer.waiting(server="web7", wait_until="drained", timeout=30) as waiting:
-        assert waiting.still()
+        assert waiting.still_waits()
         agent.line = "drain"
         balancer.await_status(eventually, web7="DRAIN (agent)")
         for client in clients:
-            assert waiting.still(0.5)
+            assert waiting.still_waits(0.5)
             client.close()
         result = waiting.result()
     assert [(server["status"], server["sessions"]) for server in result["servers"]] == [("DRAIN (agent)", 0)]
 
 
-def test_waits_until_few_sessions_are_left(balancer: LoadBalancer) -> None:
+def test_wait_until_max_sessions_are_left(balancer: LoadBalancer) -> None:
     agent = simple(balancer)
     clients = [balancer.session("web") for _number in range(3)]
     agent.line = "drain"
     with balancer.waiting(server="web7", wait_until="drained", max_sessions=2, timeout=30) as waiting:
-        assert waiting.still()
+        assert waiting.still_waits()
         clients[0].close()
         assert [server["sessions"] for server in waiting.result()["servers"]] == [2]
 
 
-def test_no_sessions_are_not_enough_for_drained(balancer: LoadBalancer) -> None:
+def test_server_without_sessions_is_not_drained_while_it_takes_new_ones(balancer: LoadBalancer) -> None:
     simple(balancer)
-    result = balancer.look(wait_until="drained", timeout=0.5)
+    result = balancer.run_module(wait_until="drained", timeout=0.5)
     assert_failed(result, "timeout", "Not drained after 0.5 s: web/web7 (UP, 0 sessions, takes new sessions).")
 
 
-def test_time_is_over(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_error_at_the_timeout_describes_the_servers(balancer: LoadBalancer, eventually: Eventually) -> None:
     agent = simple(balancer)
     balancer.session("web")
     balancer.session("web")
     agent.line = "drain"
     balancer.await_status(eventually, web7="DRAIN (agent)")
-    result = balancer.look(wait_until="drained", timeout=0.5, interval=10)
+    result = balancer.run_module(wait_until="drained", timeout=0.5, interval=10)
     assert_failed(result, "timeout", "drained", "0.5 s", "web/web7 (DRAIN (agent), 2 sessions)")
-    # And what was seen, for who goes on from there.
+    # The failed result contains the servers too.
     assert [server["sessions"] for server in result["servers"]] == [2]
     assert result["haproxy"]["pid"]
     assert result["agent_check_warnings"] == []
-    # No time at all is one look.
-    result = balancer.look(wait_until="maint", timeout=0)
+    # With timeout 0, the module checks only once.
+    result = balancer.run_module(wait_until="maint", timeout=0)
     assert_failed(result, "timeout", "maint", "0 s", "web/web7 (DRAIN (agent), 2 sessions)")
-    assert not balancer.look(wait_until="drained", max_sessions=2, timeout=0).get("failed")
+    assert not balancer.run_module(wait_until="drained", max_sessions=2, timeout=0).get("failed")
 
 
-# What the agent or an operator does, the status then, what that is, what it is not.
+# The agent's line, an operator's command, the resulting status, and the conditions that it meets and does not meet.
 CONDITIONS: dict[str, tuple[str, str, str, list[str], list[str]]] = {
     "up": ("up", "", "UP", ["up"], ["drained", "down", "maint"]),
     "drained by the agent": ("drain", "", "DRAIN (agent)", ["drained"], ["up", "down", "maint"]),
-    "drained by hand": ("up", "state drain", "DRAIN (agent)", ["drained"], ["up", "down", "maint"]),
+    "drained manually": ("up", "state drain", "DRAIN (agent)", ["drained"], ["up", "down", "maint"]),
     "down by the agent": ("down", "", "DOWN (agent)", ["drained", "down"], ["up", "maint"]),
     "down, and drained": ("drain down", "", "DOWN (agent)", ["drained", "down"], ["up", "maint"]),
     "in maintenance by the agent": ("maint", "", "MAINT", ["drained", "maint"], ["up", "down"]),
-    "in maintenance by hand": ("up", "state maint", "MAINT", ["drained", "maint"], ["up", "down"]),
+    "in maintenance manually": ("up", "state maint", "MAINT", ["drained", "maint"], ["up", "down"]),
     "without weight": ("up 0%", "", "UP", ["drained"], ["up", "down", "maint"]),
 }
 
 
 @pytest.mark.parametrize("row", CONDITIONS.values(), ids=CONDITIONS)
-def test_what_is_waited_for(
+def test_statuses_that_meet_each_condition(
     balancer: LoadBalancer, eventually: Eventually, row: tuple[str, str, str, list[str], list[str]]
 ) -> None:
     line, command, status, met, unmet = row
     simple(balancer, line)
-    eventually(lambda: "L7OK" in balancer.tell("show stat") or line != "up", "the agent was asked")
+    eventually(lambda: "L7OK" in balancer.send("show stat") or line != "up", "the agent was polled")
     if command:
-        balancer.tell(f"set server web/web7 {command}")
+        balancer.send(f"set server web/web7 {command}")
     balancer.await_status(eventually, web7=status)
     if line == "up 0%":
-        eventually(lambda: ",UP,0," in balancer.tell("show stat"), "weight 0")
+        eventually(lambda: ",UP,0," in balancer.send("show stat"), "weight 0")
     for wanted in met:
-        result = balancer.look(server="web7", wait_until=wanted, timeout=3)
+        result = balancer.run_module(server="web7", wait_until=wanted, timeout=3)
         assert not result.get("failed"), result
     for wanted in unmet:
-        result = balancer.look(server="web7", wait_until=wanted, timeout=0)
+        result = balancer.run_module(server="web7", wait_until=wanted, timeout=0)
         assert_failed(result, "timeout", wanted, "0 s", f" web/web7 ({status}, 0 sessions")
 
 
-def test_sessions_of_a_server_in_maintenance_go_on(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_sessions_of_a_server_in_maintenance_are_waited_for(balancer: LoadBalancer, eventually: Eventually) -> None:
     agent = simple(balancer)
     client = balancer.session("web")
     agent.line = "maint"
     balancer.await_status(eventually, web7="MAINT")
     with balancer.waiting(wait_until="drained", timeout=30) as waiting:
-        assert waiting.still()
+        assert waiting.still_waits()
         client.sendall(b"still here")
         assert client.recv(64) == b"still here"
         client.close()
         assert not waiting.result().get("failed")
 
 
-def test_server_that_tracks_another(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_wait_for_a_server_that_tracks_another(balancer: LoadBalancer, eventually: Eventually) -> None:
     server, _agent = with_agent(balancer, "web7", "maint")
     balancer.backend("web", server)
     balancer.backend("api", "server web7 SERVICE track web/web7")
     balancer.start()
     balancer.await_status(eventually, web7="MAINT")
-    result = balancer.look(backend="api", wait_until="maint", timeout=3)
+    result = balancer.run_module(backend="api", wait_until="maint", timeout=3)
     assert [server["status"] for server in result["servers"]] == ["MAINT (via web/web7)"]
-    assert not balancer.look(backend="api", wait_until="drained", timeout=3).get("failed")
+    assert not balancer.run_module(backend="api", wait_until="drained", timeout=3).get("failed")
 
 
-def test_server_of_several_backends_has_to_be_so_in_all(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_condition_must_be_met_in_all_backends(balancer: LoadBalancer, eventually: Eventually) -> None:
     first, first_agent = with_agent(balancer, "web7", "drain")
     second, second_agent = with_agent(balancer, "web7", "up")
     other, _other_agent = with_agent(balancer, "web8", "up")
@@ -553,22 +561,22 @@ def test_server_of_several_backends_has_to_be_so_in_all(balancer: LoadBalancer, 
     balancer.start()
     balancer.await_status(eventually, web7="DRAIN (agent)")
     with balancer.waiting(server="web7", wait_until="drained", timeout=30) as waiting:
-        assert waiting.still()
+        assert waiting.still_waits()
         second_agent.line = "drain"
         assert {server["backend"] for server in waiting.result()["servers"]} == {"web", "api"}
     first_agent.line = "up ready"
-    result = balancer.look(server="web7", wait_until="up", timeout=1)
+    result = balancer.run_module(server="web7", wait_until="up", timeout=1)
     assert_failed(result, "timeout", "up", "1 s", ": api/web7 (DRAIN (agent), 0 sessions).")
 
 
-def test_reload_in_the_middle(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_wait_continues_after_a_reload_with_a_warning(balancer: LoadBalancer, eventually: Eventually) -> None:
     agent = simple(balancer)
-    pid = balancer.look()["haproxy"]["pid"]
+    pid = balancer.run_module()["haproxy"]["pid"]
     with balancer.waiting(wait_until="drained", timeout=30) as waiting:
-        assert waiting.still()
+        assert waiting.still_waits()
         balancer.reload()
-        eventually(lambda: f"Pid: {pid}\n" not in balancer.tell("show info"), "another process")
-        assert waiting.still()
+        eventually(lambda: f"Pid: {pid}\n" not in balancer.send("show info"), "another process")
+        assert waiting.still_waits()
         agent.line = "drain"
         result = waiting.result()
     assert not result.get("failed"), result
@@ -576,57 +584,57 @@ def test_reload_in_the_middle(balancer: LoadBalancer, eventually: Eventually) ->
     assert f"process {pid}, now {result['haproxy']['pid']}" in warnings(result)
 
 
-def test_stop_and_start_in_the_middle(balancer: LoadBalancer) -> None:
+def test_wait_continues_after_a_stop_and_start(balancer: LoadBalancer) -> None:
     agent = simple(balancer)
     with balancer.waiting(wait_until="drained", timeout=30) as waiting:
-        assert waiting.still()
+        assert waiting.still_waits()
         balancer.stop()
-        # Refused first, then there is no socket, then there is a HAProxy again.
-        assert waiting.still()
+        # Connections are refused at first, then the socket is missing, then HAProxy runs again.
+        assert waiting.still_waits()
         balancer.socket.unlink()
-        assert waiting.still()
+        assert waiting.still_waits()
         agent.line = "drain"
         balancer.start()
         assert not waiting.result().get("failed")
 
 
-def test_does_not_come_back(balancer: LoadBalancer) -> None:
+def test_error_if_haproxy_stops_while_the_module_waits(balancer: LoadBalancer) -> None:
     simple(balancer)
     with balancer.waiting(wait_until="drained", timeout=4) as waiting:
-        assert waiting.still(2)
+        assert waiting.still_waits(2)
         balancer.stop()
         result = waiting.result()
-    # What was seen last, and why nothing is seen now.
+    # The message has the last known servers, and why HAProxy does not respond now.
     seen = "web/web7 (UP, 0 sessions, takes new sessions)"
     assert_failed(result, "silent", "drained", "4 s", seen, f" {balancer.socket} (")
 
 
-def test_up_only_when_the_agent_was_asked(balancer: LoadBalancer) -> None:
-    """After a start, HAProxy sends sessions to a server of which the agent was not asked yet."""
-    asked = threading.Event()
+def test_server_is_not_up_before_its_agent_was_polled(balancer: LoadBalancer) -> None:
+    """After it starts, HAProxy sends sessions to a server before it polls the server's agent."""
+    may_answer = threading.Event()
 
     def answer() -> bytes:
-        asked.wait(PATIENCE_SECONDS)
+        may_answer.wait(PATIENCE_SECONDS)
         return b"up\n"
 
-    with Pretender(answer, listens=False) as agent:
+    with FakeServer(answer, listens=False) as agent:
         port = agent.address.rpartition(":")[2]
         balancer.backend("web", f"server web7 SERVICE agent-check agent-inter 20s agent-port {port}")
         balancer.start()
         (server,) = balancer.servers().values()
         assert (server["status"], server["agent_check"]["result"]) == ("no check", "INI")
         with balancer.waiting(wait_until="up", timeout=30) as waiting:
-            assert waiting.still()
-            asked.set()
+            assert waiting.still_waits()
+            may_answer.set()
             (server,) = waiting.result()["servers"]
         assert (server["status"], server["agent_check"]["result"]) == ("no check", "L7OK")
 
 
-# What is in the way
+# Errors
 
 
 @pytest.mark.parametrize("wait", [{}, {"wait_until": "up"}], ids=["", "wait"])
-def test_no_haproxy(tmp_path: Path, free_port: FreePort, wait: Result) -> None:
+def test_error_if_no_haproxy_listens(tmp_path: Path, free_port: FreePort, wait: Result) -> None:
     path = tmp_path / "admin.sock"
     started = time.monotonic()
     result = run_module(socket=str(path), **wait)
@@ -642,7 +650,7 @@ def test_no_haproxy(tmp_path: Path, free_port: FreePort, wait: Result) -> None:
     assert time.monotonic() - started < 30
 
 
-def test_starts_a_moment_later(balancer: LoadBalancer) -> None:
+def test_haproxy_that_starts_late_is_waited_for(balancer: LoadBalancer) -> None:
     simple(balancer)
     balancer.stop()
     with balancer.waiting() as waiting:
@@ -650,7 +658,7 @@ def test_starts_a_moment_later(balancer: LoadBalancer) -> None:
         assert not waiting.result().get("failed")
 
 
-def test_no_socket(tmp_path: Path) -> None:
+def test_error_if_the_path_is_not_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     path.write_text("", encoding="utf-8")
     assert_failed(run_module(socket=str(path)), "settings", str(path), "stats socket")
@@ -663,18 +671,18 @@ def test_no_socket(tmp_path: Path) -> None:
         *("/run/\0", "/" + 107 * "a", "a/b:9" + 107 * "9"),
     ],
 )
-def test_socket_that_cannot_be(named: str) -> None:
+def test_invalid_socket_is_refused(named: str) -> None:
     assert_failed(run_module(socket=named), "settings", "socket must be a path", "or host:port, not ")
 
 
 @pytest.mark.parametrize(
     "named", ["haproxy", "ftp://127.0.0.1/", "http://", "http://127.0.0.1:x/", "file:///etc/passwd"]
 )
-def test_url_that_cannot_be(named: str) -> None:
+def test_invalid_url_is_refused(named: str) -> None:
     assert_failed(run_module(url=named), "settings", "url", "http://", "https://")
 
 
-def test_options_that_do_not_fit() -> None:
+def test_inconsistent_options_are_refused() -> None:
     assert_failed(run_module(socket="/run/x", url="http://127.0.0.1/"), "", "mutually exclusive: socket|url")
     assert_failed(run_module(url_username="ada"), "", "url")
     assert_failed(
@@ -684,33 +692,33 @@ def test_options_that_do_not_fit() -> None:
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-1", "1e10"])
 @pytest.mark.parametrize("name", ["timeout", "interval"])
-def test_times_that_cannot_be(name: str, number: str) -> None:
+def test_invalid_times_are_refused(name: str, number: str) -> None:
     arguments: Result = {"socket": "/run/x", "wait_until": "up", name: number}
     assert_failed(run_module(**arguments), "settings", f"{name} must be 0 to 86400 seconds, not ")
 
 
 @pytest.mark.parametrize("number", [-1, 10**10])
-def test_sessions_that_cannot_be(number: int) -> None:
+def test_invalid_max_sessions_is_refused(number: int) -> None:
     result = run_module(socket="/run/x", max_sessions=number)
     assert_failed(result, "settings", f"max_sessions must be 0 to 2147483647, not {number}.")
 
 
-def test_pause_that_is_too_short() -> None:
+def test_interval_that_is_too_short_is_refused() -> None:
     assert_failed(run_module(socket="/run/x", interval=0), "settings", "interval must be 0.05 seconds or more, not 0.")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
-def test_no_permission(balancer: LoadBalancer) -> None:
+def test_error_if_the_socket_is_not_accessible(balancer: LoadBalancer) -> None:
     simple(balancer)
-    # Everybody may look, but not into the socket.
+    # Other users can enter the folder, but cannot connect to the socket.
     for folder in [balancer.folder, *balancer.folder.parents][:3]:
         folder.chmod(0o755)
-    result = balancer.look(as_nobody=True)
+    result = balancer.run_module(as_nobody=True)
     assert_failed(result, "permission", str(balancer.socket), "become")
 
 
-class Pretender(socketserver.ThreadingTCPServer):
-    """Sends these bytes to whoever connects, and then ends, or does not."""
+class FakeServer(socketserver.ThreadingTCPServer):
+    """Sends these bytes to every client, and then closes the connection unless it hangs."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -720,7 +728,7 @@ class Pretender(socketserver.ThreadingTCPServer):
         self.over = threading.Event()
         self.hangs = hangs
         self.listens = listens
-        super().__init__(("127.0.0.1", 0), PretenderHandler)
+        super().__init__(("127.0.0.1", 0), FakeServerHandler)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def server_close(self) -> None:
@@ -733,15 +741,15 @@ class Pretender(socketserver.ThreadingTCPServer):
         return f"127.0.0.1:{self.server_address[1]}"
 
 
-class PretenderHandler(socketserver.BaseRequestHandler):
+class FakeServerHandler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
-        pretender = cast("Pretender", self.server)
-        if pretender.listens:
+        fake = cast("FakeServer", self.server)
+        if fake.listens:
             self.request.recv(4096)
-        sent = pretender.sent() if callable(pretender.sent) else pretender.sent
+        sent = fake.sent() if callable(fake.sent) else fake.sent
         self.request.sendall(sent)
-        if pretender.hangs:
-            pretender.over.wait(PATIENCE_SECONDS)
+        if fake.hangs:
+            fake.over.wait(PATIENCE_SECONDS)
 
 
 INFO = b"Name: HAProxy\nVersion: 2.6.12\nPid: 7\n\n"
@@ -762,92 +770,92 @@ INFO = b"Name: HAProxy\nVersion: 2.6.12\nPid: 7\n\n"
         (INFO.replace(b"Pid: 7", b"Pid: seven"), "answer", "Pid"),
     ],
 )
-def test_what_is_no_stats_socket(sent: bytes, cause: str, named: str) -> None:
-    with Pretender(sent) as pretender:
-        assert_failed(run_module(socket=pretender.address), cause, named, pretender.address)
+def test_error_if_the_peer_is_not_a_stats_socket(sent: bytes, cause: str, named: str) -> None:
+    with FakeServer(sent) as fake:
+        assert_failed(run_module(socket=fake.address), cause, named, fake.address)
 
 
-def test_what_says_nothing_for_ever() -> None:
+def test_error_if_the_peer_stays_silent() -> None:
     for sent, named in [
         (b"", "nothing"),
         (b"* OK ready", "'* OK ready'"),
         (b"\0", r"'\x00'"),
     ]:
-        with Pretender(sent, hangs=True) as pretender:
+        with FakeServer(sent, hangs=True) as fake:
             started = time.monotonic()
-            result = run_module(socket=pretender.address, timeout=1)
-            assert_failed(result, "silent", named, pretender.address)
+            result = run_module(socket=fake.address, timeout=1)
+            assert_failed(result, "silent", named, fake.address)
             assert time.monotonic() - started < 10
 
 
-def test_what_does_not_end_with_each_python(python: str) -> None:
-    """Before Python 3.10, a socket that takes too long raises something else."""
+def test_endless_answer_is_an_error_with_each_python(python: str) -> None:
+    """Before Python 3.10, sockets raise another exception at a timeout."""
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0"
     for sent, option in ((chunked, "url"), (INFO, "socket")):
-        with Pretender(sent, hangs=True) as pretender:
-            address = f"http://{pretender.address}/" if option == "url" else pretender.address
+        with FakeServer(sent, hangs=True) as fake:
+            address = f"http://{fake.address}/" if option == "url" else fake.address
             arguments: Result = {option: address, "timeout": 0.5}
             assert_failed(run_module(python=python, **arguments), "silent", "does not end")
 
 
-def test_half_an_answer_while_it_waits(balancer: LoadBalancer) -> None:
-    """Half of it is no reason to give up, nor to take the half for all."""
+def test_incomplete_answers_are_read_again_while_the_module_waits(balancer: LoadBalancer) -> None:
+    """An incomplete answer neither ends the wait nor is taken for a complete one."""
     simple(balancer, "drain")
     balancer.backend("never", "server used SERVICE")
     commands = "show info;show stat;show servers state"
-    looks: list[int] = []
+    lengths: list[int] = []
 
     def cut() -> bytes:
-        answer = balancer.tell(commands).encode()
-        looks.append(len(answer))
-        return answer[: len(answer) * len(looks) // 6] if len(looks) < 6 else answer
+        answer = balancer.send(commands).encode()
+        lengths.append(len(answer))
+        return answer[: len(answer) * len(lengths) // 6] if len(lengths) < 6 else answer
 
-    with Pretender(cut) as pretender:
-        result = run_module(socket=pretender.address, wait_until="drained", timeout=30, interval=0.1)
+    with FakeServer(cut) as fake:
+        result = run_module(socket=fake.address, wait_until="drained", timeout=30, interval=0.1)
         assert not result.get("failed"), result
-    assert len(looks) >= 6
+    assert len(lengths) >= 6
 
 
-# What HAProxy really says
+# Special answers of HAProxy
 
 
-def test_haproxy_enterprise(balancer: LoadBalancer) -> None:
-    """It is HAProxy with another name."""
+def test_haproxy_enterprise_is_accepted(balancer: LoadBalancer) -> None:
+    """HAProxy Enterprise differs only in its name."""
     simple(balancer)
 
     def answer() -> bytes:
-        told = balancer.tell("show info;show stat;show servers state").encode()
+        told = balancer.send("show info;show stat;show servers state").encode()
         return told.replace(b"Name: HAProxy\n", b"Name: hapee-lb\n")
 
-    with Pretender(answer) as pretender:
-        result = run_module(socket=pretender.address)
+    with FakeServer(answer) as fake:
+        result = run_module(socket=fake.address)
         assert [server["server"] for server in result["servers"]] == ["web7"]
 
 
-def test_row_that_cannot_be_read(balancer: LoadBalancer) -> None:
+def test_unreadable_row_affects_only_its_server(balancer: LoadBalancer) -> None:
     balancer.backend("web", "server web6 SERVICE", "server web7 SERVICE")
     balancer.start()
 
     def answer() -> bytes:
-        told = balancer.tell("show info;show stat;show servers state").encode()
+        told = balancer.send("show info;show stat;show servers state").encode()
         return told.replace(b"\nweb,web7,", b"\nweb,web7,one more column,")
 
-    with Pretender(answer) as pretender:
-        result = run_module(socket=pretender.address)
+    with FakeServer(answer) as fake:
+        result = run_module(socket=fake.address)
         assert [server["server"] for server in result["servers"]] == ["web6"]
         assert "web/web7" in warnings(result)
-        assert not run_module(socket=pretender.address, server="web6", wait_until="up").get("failed")
-        assert_failed(run_module(socket=pretender.address, server="web7"), "answer", "web/web7")
-        assert_failed(run_module(socket=pretender.address, wait_until="up"), "answer", "web/web7")
+        assert not run_module(socket=fake.address, server="web6", wait_until="up").get("failed")
+        assert_failed(run_module(socket=fake.address, server="web7"), "answer", "web/web7")
+        assert_failed(run_module(socket=fake.address, wait_until="up"), "answer", "web/web7")
 
 
 BODY = b'Error: database down\n\nTraceback:\n  File x, "y" \x1b[2J\n'
 
 
-def test_text_of_a_health_check_with_empty_lines(balancer: LoadBalancer, eventually: Eventually) -> None:
-    """The text is in the row of its server, and neither ends the table nor reaches a terminal as it is."""
-    sick = Pretender(b"HTTP/1.0 503 Sorry\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY))
-    well = Pretender(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
+def test_text_of_a_health_check_may_contain_empty_lines(balancer: LoadBalancer, eventually: Eventually) -> None:
+    """The text must not end the table, and must not reach a terminal unescaped."""
+    sick = FakeServer(b"HTTP/1.0 503 Sorry\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY))
+    well = FakeServer(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
     checks = "check inter 100ms rise 1 fall 1"
     with sick, well:
         balancer.backend(
@@ -861,17 +869,19 @@ def test_text_of_a_health_check_with_empty_lines(balancer: LoadBalancer, eventua
         )
         balancer.start()
         balancer.await_status(eventually, web6="UP", web7="DOWN", web8="UP")
-        for result in (balancer.look(), on_page(balancer)):
+        for result in (balancer.run_module(), on_page(balancer)):
             assert [server["server"] for server in result["servers"]] == ["web6", "web7", "web8"]
             text = result["servers"][1]["health_check"]["text"]
             assert text.startswith("Error: database down Traceback: File x,")
             assert r"\x1b[2J" in text
         for wanted, server in (("down", "web7"), ("up", "web8")):
-            assert not balancer.look(wait_until=wanted, server=server, timeout=5).get("failed")
+            assert not balancer.run_module(wait_until=wanted, server=server, timeout=5).get("failed")
 
 
-def test_servers_that_were_never_in(balancer: LoadBalancer, free_port: FreePort, eventually: Eventually) -> None:
-    """Placeholders without an address, and servers that the configuration disables, are told from drained ones."""
+def test_servers_that_were_never_in_rotation_are_recognizable(
+    balancer: LoadBalancer, free_port: FreePort, eventually: Eventually
+) -> None:
+    """Placeholders without an address and servers that the configuration disables differ from drained ones."""
     balancer.section("resolvers dns", f"    nameserver a 127.0.0.1:{free_port()}", "    resolve_retries 1")
     balancer.section("    timeout resolve 200ms", "    timeout retry 200ms", "    hold other 200ms")
     line, _agent = with_agent(balancer, "web1", "up")
@@ -886,17 +896,17 @@ def test_servers_that_were_never_in(balancer: LoadBalancer, free_port: FreePort,
         "server backup SERVICE backup",
     )
     balancer.start()
-    balancer.tell("set server web/enabled state ready")
+    balancer.send("set server web/enabled state ready")
     balancer.await_status(eventually, web1="UP", enabled="UP", auto1="MAINT (resolution)", spare="MAINT")
     for name in ("enabled", "kept"):
-        balancer.tell(f"set server web/{name} state maint")
+        balancer.send(f"set server web/{name} state maint")
     balancer.await_status(eventually, enabled="MAINT", kept="MAINT")
     never = {"auto1": ["resolution"], "auto2": ["resolution"]}
     disabled = {"spare": ["configuration"], "spareunchecked": ["configuration"]}
     was_in = {"web1": [], "enabled": ["hand"], "kept": ["hand"], "backup": []}
-    result = balancer.look()
+    result = balancer.run_module()
     assert {server["server"]: server["admin_by"] for server in result["servers"]} == {**never, **disabled, **was_in}
-    # A server without an address has no agent that could answer.
+    # A server without an address has no agent that could respond.
     assert not any("web/auto" in warning for warning in result["agent_check_warnings"])
     on_the_page = {server["server"]: server["admin_by"] for server in on_page(balancer)["servers"]}
     assert on_the_page == {**never, **{name: [] for name in [*disabled, *was_in]}}
@@ -909,7 +919,7 @@ def on_page(balancer: LoadBalancer, **arguments: Any) -> Result:
     return run_module(**{"url": balancer.page, "user": "ada", "password": "secret", **arguments})
 
 
-def test_page_tells_what_it_can(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_page_has_fewer_fields(balancer: LoadBalancer, eventually: Eventually) -> None:
     simple(balancer, "drain up # new disk")
     balancer.await_status(eventually, web7="DRAIN (agent)")
     for url in (balancer.page, f"{balancer.page};csv"):
@@ -923,7 +933,7 @@ def test_page_tells_what_it_can(balancer: LoadBalancer, eventually: Eventually) 
     assert_failed(on_page(balancer, server="web8"), "selection", "HAProxy has no server web8: it has web/web7")
 
 
-def test_page_without_permission(balancer: LoadBalancer) -> None:
+def test_wrong_password_of_the_page_is_an_error(balancer: LoadBalancer) -> None:
     simple(balancer)
     for arguments in ({"password": "wrong"}, {"user": None, "password": None}):
         result = on_page(balancer, **arguments)
@@ -933,7 +943,7 @@ def test_page_without_permission(balancer: LoadBalancer) -> None:
 @pytest.mark.parametrize("userinfo", ["eve:geheim", "geheim", ":geheim", "eve:geheim@home", "eve:geheim:x"])
 @pytest.mark.parametrize("more", [{}, {"timeout": "soon"}, {"socket": "/run/x"}], ids=["", "type", "exclusive"])
 def test_password_in_the_url_is_refused_and_hidden(userinfo: str, more: Result) -> None:
-    """Also if the module fails for another reason before it has looked at the URL."""
+    """The password is hidden even if the module fails for another reason before it reads the URL."""
     result = run_module(url=f"http://{userinfo}@127.0.0.1:1/stats", **more)
     assert result["failed"]
     assert result["invocation"]["module_args"]["url"].startswith("http://")
@@ -954,7 +964,7 @@ class OtherPage(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_page_that_is_none() -> None:
+def test_error_if_the_url_is_not_a_stats_page() -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OtherPage) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
@@ -964,16 +974,16 @@ def test_page_that_is_none() -> None:
         moved = run_module(url=f"{url}/moved", user="ada", password="secret")
         assert_failed(moved, "answer", f"{url}/moved;csv", "HTTP 302", r"http://127.0.0.1:1/else\x1b[2J")
         server.shutdown()
-    with Pretender(b"hello\n") as pretender:
-        result = run_module(url=f"http://{pretender.address}/")
-        assert_failed(result, "answer", f"http://{pretender.address}/;csv", "HTTP server", "(hello")
+    with FakeServer(b"hello\n") as fake:
+        result = run_module(url=f"http://{fake.address}/")
+        assert_failed(result, "answer", f"http://{fake.address}/;csv", "HTTP server", "(hello")
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + CAPTURED.read_bytes()[:-1]
     for sent in (half, half.replace(b"Content-Length: 99999\r\n", b"")):
-        with Pretender(sent) as pretender:
-            assert_failed(run_module(url=f"http://{pretender.address}/"), "silent", "incomplete")
+        with FakeServer(sent) as fake:
+            assert_failed(run_module(url=f"http://{fake.address}/"), "silent", "incomplete")
 
 
-def test_page_over_https(balancer: LoadBalancer, tmp_path: Path, free_port: FreePort) -> None:
+def test_page_may_use_https(balancer: LoadBalancer, tmp_path: Path, free_port: FreePort) -> None:
     pem, ca = tmp_path / "lb.pem", tmp_path / "ca.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lb -addext subjectAltName=IP:127.0.0.1"
     key = subprocess.run([*command.split(), "-keyout", "-", "-out", ca], capture_output=True, check=True).stdout
@@ -994,15 +1004,17 @@ def test_page_over_https(balancer: LoadBalancer, tmp_path: Path, free_port: Free
     assert_failed(run_module(url=plain), "answer", f"{plain};csv", "TLS", " http://")
 
 
-def test_another_stats_socket(balancer: LoadBalancer) -> None:
+def test_stats_socket_may_use_tcp(balancer: LoadBalancer) -> None:
     simple(balancer)
     assert [server["server"] for server in run_module(socket=balancer.tcp)["servers"]] == ["web7"]
 
 
-# What makes agent checks useless
+# Warnings about agent checks
 
 
-def test_warnings(balancer: LoadBalancer, eventually: Eventually, free_port: FreePort) -> None:
+def test_useless_agent_checks_cause_warnings(
+    balancer: LoadBalancer, eventually: Eventually, free_port: FreePort
+) -> None:
     gone = free_port()
     web = [
         with_agent(balancer, "well", "up")[0],
@@ -1021,13 +1033,13 @@ def test_warnings(balancer: LoadBalancer, eventually: Eventually, free_port: Fre
     balancer.backend("hashed", "balance source", with_agent(balancer, "half", "up 50%")[0])
     balancer.backend("moving", "balance source", "hash-type consistent", with_agent(balancer, "half", "up 50%")[0])
     balancer.start()
-    balancer.tell("disable agent web/disabled")
+    balancer.send("disable agent web/disabled")
 
-    def all_were_asked() -> bool:
-        stat = balancer.tell("show stat")
+    def all_were_polled() -> bool:
+        stat = balancer.send("show stat")
         return "L4CON" in stat and stat.count("static LB") == 2 and "reports an error" in stat and ",INI," not in stat
 
-    eventually(all_were_asked, "all agents were asked")
+    eventually(all_were_polled, "all agents were polled")
     expected = {
         "web/deaf": ["(L4CON"],
         "web/junk": ["(agent reports an error : hello)"],
@@ -1045,24 +1057,24 @@ def test_warnings(balancer: LoadBalancer, eventually: Eventually, free_port: Fre
     def told() -> dict[str, str]:
         return dict(warning.split(": ", 1) for warning in result["agent_check_warnings"])
 
-    def all_are_told() -> bool:
-        # Of an agent that is asked each time the module looks, HAProxy does not say what it answered.
-        result.update(balancer.look())
+    def has_expected_warnings() -> bool:
+        # HAProxy does not show the response of an agent that it is polling at the moment.
+        result.update(balancer.run_module())
         return set(told()) == set(expected)
 
-    eventually(all_are_told, "all that is expected is told, and nothing else")
+    eventually(has_expected_warnings, "there are exactly the expected warnings")
     for server, words in expected.items():
         assert all(word in told()[server] for word in words), told()[server]
     for warning in result["agent_check_warnings"]:
         assert json.dumps(warning) in warnings(result)
-    assert balancer.look(server="well")["agent_check_warnings"] == []
+    assert balancer.run_module(server="well")["agent_check_warnings"] == []
 
 
-def test_agents_that_answer_slowly_are_heard(balancer: LoadBalancer, eventually: Eventually) -> None:
-    """While HAProxy asks an agent, it does not say what that answered before."""
+def test_response_of_a_slow_agent_is_returned(balancer: LoadBalancer, eventually: Eventually) -> None:
+    """While HAProxy polls an agent, it does not show the agent's previous response."""
     simple(balancer, "drain up # new disk")
     balancer.await_status(eventually, web7="DRAIN (agent)")
     texts = {balancer.servers()["web/web7"]["agent_check"]["text"] for _look in range(10)}
-    # It looks again a few times, and on a busy machine each of them may be too early.
+    # The module reads again a few times, but on a busy machine every time may be too early.
     assert "via agent : up (new disk)" in texts
     assert texts <= {"via agent : up (new disk)", None}

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is advised about load balancers, and which name belongs to which address."""
+"""Reports about load balancers name the right hosts, addresses and remedies."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def failed(item: str, cause: str | None = None, msg: str = "It failed.") -> Resu
     return {"item": item, "msg": msg, **({"cause": cause} if cause else {})}
 
 
-# Which of them may be down, so that it is advised to leave them out.
+# Failed queries, and the load balancers that may be down, which the report advises to exclude.
 FAILED: dict[str, tuple[list[Result], list[str]]] = {
     "none": ([], []),
     "silent": ([failed("lb2", "silent")], ["lb2"]),
     "cannot be reached": ([{**failed("lb2"), "unreachable": True}], ["lb2"]),
-    "does not let Ansible in": (
+    "refuses the login": (
         [{**failed("lb2", msg="Failed to connect: admin@lb2: Permission denied (publickey)."), "unreachable": True}],
         [],
     ),
     "no such backend": ([failed("lb2", "selection")], []),
     "not permitted": ([failed("lb2", "permission")], []),
-    "strange answer": ([failed("lb2", "answer")], []),
+    "unexpected answer": ([failed("lb2", "answer")], []),
     "unknown": ([failed("lb2")], []),
     "two kinds": ([failed("lb2", "selection"), failed("lb3", "silent"), failed("lb4", "silent")], ["lb3", "lb4"]),
 }
 
 
 @pytest.mark.parametrize(("results", "down"), FAILED.values(), ids=FAILED)
-def test_query_problems(results: list[Result], down: list[str]) -> None:
+def test_report_on_failed_queries(results: list[Result], down: list[str]) -> None:
     report = query_problems([FINE, *results], "lb")
     assert bool(report) == bool(results)
     assert all(result["item"] in report for result in results)
@@ -88,7 +88,7 @@ def rows(name: str, *servers: str, unreadable: str = "") -> Result:
         ([rows("lb1", unreadable="web/web1"), rows("lb2")], [], ["lb1: ", "web/web1", "lb2", "hapgent_server"]),
     ],
 )
-def test_server_problems(asked: list[Result], backends: list[str], parts: list[str]) -> None:
+def test_report_on_missing_and_unreadable_servers(asked: list[Result], backends: list[str], parts: list[str]) -> None:
     report = server_problems(asked, "web1", backends)
     assert bool(report) == bool(parts)
     assert all(part in report for part in parts)
@@ -97,13 +97,13 @@ def test_server_problems(asked: list[Result], backends: list[str], parts: list[s
 
 
 @pytest.mark.parametrize("variable", ["item", "hapgent__balancer"])
-def test_name_in_a_loop_with_a_variable_of_any_name(variable: str) -> None:
+def test_name_is_found_under_any_loop_variable(variable: str) -> None:
     result = {**failed("not of this loop", "silent"), "ansible_loop_var": variable, variable: "lb2"}
     assert name_of(result) == "lb2"
     assert "!lb2'" in query_problems([result], "lb")
 
 
-def test_query_problems_is_safe_to_print_and_bounded() -> None:
+def test_report_on_failed_queries_is_printable_and_short() -> None:
     report = query_problems([failed("lb\x1b[2J", "silent", "\x1b]0;" + "x" * 10**6)], "lb\x07")
     assert report.isprintable()
     assert len(report) < 3000
@@ -121,20 +121,20 @@ def test_query_problems_is_safe_to_print_and_bounded() -> None:
         ("2001:db8::9,2001:db8::10", ["2001:db8::10"], "2001:db8::9,2001:db8::10,!2001:db8::10"),
     ],
 )
-def test_without(pattern: Any, names: list[str], advised: str) -> None:
+def test_advised_pattern(pattern: Any, names: list[str], advised: str) -> None:
     assert without(pattern, names) == advised
 
 
-# The message of the module, and what else it reports; what has to be in the report, and what not.
+# The module's result, the excluded load balancers, their pattern, and what must and must not be in the report.
 CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
-    "a load balancer that is named": (
+    "a known load balancer": (
         {"msg": "not to 198.51.100.12 (never seen).", "not_seen_by": ["198.51.100.12"], "after": {"status": "DRAIN"}},
         [],
         "lb",
         ["198.51.100.12 (lb2)", " The agent stays in DRAIN. ", "hapgent_load_balancers='lb,!lb2'"],
         ["hapgent_source_addresses"],
     ),
-    "one by two addresses": (
+    "a load balancer with two addresses": (
         {"msg": "not to some.", "not_seen_by": ["198.51.100.12", "2001:db8::12"]},
         [],
         "lb",
@@ -148,21 +148,21 @@ CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] 
         ["hapgent_load_balancers"],
         ["hapgent_load_balancers=", "!"],
     ),
-    "a stranger": (
+    "an unknown address": (
         {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
         [],
         "lb",
         ["192.0.2.9", "hapgent_source_addresses"],
         ["!"],
     ),
-    "a stranger, and one is left out": (
+    "an unknown address, and one load balancer is excluded": (
         {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
         ["lb3"],
         "lb,!lb3",
         ["192.0.2.9", "lb3", "hapgent_source_addresses"],
         ["hapgent_load_balancers"],
     ),
-    "no load balancers named": (
+    "no load balancers configured": (
         {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"], "seen_by": ["192.0.2.7", "192.0.2.8"]},
         [],
         "",
@@ -176,7 +176,7 @@ CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] 
         ["No agent. Nothing was changed."],
         ["stays", "hapgent_"],
     ),
-    "changed by another run, so kept": (
+    "changed by another run and therefore kept": (
         {
             "kept": True,
             "after": {"status": "MAINT", "reason": "disk\u202e"},
@@ -188,14 +188,16 @@ CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] 
         ["MAINT UP # disk", "Nothing was changed"],
         ["stays", "hapgent_"],
     ),
-    "no more than a message": ({"msg": "MODULE FAILURE"}, [], "lb", ["MODULE FAILURE."], ["hapgent_"]),
+    "only a message": ({"msg": "MODULE FAILURE"}, [], "lb", ["MODULE FAILURE."], ["hapgent_"]),
 }
 
 
 @pytest.mark.parametrize(
     ("told", "left_out", "pattern", "parts", "others"), CHANGE_PROBLEMS.values(), ids=CHANGE_PROBLEMS
 )
-def test_change_problem(told: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]) -> None:
+def test_report_on_a_failed_change(
+    told: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]
+) -> None:
     report = change_problem(told, KNOWN, left_out, pattern)
     for part in parts:
         assert part in report
@@ -213,7 +215,7 @@ ARE_DOWN = "If lb2, lb3 are down and send no sessions, exclude them"
     [
         (["lb2"], "lb", f"{DOWN}: hapgent_load_balancers='lb,!lb2'."),
         (["lb2", "lb3"], "lb", f"{ARE_DOWN}: hapgent_load_balancers='lb,!lb2,!lb3'."),
-        # Hosts with different load balancers: no value is right for all of them.
+        # If hosts have different load balancers, no value is right for all of them.
         (["lb2"], "", f"{DOWN} from hapgent_load_balancers."),
         (["lb2", "lb3"], "", f"{ARE_DOWN} from hapgent_load_balancers."),
     ],
@@ -263,7 +265,7 @@ def test_advice_about_addresses_without_a_name(
     assert change_problem(told, {}, left_out, pattern) == f"not to some. {advice}"
 
 
-def test_names_beside_addresses() -> None:
+def test_names_are_added_to_addresses() -> None:
     text = "not to 198.51.100.12, 198.51.100.121, 2001:db8::12 and 198.51.100.11."
     assert with_names(text, KNOWN) == (
         "not to 198.51.100.12 (lb2), 198.51.100.121, 2001:db8::12 (lb2) and 198.51.100.11 (lb1)."
@@ -271,10 +273,10 @@ def test_names_beside_addresses() -> None:
     assert with_names("told lb2", {}) == "told lb2"
 
 
-def test_addresses() -> None:
+def test_addresses_of_hosts() -> None:
     hosts = [
         ("lb1", "198.51.100.11", []),
-        # Its connections come from elsewhere.
+        # This host connects from other addresses.
         ("lb2", "198.51.100.12", ["203.0.113.2", "2001:DB8:0::2"]),
         ("198.51.100.13", "", []),
         ("localhost", "", []),

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a drain and an undrain change, by the state of the agent and by what HAProxy does with the server."""
+"""Drain and undrain change an agent only if its state and its server in HAProxy allow it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def row(admin: str = "ready", *causes: str, name: str = "web1", **more: Any) -> 
 
 
 def asked(*rows: Row) -> list[dict[str, Any]]:
-    """One load balancer for each row, and one that does not answer."""
+    """One load balancer for each row, and another one that does not respond."""
     return [*({"item": f"lb{number}", "servers": [shown]} for number, shown in enumerate(rows, 1)), {"item": "lb9"}]
 
 
@@ -33,7 +33,7 @@ IN_USE = asked(row(), row(), row("maint", "agent_or_hand", name="web2"))
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("reason", ["", OURS])
 @pytest.mark.parametrize("their_reason", [None, OURS, "disk"])
-def test_drain_changes_only_what_is_in(status: str, reason: str, their_reason: str | None) -> None:
+def test_drain_changes_only_servers_in_rotation(status: str, reason: str, their_reason: str | None) -> None:
     state = {"status": status, **({"reason": their_reason} if their_reason else {})}
     plan = drain(state, reason, IN_USE, "web1")
     ours = status == "DRAIN" and (their_reason or "") == reason
@@ -45,26 +45,26 @@ def test_drain_changes_only_what_is_in(status: str, reason: str, their_reason: s
         assert (their_reason or "") in plan["note"]
 
 
-# What HAProxy does with the server, and whether the drain is refused, changes the agent's state, or leaves it.
+# The server in HAProxy, and whether the drain is refused, changes the agent's state, or leaves it.
 IN_HAPROXY: dict[str, tuple[list[Row], str]] = {
-    "nothing known": ([], "changed"),
-    "in everywhere": ([row(), row()], "changed"),
+    "no load balancers": ([], "changed"),
+    "in rotation everywhere": ([row(), row()], "changed"),
     "drained manually": ([row(), row("drain", "agent_or_hand")], "changed"),
     "maintenance on one": ([row(), row("maint", "agent_or_hand")], "refused"),
     "maintenance on one, the other drained": ([row("drain", "hand"), row("maint", "agent_or_hand")], "refused"),
-    "maintenance on one, as its page has it": ([row(), row("maint")], "refused"),
+    "maintenance on one, from its page": ([row(), row("maint")], "refused"),
     "maintenance by configuration on one": ([row(), row("maint", "configuration")], "refused"),
     "maintenance everywhere": ([row("maint", "agent_or_hand"), row("maint", "configuration")], "left"),
     "maintenance, one by tracking": ([row("maint", "agent_or_hand"), row("maint", "tracking")], "left"),
     "tracking": ([row(), row("maint", "tracking")], "changed"),
     "not resolved": ([row(), row("maint", "resolution")], "changed"),
-    "maintenance, which no agent ends": ([row(), row("maint", "hand", agent_check=None)], "changed"),
+    "maintenance, which no agent can end": ([row(), row("maint", "hand", agent_check=None)], "changed"),
     "another server": ([row(), row("maint", "agent_or_hand", name="web2")], "changed"),
 }
 
 
 @pytest.mark.parametrize(("rows", "outcome"), IN_HAPROXY.values(), ids=IN_HAPROXY)
-def test_drain_ends_no_maintenance_in_haproxy(rows: list[Row], outcome: str) -> None:
+def test_drain_never_ends_maintenance_in_haproxy(rows: list[Row], outcome: str) -> None:
     plan = drain({"status": "UP"}, OURS, asked(*rows), "web1")
     got = "refused" if plan["refusal"] else "changed" if plan["change"] else "left"
     assert got == outcome
@@ -72,30 +72,32 @@ def test_drain_ends_no_maintenance_in_haproxy(rows: list[Row], outcome: str) -> 
     if outcome == "refused":
         assert "web/web1 on lb2" in plan["refusal"]
         assert "lb1" not in plan["refusal"]
-    # It is drained already: nothing more ends.
+    # If the agent is drained already, the change ends no maintenance.
     assert drain({"status": "DRAIN", "reason": OURS}, OURS, asked(*rows), "web1")["change"]
 
 
-# The state, the reason that is asked for, what a drain of this run has left; whether it is ended, and what is reported.
+# The state, the given reason, why this run's drain left the server; whether undrain changes it, and its report.
 UNDRAINS: dict[str, tuple[Row, str, str, bool, str]] = {
-    "is in": ({"status": "UP"}, "", "", True, ""),
-    "is in, with another reason": ({"status": "UP", "reason": "disk"}, "", "", True, "UP # disk"),
-    "is in, with another reason, which stays": ({"status": "UP", "reason": "disk"}, OURS, "", True, ""),
-    "is in, with ours": ({"status": "UP", "reason": OURS}, OURS, "", True, ""),
+    "in rotation": ({"status": "UP"}, "", "", True, ""),
+    "in rotation with another reason": ({"status": "UP", "reason": "disk"}, "", "", True, "UP # disk"),
+    "in rotation with another reason, which stays": ({"status": "UP", "reason": "disk"}, OURS, "", True, ""),
+    "in rotation with our reason": ({"status": "UP", "reason": OURS}, OURS, "", True, ""),
     "drained": ({"status": "DRAIN"}, "", "", True, "DRAIN"),
     "drained with a reason": ({"status": "DRAIN", "reason": "disk"}, "", "", True, "disk"),
     "maintenance": ({"status": "MAINT", "reason": "disk"}, "", "", True, "MAINT UP # disk"),
     "down": ({"status": "DOWN"}, "", "", True, "DOWN"),
-    "ours": ({"status": "DRAIN", "reason": OURS}, OURS, "", True, OURS),
-    "another reason": ({"status": "DRAIN", "reason": "disk"}, OURS, "", False, "disk"),
-    "no reason, and one is asked for": ({"status": "MAINT"}, OURS, "", False, "MAINT"),
-    "found out by this run": ({"status": "MAINT"}, "", "its agent reports MAINT UP", False, "MAINT"),
-    "found out in HAProxy": ({"status": "UP"}, "", "web/web1 on lb1 is in MAINT", False, "lb1"),
+    "drained with our reason": ({"status": "DRAIN", "reason": OURS}, OURS, "", True, OURS),
+    "drained with another reason": ({"status": "DRAIN", "reason": "disk"}, OURS, "", False, "disk"),
+    "no reason, but one is given": ({"status": "MAINT"}, OURS, "", False, "MAINT"),
+    "out of rotation before this run": ({"status": "MAINT"}, "", "its agent reports MAINT UP", False, "MAINT"),
+    "out of rotation in HAProxy": ({"status": "UP"}, "", "web/web1 on lb1 is in MAINT", False, "lb1"),
 }
 
 
 @pytest.mark.parametrize(("state", "reason", "found_out", "change", "note"), UNDRAINS.values(), ids=UNDRAINS)
-def test_undrain(state: Row, reason: str, found_out: str, change: bool, note: str) -> None:
+def test_undrain_ends_only_states_with_the_given_reason(
+    state: Row, reason: str, found_out: str, change: bool, note: str
+) -> None:
     plan = undrain(state, reason, found_out)
     assert plan["change"] == change
     assert note in plan["note"]
@@ -106,14 +108,12 @@ def test_undrain(state: Row, reason: str, found_out: str, change: bool, note: st
     ("their_reason", "reason", "keeps"),
     [(None, "", ""), ("disk", "", ""), (OURS, OURS, ""), ("disk", OURS, "disk"), (None, OURS, "")],
 )
-def test_undrain_of_one_that_is_in_takes_no_other_reason_away(
-    their_reason: str | None, reason: str, keeps: str
-) -> None:
+def test_undrain_keeps_the_reason_of_another_operator(their_reason: str | None, reason: str, keeps: str) -> None:
     state = {"status": "UP", **({"reason": their_reason} if their_reason else {})}
     assert undrain(state, reason, "")["keeps"] == keeps
 
 
-def test_what_others_have_written_is_escaped() -> None:
+def test_text_from_agents_and_haproxy_is_escaped() -> None:
     state = {"status": "MAINT", "reason": "gone\u202e"}
     for plan in (drain(state, "", [], "web1"), undrain(state, "", ""), undrain(state, OURS, "")):
         assert plan["note"].isprintable()

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is made of what agents and load balancers say of a fleet: by results as the modules return them."""
+"""From the modules' results, _fleet decides which servers may leave and describes the fleet in a table."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ SINCE = 1795486180.4
 SINCE_SHOWN = "2026-11-24 02:09:40 UTC"
 UNREACHABLE = "Failed to connect to the host via ssh: No route to host"
 
-# Bits of srv_admin_state that HAProxy tells on its socket.
+# Bits of srv_admin_state, which HAProxy shows only on its socket.
 BITS = {"MAINT": 0x01, "DRAIN": 0x08, "MAINT by configuration": 0x05}
 
 
 def server(name: str = "web1", status: str = "UP", *, backend: str = "web", **fields: Any) -> Result:
-    """What haproxy_server_info tells of a server: in DRAIN or MAINT by the agent or by hand, if it is."""
+    """A server as haproxy_server_info returns it; a status DRAIN or MAINT was set by the agent or manually."""
     check = {"result": "L7OK", "code": 0, "text": None, "running": False}
     usual: Result = {
         "address": "192.0.2.1:8080",
@@ -63,7 +63,7 @@ def server(name: str = "web1", status: str = "UP", *, backend: str = "web", **fi
 
 
 def told(item: str, *servers: Result, warnings: list[str] | None = None) -> Result:
-    """The result of a load balancer that has told of these servers."""
+    """The result of a load balancer with these servers."""
     return {
         "item": item,
         "changed": False,
@@ -76,12 +76,12 @@ def told(item: str, *servers: Result, warnings: list[str] | None = None) -> Resu
 
 
 def unreachable(item: str) -> Result:
-    """The result of a load balancer, or of an agent, that Ansible cannot log in to."""
+    """The result of a load balancer or an agent that Ansible cannot reach."""
     return {"item": item, "unreachable": True, "msg": UNREACHABLE}
 
 
 def peer(address: str, *words: str) -> Result:
-    """What an agent tells of a load balancer: whether it has_it, whether it polls."""
+    """What an agent reports about a load balancer, which has_it or polls if these words are given."""
     assert set(words) <= {"has_it", "polls"}
     return {
         "address": address,
@@ -100,7 +100,7 @@ BOTH = [peer("198.51.100.11", "polls", "has_it"), peer("198.51.100.12", "polls",
 
 
 def agent(item: str = "web1", peers: list[Result] | None = None, **state: Any) -> Result:
-    """The result of an agent with this state, that these load balancers ask."""
+    """The result of an agent with this state, which these load balancers poll."""
     instance = {
         "service": "hapgent",
         "pid": 512,
@@ -121,7 +121,7 @@ def agent(item: str = "web1", peers: list[Result] | None = None, **state: Any) -
 
 
 def without_status_socket(result: Result) -> Result:
-    """The same of an agent that has none."""
+    """The same result, but of an agent without a status socket."""
     (instance,) = result["instances"]
     nothing = dict.fromkeys(
         ["status_socket", "since", "version", "settle", "state_file_ok", "last_error", "counters", "peers"]
@@ -129,9 +129,9 @@ def without_status_socket(result: Result) -> Result:
     return {**result, "instances": [{**instance, **nothing}]}
 
 
-def test_inputs_are_as_documented() -> None:
+def test_results_in_these_tests_have_the_documented_fields() -> None:
     documented = yaml.safe_load(haproxy_server_info.RETURN)
-    # A cause is returned by what has failed, and by nothing else.
+    # Only failed results have a cause.
     assert set(told("lb1")) - {"item", "changed", "failed"} == set(documented) - {"cause"}
     assert set(server()) == set(documented["servers"]["contains"])
     documented = yaml.safe_load(hapgent_info.RETURN)["instances"]["contains"]
@@ -139,7 +139,7 @@ def test_inputs_are_as_documented() -> None:
     assert set(BOTH[0]) == set(documented["peers"]["contains"])
 
 
-# How many have to stay in
+# hapgent_min_up
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_inputs_are_as_documented() -> None:
         (0, 8, 0),
         (3, 8, 3),
         ("3", 8, 3),
-        # It is refused then, whoever leaves.
+        # With this value, every server is refused.
         (9, 8, 9),
         ("0%", 8, 0),
         ("75%", 8, 6),
         ("100%", 8, 8),
-        # Rounded up: of three servers, half is two.
+        # Percentages are rounded up: half of three servers is two.
         ("50%", 3, 2),
         ("1%", 8, 1),
         ("99%", 200, 198),
@@ -163,7 +163,7 @@ def test_inputs_are_as_documented() -> None:
         ("75%", 0, 0),
     ],
 )
-def test_at_least(min_up: object, total: int, least: int) -> None:
+def test_min_up_is_converted_to_a_number_of_servers(min_up: object, total: int, least: int) -> None:
     assert at_least(min_up, total) == least
 
 
@@ -171,23 +171,23 @@ def test_at_least(min_up: object, total: int, least: int) -> None:
     "min_up",
     ["", "%", "101%", "-1", -1, 1.5, "1.5", "50 %", " 1", "1\n", "half", None, True, [1], "\u0663", "1e3", "9" * 5000],
 )
-def test_min_up_that_is_none(min_up: object) -> None:
+def test_invalid_min_up_is_refused(min_up: object) -> None:
     with pytest.raises(FleetError, match=r"^hapgent_min_up must be "):
         at_least(min_up, 8)
 
 
-# Who may leave
+# Refusals
 
 
 def pool(**members: str) -> Pool:
-    """Servers with what is said of them; those that are UP take new sessions."""
+    """A pool of servers with these statuses; servers that are UP take new sessions."""
     return Pool("of web on lb1", {name: (says == "UP", says) for name, says in members.items()})
 
 
 def too_few(
     servers: str, stay: str, required: str, *, leaving: str, staying: str, not_available: str = "none", never: str = ""
 ) -> str:
-    """A refusal, as it is worded."""
+    """The text of a refusal."""
     return (
         f"Of the {servers} of web on lb1, {stay} would stay in rotation, but hapgent_min_up requires {required}."
         f"{never} Leaving: {leaving}. Staying: {staying}. Not available: {not_available}."
@@ -221,7 +221,7 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
             staying="none",
         ),
     ),
-    "none stays, and may": (pool(a="UP"), ["a"], 0, ""),
+    "none stays, which is allowed": (pool(a="UP"), ["a"], 0, ""),
     "others are out already": (
         pool(a="UP", b="UP", c="DRAIN (agent)", d="MAINT"),
         ["a"],
@@ -235,17 +235,17 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
             not_available="c is DRAIN (agent), d is MAINT",
         ),
     ),
-    # It takes nothing away, and the rest of a rolling that stopped can go on.
-    "out already, too few as it is": (pool(a="UP", b="DOWN", c="DOWN"), ["b"], 2, ""),
-    "out already, with one that is in": (
+    # The number of available servers does not change, and a rolling update that stopped can continue.
+    "out already, too few before": (pool(a="UP", b="DOWN", c="DOWN"), ["b"], 2, ""),
+    "one is out already, another is in rotation": (
         pool(a="UP", b="DOWN", c="UP"),
         ["a", "b"],
         2,
         too_few("3 servers", "only 1", "2", leaving="a", staying="c", not_available="b is DOWN"),
     ),
     "leaves twice": (pool(a="UP", b="UP"), ["a", "a"], 1, ""),
-    "of another pool": (pool(a="UP", b="UP"), ["x", "y"], 2, ""),
-    "nobody leaves": (pool(a="UP", b="UP"), [], 3, ""),
+    "not in this pool": (pool(a="UP", b="UP"), ["x", "y"], 2, ""),
+    "none leaves": (pool(a="UP", b="UP"), [], 3, ""),
     "more than there are": (
         pool(a="UP", b="UP"),
         ["a"],
@@ -263,17 +263,19 @@ REFUSALS: dict[str, tuple[Pool, list[str], Any, str]] = {
 
 
 def refusal_of(servers: Pool, leaving: Collection[str], min_up: Any) -> str:
-    """Why these servers may not leave, '' if they may."""
+    """Why these servers may not leave, or '' if they may."""
     return "".join(_merged([servers], leaving, min_up))
 
 
 @pytest.mark.parametrize(("servers", "leaving", "min_up", "refusal"), REFUSALS.values(), ids=REFUSALS)
-def test_refusal(servers: Pool, leaving: list[str], min_up: Any, refusal: str) -> None:
+def test_servers_are_refused_if_too_few_would_stay(
+    servers: Pool, leaving: list[str], min_up: Any, refusal: str
+) -> None:
     assert refusal_of(servers, leaving, min_up) == refusal
 
 
-def test_host_of_which_nothing_is_known_may_be_in() -> None:
-    """So that it may leave only if enough others stay; and it does not stand in for one that leaves."""
+def test_unknown_server_may_be_in_rotation() -> None:
+    """It may leave only if enough others stay, and it does not count as available for others to leave."""
     members = {"a": (None, "unknown"), "b": (None, "unknown"), "c": (True, "UP"), "d": (False, "DOWN")}
     servers = Pool("of web on lb1", members)
     not_available = "a is unknown, b is unknown, d is DOWN"
@@ -287,11 +289,11 @@ def test_host_of_which_nothing_is_known_may_be_in() -> None:
 
 
 NAMES = st.sets(st.sampled_from("abcdefgh"))
-LEASTS = st.integers(0, 9) | st.integers(0, 100).map(lambda percent: f"{percent}%")
+MIN_UPS = st.integers(0, 9) | st.integers(0, 100).map(lambda percent: f"{percent}%")
 
 
-@given(NAMES, NAMES, NAMES, NAMES, st.tuples(LEASTS, LEASTS))
-def test_refusal_is_one_for_whoever_asks_more(
+@given(NAMES, NAMES, NAMES, NAMES, st.tuples(MIN_UPS, MIN_UPS))
+def test_refusal_remains_for_more_servers_or_a_higher_min_up(
     is_in: set[str], is_out: set[str], leaving: set[str], more: set[str], leasts: tuple[Any, Any]
 ) -> None:
     servers = Pool("here", {**dict.fromkeys(is_out, (False, "DOWN")), **dict.fromkeys(is_in, (True, "UP"))})
@@ -303,10 +305,10 @@ def test_refusal_is_one_for_whoever_asks_more(
         assert len(is_in - leaving) >= at_least(less, len(servers.members)) or not is_in & leaving
 
 
-# Of which servers
+# Pools
 
 
-def test_backends_that_have_one_of_them() -> None:
+def test_pools_are_the_backends_with_one_of_the_servers() -> None:
     asked = [
         told(
             "lb1",
@@ -321,7 +323,7 @@ def test_backends_that_have_one_of_them() -> None:
         told("lb3"),
         unreachable("lb4"),
     ]
-    # The same name on another load balancer, or in another backend, is another server.
+    # The same name on another load balancer or in another backend means a different server.
     assert backends(asked, ["web1", "web9"]) == [
         Pool("of web on lb1", {"web1": (True, "UP"), "web2": (False, "DRAIN")}),
         Pool("of api on lb1", {"web1": (False, "DOWN"), "web3": (True, "UP")}),
@@ -331,8 +333,8 @@ def test_backends_that_have_one_of_them() -> None:
     assert backends(asked, []) == backends(asked, ["web8"]) == backends([], ["web1"]) == []
 
 
-def test_servers_that_never_were_in_do_not_count() -> None:
-    """Free slots of a template, one that is disabled, and one of the configured weight 0."""
+def test_servers_that_were_never_in_rotation_do_not_count() -> None:
+    """These are free slots of a template, a disabled server, and one with the configured weight 0."""
     slots = [server(f"slot{number}", "MAINT (resolution)", admin=0x20) for number in range(7)]
     on_page = [server(f"page{number}", "MAINT (resolution)", admin=None) for number in range(2)]
     up = [server(f"web{number}") for number in range(1, 4)]
@@ -341,12 +343,12 @@ def test_servers_that_never_were_in_do_not_count() -> None:
     (pool,) = backends([told("lb1", *slots, *up, *on_page, off, weightless)], ["web1"])
     assert list(pool.members) == ["web1", "web2", "web3"]
     assert refusal_of(pool, ["web1"], "50%") == ""
-    # One that somebody has enabled since counts, and so does one that the agent or an operator took out.
+    # A server that was enabled later counts, and so does one that the agent or an operator took out of rotation.
     rows = [server("canary"), server("web1", "MAINT"), server("web2", weight=0)]
     assert list(backends([told("lb1", *rows)], ["web1"])[0].members) == ["canary", "web1", "web2"]
 
 
-# Each reason once
+# Merged refusals
 
 
 def view(
@@ -355,14 +357,14 @@ def view(
     return {"host": f"host-of-{name}", "server": name, "min_up": min_up, "asked": asked or [], "agents": agents or []}
 
 
-def test_each_reason_is_given_once() -> None:
-    """Not for each load balancer and each host; with who would leave, and who would stay."""
+def test_equal_refusals_are_merged() -> None:
+    """There is one refusal for all load balancers and hosts, with the servers that leave and those that stay."""
     three = [server("web1"), server("web2"), server("web3")]
     asked = [told("lb1", *three), told("lb2", *three)]
     (refusal,) = refusals([view("web1", asked=asked), view("web2", asked=asked)])
     assert "web on lb1 and of web on lb2" in refusal
     assert "Leaving: web1, web2. Staying: web3. " in refusal
-    # A load balancer that sees it otherwise is another reason.
+    # A load balancer with other statuses leads to another refusal.
     asked[1] = told("lb2", server("web1"), server("web2", "DOWN"), server("web3"))
     assert len(refusals([view("web1", asked=asked)])) == 2
     assert refusals([view("web1", 1, asked=asked)]) == refusals([]) == []
@@ -371,13 +373,13 @@ def test_each_reason_is_given_once() -> None:
 @pytest.mark.parametrize(
     ("total", "min_up", "never"), [(3, "75%", True), (3, 3, True), (4, "76%", True), (4, 3, False)]
 )
-def test_hapgent_min_up_that_lets_none_leave_ever(total: int, min_up: Any, never: bool) -> None:
+def test_min_up_that_lets_no_server_ever_leave_is_pointed_out(total: int, min_up: Any, never: bool) -> None:
     asked = [told("lb1", *(server(f"web{number}") for number in range(total - 1)), server("last", "DOWN"))]
     (refusal,) = refusals([view("web0", min_up, asked=asked)])
     assert ("ever leave" in refusal) is never
 
 
-def test_hosts_of_two_kinds() -> None:
+def test_hosts_with_and_without_a_fleet() -> None:
     fleet = [agent("host-of-a"), agent("host-of-b")]
     views = [view("a", 1, agents=fleet), view("b", 1, agents=fleet), view("c", 1), view("d", 0), view("e", "0%")]
     of_fleet, unknown = sorted(refusals(views))
@@ -390,17 +392,17 @@ def test_hosts_of_two_kinds() -> None:
 
 
 @pytest.mark.parametrize("min_up", ["half", "101%"])
-def test_min_up_that_is_none_is_wrong_also_if_nothing_is_refused(min_up: str) -> None:
+def test_invalid_min_up_is_refused_even_without_servers(min_up: str) -> None:
     with pytest.raises(FleetError):
         refusals([view("web1", min_up, asked=[told("lb1")])])
 
 
-def test_refusal_is_safe_to_print() -> None:
+def test_refusal_is_printable() -> None:
     (refusal,) = refusals([view("web1", 3, asked=[told("lb1", server("web1"), server("\x1b[2J"))])])
     assert refusal.isprintable()
 
 
-def test_backup_servers_stand_in_for_none_and_may_leave() -> None:
+def test_backup_servers_do_not_count_and_may_leave() -> None:
     asked = [told("lb1", server("web1"), server("web9", backup=True))]
     (servers,) = backends(asked, ["web1"])
     assert list(servers.members) == ["web1"]
@@ -408,12 +410,12 @@ def test_backup_servers_stand_in_for_none_and_may_leave() -> None:
     assert backends(asked, ["web9"]) == []
 
 
-def test_server_of_weight_0_is_out() -> None:
+def test_server_with_weight_0_is_out_of_rotation() -> None:
     (servers,) = backends([told("lb1", server("web1", weight=0), server("web2"))], ["web2"])
     assert servers.members["web1"] == (False, "UP")
 
 
-def test_hosts() -> None:
+def test_pool_of_agents() -> None:
     asked = [
         agent("web1", status="UP", reason=REASON),
         agent("web2", status="READY", weight=50),
@@ -445,22 +447,22 @@ def test_hosts() -> None:
     )
 
 
-# Who else keeps a server out
+# What else keeps a server out of rotation
 
 ALL_WELL = [told("lb1", server("web1")), told("lb2", server("web1"))]
 
-# The state of its agent, what the load balancers say, who keeps it out.
+# The state of the agent, the results of the load balancers, and what keeps the server out.
 KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
-    "nobody": ({"status": "UP"}, ALL_WELL, ""),
-    "nobody, READY": ({"status": "READY", "weight": 50}, ALL_WELL, ""),
-    "nobody, rolled before": ({"status": "UP", "reason": REASON}, ALL_WELL, ""),
-    "nobody, no load balancer named": ({"status": "UP"}, [], ""),
+    "nothing": ({"status": "UP"}, ALL_WELL, ""),
+    "nothing, READY": ({"status": "READY", "weight": 50}, ALL_WELL, ""),
+    "nothing, updated before": ({"status": "UP", "reason": REASON}, ALL_WELL, ""),
+    "nothing, no load balancers": ({"status": "UP"}, [], ""),
     "its agent, with another reason": (
         {"status": "DRAIN", "reason": "kernel upgrade"},
         ALL_WELL,
         "its agent reports DRAIN UP # kernel upgrade",
     ),
-    "its agent, with a reason that is not printable": (
+    "its agent, with an unprintable reason": (
         {"status": "DRAIN", "reason": "kernel\u202e"},
         ALL_WELL,
         r"its agent reports DRAIN UP # kernel\u202e",
@@ -478,66 +480,66 @@ KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
         ALL_WELL,
         f"its agent reports MAINT UP # {REASON}",
     ),
-    "we do": (
+    "only our drain": (
         {"status": "DRAIN", "reason": REASON},
         [told("lb1", server("web1", "DRAIN")), told("lb2", server("web1", "DRAIN"))],
         "",
     ),
-    "we do, and somebody has it in maintenance": (
+    "our drain and manual maintenance": (
         {"status": "DRAIN", "reason": REASON},
         [told("lb1", server("web1", "DRAIN")), told("lb2", server("web1", "MAINT"))],
         "lb2 has web/web1 in MAINT, and its agent reports DRAIN",
     ),
-    "by hand, on one load balancer": (
+    "manually, on one load balancer": (
         {"status": "UP"},
         [told("lb1", server("web1")), told("lb2", server("web1", "DRAIN"))],
         "lb2 has web/web1 in DRAIN, and its agent reports UP",
     ),
-    "by hand, in both": (
+    "manually, on both": (
         {"status": "READY"},
         [told("lb1", server("web1", "MAINT")), told("lb2", server("web1", "DRAIN"))],
         "lb1 has web/web1 in MAINT, lb2 has web/web1 in DRAIN, and its agent reports READY",
     ),
-    "by hand, in one backend": (
+    "manually, in one backend": (
         {"status": "UP"},
         [told("lb1", server("web1"), server("web1", "MAINT", backend="api"))],
         "lb1 has api/web1 in MAINT, and its agent reports UP",
     ),
-    "by hand, and down": (
+    "manually, and down": (
         {"status": "UP"},
         [told("lb1", server("web1", "DOWN", admin=BITS["DRAIN"]))],
         "lb1 has web/web1 in DRAIN, and its agent reports UP",
     ),
-    "by tracking": (
+    "tracking": (
         {"status": "UP"},
         [told("lb1", server(status="MAINT (via api/web1)", admin=0x02))],
         "lb1 has web/web1 in MAINT (via api/web1), and its agent reports UP",
     ),
-    "by its configuration": (
+    "its configuration": (
         {"status": "UP"},
         [told("lb1", server("web1", "MAINT by configuration"))],
         "lb1 has web/web1 in MAINT, and its agent reports UP",
     ),
-    "nobody: it is only down": ({"status": "UP"}, [told("lb1", server("web1", "DOWN"))], ""),
-    # The stats page does not tell it.
-    "nobody: it is down, of which no more is known": (
+    "nothing: it is only down": ({"status": "UP"}, [told("lb1", server("web1", "DOWN"))], ""),
+    # The stats page does not contain the administrative state of such a server.
+    "nothing known: it is down": (
         {"status": "UP"},
         [told("lb1", server("web1", "DOWN", admin=None))],
         "",
     ),
-    "nobody: another server is out": ({"status": "UP"}, [told("lb1", server("web2", "MAINT"))], ""),
+    "nothing: another server is out": ({"status": "UP"}, [told("lb1", server("web2", "MAINT"))], ""),
 }
 
 
 @pytest.mark.parametrize(("state", "asked", "who"), KEPT_OUT.values(), ids=KEPT_OUT)
-def test_kept_out(state: Result, asked: list[Result], who: str) -> None:
+def test_what_keeps_a_server_out(state: Result, asked: list[Result], who: str) -> None:
     assert kept_out(state, REASON, asked, "web1") == who
 
 
 # The table
 
 
-def test_table_of_a_fleet_that_is_well() -> None:
+def test_table_of_a_fleet_without_problems() -> None:
     drained = agent("long-name.example.org", status="DRAIN", reason="kernel upgrade")
     assert table(
         ["web1", "long-name.example.org"],
@@ -556,7 +558,7 @@ def test_table_of_a_fleet_that_is_well() -> None:
 
 
 def one_host(result: Result, asked: list[Result], *backends_of: str) -> tuple[list[str], list[str]]:
-    """The cells of the table of web1 alone, and the remarks below."""
+    """The cells of a table that has only web1, and the remarks below it."""
     head, row, *below = table(["web1"], ["web1"], [backends_of], [result], asked)
     starts = [index for index in range(len(head)) if head[index] != " " and (index == 0 or head[index - 1] == " ")]
     cells = [row[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
@@ -566,7 +568,7 @@ def one_host(result: Result, asked: list[Result], *backends_of: str) -> tuple[li
 
 SAYS_DRAIN: Result = {"status": "DRAIN", "reason": REASON}
 
-# Remarks, as they are worded.
+# The texts of remarks.
 CANNOT_BE_QUERIED = f"cannot be queried: {UNREACHABLE}"
 NOT_POLLED = "no load balancer polls its agent"
 
@@ -575,16 +577,16 @@ def differs(reported: str, status: str, *, on: str = "lb1", backend: str = "web"
     return f"its agent reports {reported}, but {on} sends it {new}: it is {status} in {backend}"
 
 
-# The agent, the load balancers; the cells state, reason, told, one for each load balancer; the remarks.
+# The agent, the load balancers; the cells (state, reason, told and one for each load balancer) and the remarks.
 TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
-    "no load balancer named": (agent(), [], ["UP", "", "2 of 2"], []),
+    "no load balancers": (agent(), [], ["UP", "", "2 of 2"], []),
     "down by its health check": (
         agent(),
         [told("lb1", server(status="DOWN"))],
         ["UP", "", "2 of 2", "DOWN !"],
         [f"web1: {differs('UP', 'DOWN')}"],
     ),
-    "drained by hand on one of two": (
+    "drained manually on one of two": (
         agent(),
         [told("lb1", server()), told("lb2", server(status="DRAIN"))],
         ["UP", "", "2 of 2", "UP", "DRAIN !"],
@@ -596,32 +598,32 @@ TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
         ["DRAIN", REASON, "2 of 2", "DRAIN", "UP !"],
         [f"web1: {differs('DRAIN', 'UP', on='lb2', new='new sessions')}"],
     ),
-    "weight 0 that came": (
+    "weight 0 took effect": (
         agent(status="UP", weight=0),
         [told("lb1", server(weight=0))],
         ["UP 0%", "", "2 of 2", "UP"],
         [],
     ),
     "FAIL is DOWN": (agent(status="FAIL"), [told("lb1", server(status="DOWN"))], ["FAIL", "", "2 of 2", "DOWN"], []),
-    "one was not told": (
+    "one has not received the state": (
         agent(peers=[BOTH[0], peer("198.51.100.12", "polls")], **SAYS_DRAIN),
         [told("lb1", server(status="DRAIN"))],
         ["DRAIN", REASON, "1 of 2 !", "DRAIN"],
         ["web1: 198.51.100.12 has not received the state yet"],
     ),
-    "one that polls no more does not count": (
+    "one that stopped polling does not count": (
         agent(peers=[BOTH[0], peer("198.51.100.12"), peer("198.51.100.13", "has_it")]),
         [told("lb1", server())],
         ["UP", "", "1 of 1", "UP"],
         [],
     ),
-    "nobody polls": (
+    "none polls": (
         agent(peers=[peer("198.51.100.12", "has_it")]),
         [told("lb1", server())],
         ["UP", "", "0 of 0 !", "UP"],
         [f"web1: {NOT_POLLED}"],
     ),
-    "nobody has ever polled": (
+    "none has ever polled": (
         agent(peers=[]),
         [],
         ["UP", "", "0 of 0 !"],
@@ -633,14 +635,14 @@ TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
         ["DRAIN", REASON, "", "UP !"],
         [f"web1: {differs('DRAIN', 'UP', new='new sessions')}"],
     ),
-    "load balancer does not have it": (agent(), [told("lb1", server("web2"))], ["UP", "", "2 of 2", "-"], []),
-    "load balancer cannot be asked": (
+    "load balancer does not have the server": (agent(), [told("lb1", server("web2"))], ["UP", "", "2 of 2", "-"], []),
+    "load balancer cannot be queried": (
         agent(),
         [unreachable("lb1"), told("lb2", server())],
         ["UP", "", "2 of 2", "-", "UP"],
         [f"lb1 {CANNOT_BE_QUERIED}"],
     ),
-    "agent cannot be asked": (
+    "agent cannot be queried": (
         {"failed": False, "msg": "No service hapgent runs."},
         [told("lb1", server(status="DOWN")), told("lb2", server())],
         ["unknown", "", "", "DOWN", "UP"],
@@ -664,7 +666,7 @@ TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
         ["UP", "", "2 of 2", "web UP, api UP !"],
         [f"web1: {differs('UP', 'UP', backend='api')}"],
     ),
-    "agent checks that are useless": (
+    "useless agent checks": (
         agent(),
         [
             told("lb1", server(), warnings=["web/web2: no agent can drain it.", "web/web1: the agent is silent."]),
@@ -677,7 +679,7 @@ TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize(("result", "asked", "cells", "remarks"), TABLES.values(), ids=TABLES)
-def test_table(result: Result, asked: list[Result], cells: list[str], remarks: list[str]) -> None:
+def test_cells_and_remarks(result: Result, asked: list[Result], cells: list[str], remarks: list[str]) -> None:
     (host, state, _since, *rest), below = one_host(result, asked)
     assert [host, state, *rest] == ["web1", *cells]
     assert below == remarks
@@ -691,12 +693,12 @@ def test_table_names_the_load_balancers_that_have_not_received_the_state() -> No
     assert lines[-1].startswith("web1: 198.51.100.11 (lb1) ")
 
 
-def test_since() -> None:
+def test_time_of_the_last_change_is_shown() -> None:
     assert one_host(agent(), [])[0][2] == SINCE_SHOWN
     assert one_host(without_status_socket(agent()), [])[0][2] == ""
 
 
-def test_state_file_that_is_invalid_without_a_status_socket() -> None:
+def test_invalid_state_file_is_remarked_without_a_status_socket() -> None:
     result = without_status_socket(agent())
     result["instances"][0]["state"] = None
     (_host, state, *_rest), below = one_host(result, [told("lb1", server(status="DOWN"))])
@@ -705,10 +707,10 @@ def test_state_file_that_is_invalid_without_a_status_socket() -> None:
 
 
 def test_order_of_hosts_and_remarks() -> None:
-    """Of load balancers first, then of each host, then of agent checks."""
+    """Remarks about load balancers come first, then those about hosts, then those about agent checks."""
     lines = table(
         ["web2", "web1"],
-        # Names in HAProxy are others.
+        # The servers have other names in HAProxy.
         ["s2", "s1"],
         [[], []],
         [unreachable("web2"), agent(peers=[])],
@@ -725,8 +727,8 @@ def test_order_of_hosts_and_remarks() -> None:
     ]
 
 
-def test_load_balancers_among_the_hosts() -> None:
-    """They have no agent, as a rule. A host may be called as a column."""
+def test_load_balancers_without_agents_are_not_in_the_table() -> None:
+    """Load balancers usually have no agent. A host may have the name of a column."""
     lines = table(
         ["web1", "lb1", "lb2", "state"],
         ["web1", "lb1", "lb2", "state"],
@@ -740,14 +742,14 @@ def test_load_balancers_among_the_hosts() -> None:
     ]
 
 
-def test_load_balancer_that_is_a_server_too() -> None:
+def test_load_balancer_that_is_also_a_server_is_in_the_table() -> None:
     asked = [told("lb1", server("lb1", "DOWN"))]
     lines = table(["lb1"], ["lb1"], [[]], [unreachable("lb1")], asked)
     assert lines[1].startswith("lb1") and lines[1].endswith("DOWN")
     assert lines[2:] == ["", f"lb1: its agent {CANNOT_BE_QUERIED}"]
 
 
-def test_backends_that_are_looked_at() -> None:
+def test_table_shows_only_the_given_backends() -> None:
     asked = [told("lb1", server(), server(backend="api", status="MAINT"))]
     assert one_host(agent(), asked, "web")[0][-1] == "UP"
     cells, below = one_host(agent(), asked, "api")
@@ -756,7 +758,7 @@ def test_backends_that_are_looked_at() -> None:
     assert one_host(agent(), asked, "db")[0][-1] == "-"
 
 
-def test_what_others_have_written_is_escaped_in_the_table() -> None:
+def test_text_from_agents_and_haproxy_is_escaped_in_the_table() -> None:
     hostile = "\x1b[2J\u202e"
     result = agent(status="DRAIN", reason=hostile)
     lines = table(
@@ -766,7 +768,7 @@ def test_what_others_have_written_is_escaped_in_the_table() -> None:
     assert len(lines) > 3
 
 
-def test_agent_that_knows_why_it_answers_fail() -> None:
+def test_reason_for_fail_is_remarked() -> None:
     result = agent(status="FAIL")
     result["instances"][0].update(answer="FAIL", problem="state.json: weight must be 0 to 255")
     assert any("weight must be 0 to 255" in remark for remark in one_host(result, [])[1])

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the playbooks refuse before they look at a host."""
+"""The playbooks refuse wrong variables before they query a host."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GIVEN: Given = {
 }
 FROM_THE_INVENTORY = {"play": "Drain the hosts of --limit, one at a time"}
 
-# What is given instead, and parts of each problem.
+# The changed inputs, and parts of each problem.
 CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
     "nothing": ({}, []),
     "no load balancers": ({"pattern": "", "balancers": [], "names_there": []}, []),
     "misspelt": ({"names": ["hapgent_resaon"]}, [["hapgent_reason?"], ["hapgent_own_variables"]]),
-    "misspelt, and one's own": ({"names": ["hapgent_resaon"], "own": "hapgent_resaon"}, []),
+    "misspelt, but declared as own": ({"names": ["hapgent_resaon"], "own": "hapgent_resaon"}, []),
     "misspelt on a load balancer": (
         {"names_there": ["hapgent_haproxy_sockte"]},
         [["lb1, lb2", "hapgent_haproxy_socket?"], ["hapgent_own_variables"]],
@@ -39,27 +39,27 @@ CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
         {"names": ["hapgent_resaon"], "names_there": ["hapgent_resaon"]},
         [["hapgent_reason?"], ["hapgent_own_variables"]],
     ),
-    "a load balancer's own": ({"names_there": ["hapgent_color"], "own_there": ["hapgent_color"]}, []),
-    "one's own, on a load balancer": ({"names_there": ["hapgent_color"], "own": ["hapgent_color"]}, []),
-    "hosts of the inventory": (
+    "own variable of a load balancer": ({"names_there": ["hapgent_color"], "own_there": ["hapgent_color"]}, []),
+    "own variable, on a load balancer": ({"names_there": ["hapgent_color"], "own": ["hapgent_color"]}, []),
+    "hosts from the inventory": (
         FROM_THE_INVENTORY,
         [["hapgent_hosts and hapgent_serial", "-e", "Remove hapgent_hosts from the inventory"]],
     ),
-    "both of the inventory": (
+    "hosts and batch size from the inventory": (
         {**FROM_THE_INVENTORY, "names": ["hapgent_hosts", "hapgent_serial"]},
         [["Remove hapgent_hosts and hapgent_serial from"]],
     ),
     "a limit": ({**FROM_THE_INVENTORY, "names": []}, []),
-    "words outside of quotes": ({"stray_words": "upgrade"}, [["'upgrade'", "Quote"]]),
+    "words outside quotes": ({"stray_words": "upgrade"}, [["'upgrade'", "Quote"]]),
     "a pattern that matches nothing": ({"pattern": "lbs", "balancers": []}, [["lbs matches none"]]),
     "a name that is not in the inventory": ({"pattern": "lb,lb9"}, [["hapgent_load_balancers must", "has no lb9."]]),
     "a list that excludes a name that is not in the inventory": ({"pattern": ["lb", "!lb9"]}, [["lb9."]]),
-    "two things": ({"stray_words": "x", "pattern": "lb9", "balancers": []}, [["'x'"], ["lb9"]]),
+    "two problems": ({"stray_words": "x", "pattern": "lb9", "balancers": []}, [["'x'"], ["lb9"]]),
 }
 
 
 @pytest.mark.parametrize(("given", "expected"), CASES.values(), ids=CASES)
-def test_problems(given: Any, expected: list[list[str]]) -> None:
+def test_problems_of_variables(given: Any, expected: list[list[str]]) -> None:
     found = problems({**GIVEN, **given}, GROUPS)
     assert len(found) == len(expected)
     for problem, parts in zip(found, expected, strict=True):
@@ -83,6 +83,6 @@ NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "6
         *(("hapgent_server_port", value, False) for value in (0, 65536, "http")),
     ],
 )
-def test_number_problems(name: str, value: Any, is_right: bool) -> None:
+def test_problems_of_numbers(name: str, value: Any, is_right: bool) -> None:
     found = problems({**GIVEN, "numbers": {**NUMBERS, name: value}}, GROUPS)
     assert [problem.partition(" ")[0] for problem in found] == ([] if is_right else [name])

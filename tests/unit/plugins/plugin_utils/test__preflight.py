@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the role refuses before it changes a host."""
+"""The role hapgent refuses wrong variables and unsafe state folders before it changes a host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def problems(uninstall: bool = False, **variables: Any) -> list[str]:
     return variable_problems({**DEFAULTS, **variables}, SHIPPED, uninstall)
 
 
-def test_defaults_are_right() -> None:
+def test_defaults_are_accepted() -> None:
     assert problems() == []
     assert filtered(DEFAULTS, SHIPPED._asdict()) == []
 
@@ -68,7 +68,7 @@ def test_defaults_are_right() -> None:
         ("hapgent_state_file", "/srv/a/b"),
     ],
 )
-def test_right_values(name: str, value: Any) -> None:
+def test_valid_values_are_accepted(name: str, value: Any) -> None:
     assert problems(**{name: value}) == []
 
 
@@ -124,26 +124,26 @@ def test_right_values(name: str, value: Any) -> None:
         ("hapgent_checksum", ["0" * 64, 0, f"{SHIPPED.checksum}\n", SHIPPED.original_checksum, ""]),
     ],
 )
-def test_wrong_values(name: str, values: list[Any]) -> None:
+def test_invalid_values_are_refused(name: str, values: list[Any]) -> None:
     for value in values:
         found = problems(**{name: value})
         assert len(found) == 1, value
         assert found[0].startswith(name)
-        # For a terminal, whatever the value is.
+        # The message must be safe to print, whatever the value is.
         assert found[0].isprintable()
         assert len(found[0]) < 400
 
 
-def test_all_wrong_values_are_named() -> None:
+def test_all_invalid_values_are_named() -> None:
     found = problems(hapgent_port=70000, hapgent_ip="localhost", hapgent_version="1")
     assert [problem.split()[0] for problem in found] == ["hapgent_port", "hapgent_ip", "hapgent_version"]
 
 
-def test_says_what_is_wrong_and_what_is_right() -> None:
+def test_wording_of_a_problem() -> None:
     assert problems(hapgent_port=70000) == ["hapgent_port must be a whole number from 1 to 65535, not 70000."]
 
 
-def test_what_is_installed_is_not_looked_at_when_uninstalling() -> None:
+def test_version_and_checksum_do_not_matter_when_uninstalling() -> None:
     assert problems(uninstall=True, hapgent_version="1", hapgent_checksum="1") == []
     assert len(problems(uninstall=True, hapgent_service="..", hapgent_state_file="/")) == 2
 

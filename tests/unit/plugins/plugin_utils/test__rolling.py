@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How far a rolling is, and whether it begins."""
+"""A rolling update recognizes its progress from the hosts, and begins only if all hosts allow it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def told(backend: str, admin: str) -> Result:
     return {"item": "lb1", "servers": [row]}
 
 
-# The result of the agent, what a load balancer has; problem, kept_out, done and begun, the first two as truth values.
+# The results of the agent and the load balancers; whether there is a problem and what keeps it out, done and begun.
 HOST_CHECKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]]] = {
     "open": ({"before": {"status": "UP"}}, [], (False, False, False, False)),
     "done": ({"before": {"status": "UP", "reason": OURS}}, [told("web", "ready")], (False, False, True, False)),
-    "done by another": ({"before": {"status": "UP", "reason": "release 9"}}, [], (False, False, False, False)),
+    "done by another update": ({"before": {"status": "UP", "reason": "release 9"}}, [], (False, False, False, False)),
     "begun": ({"before": {"status": "DRAIN", "reason": OURS}}, [told("web", "drain")], (False, False, False, True)),
-    "drained by another": ({"before": {"status": "DRAIN", "reason": "disk"}}, [], (False, True, False, False)),
+    "drained with another reason": ({"before": {"status": "DRAIN", "reason": "disk"}}, [], (False, True, False, False)),
     "in maintenance": ({"before": {"status": "MAINT"}}, [], (False, True, False, False)),
     "drained in HAProxy": ({"before": {"status": "UP"}}, [told("web", "drain")], (False, True, False, False)),
     "drained in another backend": ({"before": {"status": "UP"}}, [told("api", "drain")], (False, False, False, False)),
     "a load balancer that is silent": ({"before": {"status": "UP"}}, [{"item": "lb1"}], (False, False, False, False)),
     "cannot be reached": ({"unreachable": True, "msg": "No route"}, [], (True, False, False, False)),
     "no agent": ({"msg": "No service hapgent runs."}, [], (True, False, False, False)),
-    "a reason that cannot be": (
+    "an invalid reason": (
         {"before": {"status": "UP"}, "msg": "reason is long."},
         [],
         (True, False, False, False),
@@ -46,7 +46,7 @@ HOST_CHECKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]
 
 
 @pytest.mark.parametrize(("agent", "asked", "expected"), HOST_CHECKS.values(), ids=HOST_CHECKS)
-def test_host_check(agent: Result, asked: list[Result], expected: tuple[bool, ...]) -> None:
+def test_progress_of_a_host(agent: Result, asked: list[Result], expected: tuple[bool, ...]) -> None:
     seen = host_check(agent, VIEW, OURS, asked)
     assert (bool(seen["problem"]), bool(seen["kept_out"]), seen["done"], seen["begun"]) == expected
     assert seen["host"] == "web1"
@@ -61,12 +61,12 @@ DONE, BEGUN, OPEN = host("c", done=True), host("d", begun=True), host("e")
 
 
 @pytest.mark.parametrize("mode", ["fail", "skip"])
-def test_rolling_does_not_begin_with_a_host_of_which_nothing_is_known(mode: str) -> None:
+def test_update_does_not_begin_with_an_unknown_host(mode: str) -> None:
     refusal = decision([OPEN, DOWN, host("f", problem="no agent")], OURS, mode, "")["refusal"]
     assert refusal == "a is down; f no agent. Fix this, or exclude hosts that are down: --limit='all,!a,!f'"
 
 
-def test_rolling_does_not_begin_if_something_else_keeps_a_host_out() -> None:
+def test_update_does_not_begin_if_something_else_keeps_a_host_out() -> None:
     refusal = decision([OPEN, KEPT], OURS, "fail", "web")["refusal"]
     assert refusal == (
         "Something else keeps hosts out of rotation: b: in MAINT. Bring them back, exclude them (--limit='web,!b'), "
@@ -96,18 +96,18 @@ def test_rolling_does_not_begin_if_something_else_keeps_a_host_out() -> None:
         ),
     ],
 )
-def test_summary(checks: list[Any], summary: str) -> None:
+def test_summary_of_the_progress(checks: list[Any], summary: str) -> None:
     assert decision(checks, OURS, "skip", "")["summary"] == summary
 
 
-def test_what_others_have_written_is_escaped() -> None:
+def test_text_from_agents_is_escaped() -> None:
     assert host_check({"msg": "\x1b[2J"}, VIEW, OURS, [])["problem"].isprintable()
     assert host_check({"before": {"status": "MAINT", "reason": "\u202e"}}, VIEW, OURS, [])["kept_out"].isprintable()
 
 
 @pytest.mark.parametrize("limit", ["", "web:!away", "web,!away", "!away"])
-def test_advised_limit_leaves_out_who_is_named(limit: str) -> None:
-    """Also addresses of IPv6, and what the present one leaves out."""
+def test_advised_limit_excludes_the_named_hosts(limit: str) -> None:
+    """This includes IPv6 addresses, and hosts that the present limit excludes stay excluded."""
     inventory = InventoryManager(None, parse=False)
     inventory.add_group("web")
     for name in ("web1", "away", "2001:db8::10"):

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is wrong with files of tasks, and what Ansible would take."""
+"""Mistakes in task files are found, and whatever Ansible accepts is accepted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _task_files
 COLLECTIONS = Path(_task_files.__file__).parents[5]
 CACHE = Path(__file__).parents[4] / ".cache"
 NEWEST = (Path(__file__).parents[3] / "ansible-releases.txt").read_text(encoding="utf-8").split()[-2]
-# The Ansible of the tests, the oldest one that is allowed, and the newest one: see tests/tools/install.
+# The Ansible that the tests are installed with, and the oldest and newest supported ones: see tests/tools/install.
 PYTHONS = {
     "ansible": Path(sys.executable),
     "oldest": CACHE / "oldest" / "bin" / "python",
     "newest": CACHE / "ansible" / NEWEST / "bin" / "python",
 }
-# As ansible-playbook hapgent.agent.rolling does. In this process, Ansible would find modules only after taking over the
-# import of collections.
+# Set up Ansible as ansible-playbook hapgent.agent.rolling does. In the process of the tests, Ansible could find modules
+# only by replacing the import of collections.
 PROGRAM = """
 import json, sys
 from ansible.plugins.loader import init_plugin_loader
@@ -40,7 +40,7 @@ COMMAND = {"ansible.builtin.command": "true"}
 NOTIFYING = {**COMMAND, "notify": "Restart"}
 RESTART = {**COMMAND, "name": "Restart"}
 
-# As ansible-vault writes it.
+# A file that ansible-vault has encrypted.
 VAULT = "$ANSIBLE_VAULT;1.1;AES256\n" + "6162" * 20 + "\n"
 
 Tasks = list[Any]
@@ -51,71 +51,75 @@ def role(name: str, **more: Any) -> dict[str, Any]:
     return {"include_role": {"name": name, **more}}
 
 
-# Tasks, other files, and what the only problem names.
+# The tasks, other files, and parts of the only problem.
 WRONG: dict[str, tuple[Any, Files, list[str]]] = {
-    "a handler that is nowhere": ([NOTIFYING], {}, ["Restart", "hapgent_handlers"]),
-    "a handler that is nowhere, in a block": ([{"block": [COMMAND], "rescue": [NOTIFYING]}], {}, ["Restart"]),
-    "a handler of no role": ([role("shop"), NOTIFYING], {"roles/shop/tasks/main.yml": [COMMAND]}, ["Restart"]),
-    "a module that is not there": ([{"comand": "true"}], {}, ["comand"]),
-    "a keyword that is none": ([{**COMMAND, "whenn": True}], {}, ["whenn"]),
-    "a keyword that is none, of a block": ([{"block": [COMMAND], "loop": [1]}], {}, ["loop"]),
-    "a keyword that is none, of a file": ([{"include_tasks": "more.yml", "whenn": True}], {"more.yml": []}, ["whenn"]),
-    "a keyword that is none, of a role": (
+    "an unknown handler": ([NOTIFYING], {}, ["Restart", "hapgent_handlers"]),
+    "an unknown handler, in a block": ([{"block": [COMMAND], "rescue": [NOTIFYING]}], {}, ["Restart"]),
+    "an unknown handler, with a role": (
+        [role("shop"), NOTIFYING],
+        {"roles/shop/tasks/main.yml": [COMMAND]},
+        ["Restart"],
+    ),
+    "an unknown module": ([{"comand": "true"}], {}, ["comand"]),
+    "an unknown keyword": ([{**COMMAND, "whenn": True}], {}, ["whenn"]),
+    "an unknown keyword, of a block": ([{"block": [COMMAND], "loop": [1]}], {}, ["loop"]),
+    "an unknown keyword, of a file": ([{"include_tasks": "more.yml", "whenn": True}], {"more.yml": []}, ["whenn"]),
+    "an unknown keyword, of a role": (
         [{**role("shop"), "whenn": True}],
         {"roles/shop/tasks/main.yml": [COMMAND]},
         ["whenn"],
     ),
-    "an option that is none, of a role": (
+    "an unknown option, of a role": (
         [role("shop", task_from="deploy")],
         {"roles/shop/tasks/main.yml": [COMMAND]},
         ["task_from"],
     ),
     "no file to include": ([{"include_tasks": ""}], {}, ["file"]),
-    "a block that is no list": ([{"block": COMMAND}], {}, ["block", "list"]),
-    "a block with a task that is none": ([{"block": ["true"]}], {}, ["task"]),
-    "a file that is not there": ([{"include_tasks": "more.yml"}], {}, ["more.yml"]),
-    "in a file that is included": (
+    "a block that is not a list": ([{"block": COMMAND}], {}, ["block", "list"]),
+    "a block with an invalid task": ([{"block": ["true"]}], {}, ["task"]),
+    "a missing file": ([{"include_tasks": "more.yml"}], {}, ["more.yml"]),
+    "a mistake in an included file": (
         [{"import_tasks": {"file": "more.yml"}}],
         {"more.yml": [{"comand": "true"}]},
         ["more.yml", "comand"],
     ),
-    "a role that is not there": ([role("shop")], {}, ["shop"]),
-    "a file that the role has not": (
+    "a missing role": ([role("shop")], {}, ["shop"]),
+    "a missing file of a role": (
         [role("shop", tasks_from="deploy")],
         {"roles/shop/tasks/main.yml": [COMMAND]},
         ["shop", "deploy"],
     ),
-    "a role with a module that is not there": (
+    "a role with an unknown module": (
         [{"import_role": {"name": "shop"}}],
         {"roles/shop/tasks/main.yml": [{"comand": "true"}]},
         ["shop", "comand"],
     ),
-    "a role that a role depends on": (
+    "a missing dependency of a role": (
         [role("shop")],
         {"roles/shop/tasks/main.yml": [COMMAND], "roles/shop/meta/main.yml": {"dependencies": ["base"]}},
         ["shop", "base"],
     ),
-    "a handler that a role notifies and nobody has": (
+    "an unknown handler that a role notifies": (
         [role("shop")],
         {"roles/shop/tasks/main.yml": [NOTIFYING]},
         ["Restart"],
     ),
-    "a role that is not there, after what is not known here": (
+    "a missing role, after a file with an unknown name": (
         [{"include_tasks": "{{ version }}.yml"}, role("shop")],
         {},
         ["shop"],
     ),
-    "no YAML": ("[", {}, ["deploy.yml"]),
-    "no list": (COMMAND, {}, ["list"]),
+    "not YAML": ("[", {}, ["deploy.yml"]),
+    "not a list": (COMMAND, {}, ["list"]),
     "not a task": (["true"], {}, ["task"]),
 }
 
 
-# Tasks, other files, and the file of handlers.
+# The tasks, other files, and the handlers file.
 RIGHT: dict[str, tuple[Tasks, Files, str]] = {
     "no task": ([], {}, ""),
     "a handler in the file": ([NOTIFYING], {"handlers.yml": [RESTART]}, "handlers.yml"),
-    "what a handler listens to": (
+    "a topic that a handler listens to": (
         [NOTIFYING],
         {"handlers.yml": [{**COMMAND, "name": "Restart the shop", "listen": ["Restart"]}]},
         "handlers.yml",
@@ -133,7 +137,7 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
         },
         "",
     ),
-    "a handler with the role before its name": (
+    "a handler with its role's name": (
         [{**COMMAND, "notify": "shop : Restart"}, role("shop")],
         {"roles/shop/tasks/main.yml": [COMMAND], "roles/shop/handlers/main.yml": [RESTART]},
         "",
@@ -169,7 +173,7 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
         },
         "",
     ),
-    "a role with a file that is encrypted": (
+    "a role with an encrypted file": (
         [role("shop")],
         {"roles/shop/tasks/main.yml": [COMMAND], "roles/shop/vars/main.yml": VAULT},
         "",
@@ -196,7 +200,7 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
         "",
     ),
     "a file with a variable in its name": ([{"include_tasks": "{{ version }}.yml"}, NOTIFYING], {}, ""),
-    "a role that imports such a file": (
+    "a role that imports a file with a variable in its name": (
         [role("shop"), NOTIFYING],
         {"roles/shop/tasks/main.yml": [{"import_tasks": "{{ version }}.yml"}]},
         "",
@@ -219,7 +223,7 @@ CASES: dict[str, tuple[Any, Files, str]] = {
 
 @pytest.fixture(scope="module", params=PYTHONS)
 def problems(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The problems of each case, all found by one process of each Ansible."""
+    """The problems of each case. One process checks all cases with an Ansible release."""
     folder = tmp_path_factory.mktemp("tasks")
     arguments = []
     for number, (tasks, files, handlers) in enumerate(CASES.values()):
@@ -242,7 +246,7 @@ def problems(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong(problems: dict[str, list[str]], case: str) -> None:
+def test_mistakes_are_named(problems: dict[str, list[str]], case: str) -> None:
     (problem,) = problems[case]
     assert problem.isprintable()
     for part in WRONG[case][2]:
@@ -250,7 +254,7 @@ def test_wrong(problems: dict[str, list[str]], case: str) -> None:
 
 
 @pytest.mark.parametrize("case", RIGHT)
-def test_right(problems: dict[str, list[str]], case: str) -> None:
+def test_valid_tasks_are_accepted(problems: dict[str, list[str]], case: str) -> None:
     assert problems[case] == []
 
 
@@ -258,6 +262,6 @@ def test_files_that_include_each_other_are_read_once(problems: dict[str, list[st
     assert len(problems["files that include each other"]) == 1
 
 
-def test_handler_that_is_a_block(problems: dict[str, list[str]]) -> None:
+def test_block_of_handlers_is_refused(problems: dict[str, list[str]]) -> None:
     (problem,) = problems["a block of handlers"]
     assert problem.endswith("handlers.yml: a handler must not be a block")

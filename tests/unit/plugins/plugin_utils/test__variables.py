@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Names, lists and patterns in variables, however they are written."""
+"""Names, lists and patterns are read from variables in all their notations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORDS: list[tuple[Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("value", "expected"), WORDS)
-def test_words(value: Any, expected: list[str]) -> None:
+def test_words_are_split(value: Any, expected: list[str]) -> None:
     assert _variables.words(value) == expected
 
 
@@ -52,9 +52,9 @@ PATTERNS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("value", "expected"), PATTERNS)
-def test_host_pattern(value: Any, expected: str) -> None:
+def test_host_patterns_are_normalized(value: Any, expected: str) -> None:
     assert _variables.host_pattern(value) == expected
-    # What it makes, it reads in the same way.
+    # A normalized pattern does not change again.
     assert _variables.host_pattern(expected) == expected
 
 
@@ -80,11 +80,11 @@ HOSTS: list[tuple[Any, str | None, str]] = [
 
 
 @pytest.mark.parametrize(("wanted", "limit", "expected"), HOSTS)
-def test_hosts_of_play(wanted: Any, limit: str | None, expected: str) -> None:
+def test_hosts_of_a_play_are_found(wanted: Any, limit: str | None, expected: str) -> None:
     assert _variables.hosts_of_play(wanted, GROUPS, limit, "drain") == expected
 
 
-def test_all_hosts_where_that_is_no_harm() -> None:
+def test_no_hosts_means_all_hosts_for_a_harmless_playbook() -> None:
     assert _variables.hosts_of_play("", GROUPS) == "all"
 
 
@@ -105,7 +105,7 @@ NO_HOSTS: list[tuple[Any, str | None]] = [
 
 
 @pytest.mark.parametrize(("wanted", "limit"), NO_HOSTS)
-def test_no_hosts_of_play(wanted: Any, limit: str | None) -> None:
+def test_missing_or_unknown_hosts_of_a_play_are_refused(wanted: Any, limit: str | None) -> None:
     with pytest.raises(_variables.VariableError):
         _variables.hosts_of_play(wanted, GROUPS, limit, "drain")
 
@@ -121,7 +121,7 @@ def test_no_hosts_of_play(wanted: Any, limit: str | None) -> None:
         (["web", "2001:db8::99"], ["2001:db8::99"]),
     ],
 )
-def test_names_of_nobody(pattern: Any, expected: list[str]) -> None:
+def test_unknown_names_in_a_pattern_are_listed(pattern: Any, expected: list[str]) -> None:
     assert _variables.strangers(pattern, GROUPS) == expected
 
 
@@ -135,12 +135,12 @@ SERIALS: list[tuple[Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("value", "expected"), SERIALS)
-def test_serial(value: Any, expected: list[str]) -> None:
+def test_batch_sizes_are_parsed(value: Any, expected: list[str]) -> None:
     assert _variables.serial(value) == expected
 
 
 @pytest.mark.parametrize("value", ["", [], 0, "0%", -1, "101%", "two", 1.5, "1 2", "9" * 9, [1, "x"], True])
-def test_serial_that_is_none(value: Any) -> None:
+def test_invalid_batch_sizes_are_refused(value: Any) -> None:
     with pytest.raises(_variables.VariableError, match="hapgent_serial must be"):
         _variables.serial(value)
 
@@ -155,13 +155,13 @@ def test_serial_that_is_none(value: Any) -> None:
         ("hapgent_Port", "hapgent_port"),
     ],
 )
-def test_unknown_variable(name: str, nearest: str) -> None:
-    (sentence,) = _variables.unknown([name, "hapgent_port", "hapgent__private", "other"])
-    assert f"{name} is " in sentence
-    assert sentence.endswith(f" {nearest}?")
+def test_unknown_variable_gets_a_suggestion(name: str, nearest: str) -> None:
+    (problem,) = _variables.unknown([name, "hapgent_port", "hapgent__private", "other"])
+    assert f"{name} is " in problem
+    assert problem.endswith(f" {nearest}?")
     assert _variables.unknown([name], [name]) == []
 
 
-def test_unknown_variable_that_is_like_no_other() -> None:
-    (sentence,) = _variables.unknown(["hapgent_qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq"], "hapgent_x, hapgent_y")
-    assert "?" not in sentence
+def test_unknown_variable_without_a_similar_one_gets_no_suggestion() -> None:
+    (problem,) = _variables.unknown(["hapgent_qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq"], "hapgent_x, hapgent_y")
+    assert "?" not in problem
