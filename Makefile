@@ -7,10 +7,10 @@ export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
 CHECKOUT := $(CURDIR)/.cache/collections
 INSTALLED := $(CURDIR)/.cache/installed
 export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
-demo demo-down hosts shell scenario-default scenario-settling scenario-rolling: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
+demo demo-down hosts-ready shell scenario-default scenario-settling scenario-rolling: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell demo-down test check lint unit robustness hosts build docs shell
+.PHONY: help demo demo-shell demo-down test check lint unit robustness playbooks hosts hosts-ready build docs shell
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -29,9 +29,13 @@ demo-shell: ## a shell on a host of the demo: make demo-shell HOST=demo-web1
 demo-down: ## take the demo down
 	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo tests/tools/with-hosts molecule destroy --scenario-name demo
 
-test: ## everything: check, what is meant to break the agent, the scenarios on real hosts
+# Scenarios wait more than they compute, so the playbooks run beside them, and let them go first.
+test: ## everything: check, what is meant to break the agent, the playbooks, the scenarios on real hosts
 	@mkdir -p .cache && rm -f .cache/stages
-	@result=0; $(MAKE) --no-print-directory check robustness hosts || result=$$?; echo "== stages"; cat .cache/stages; exit $$result
+	@result=0; \
+		{ $(MAKE) --no-print-directory check robustness hosts-ready && $(MAKE) --no-print-directory --jobs 3 \
+			--output-sync=target scenario-default scenario-rolling playbooks scenario-settling; } || result=$$?; \
+		echo "== stages"; cat .cache/stages; exit $$result
 
 check: lint unit ## what needs no test hosts: lint and unit tests
 
@@ -49,11 +53,18 @@ robustness: ## storms, floods, kills and full disks against the agent, in namesp
 	@tests/tools/stage install tests/tools/install
 	@tests/tools/stage robustness tests/tools/isolated env PYTHONPATH=$(CHECKOUT) pytest tests/robustness
 
-hosts: ## the molecule scenarios on real systemd hosts with a real HAProxy, two at a time
+playbooks: TESTS = tests/playbooks
+playbooks: ## the playbooks on simulated fleets, with each release of Ansible; or those in TESTS
+	@tests/tools/stage install tests/tools/install
+	@PYTHONPATH=$(CHECKOUT) tests/tools/stage playbooks nice -n 5 pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
+
+hosts: hosts-ready ## the molecule scenarios on real systemd hosts with a real HAProxy, two at a time
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target scenario-default scenario-rolling scenario-settling
+
+hosts-ready:
 	@tests/tools/stage "install for hosts" tests/tools/install hosts
 	@echo bullseye bookworm trixie | tests/tools/stage images \
 		tests/tools/with-hosts xargs -n 1 -P 3 molecule/shared/build-image localhost/hapgent-test-host
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target scenario-default scenario-rolling scenario-settling
 
 scenario-%:
 	@tests/tools/stage $@ tests/tools/with-hosts molecule test --scenario-name $*

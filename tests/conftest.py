@@ -449,3 +449,13 @@ def hanging_library(compiled: Callable[[Path], Path]) -> Path:
 @pytest.fixture
 def disk(hanging_library: Path, tmp_path: Path) -> HangingDisk:
     return HangingDisk(hanging_library, tmp_path / "hangs")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PEM file with a certificate for 127.0.0.1 and its key."""
+    path = tmp_path_factory.mktemp("tls") / "lb.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lb -addext subjectAltName=IP:127.0.0.1"
+    made = subprocess.run([*command.split(), "-keyout", "-", "-out", "-"], capture_output=True, check=True)
+    path.write_bytes(made.stdout)
+    return path

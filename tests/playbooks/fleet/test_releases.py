@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.unit.fleet.conftest import Fleet
+    from tests.playbooks.fleet.conftest import Fleet
 
 TESTS = Path(__file__).parents[2]
 CACHE = TESTS.parent / ".cache" / "ansible"

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 if TYPE_CHECKING:
-    from tests.unit.fleet.conftest import Fleet
+    from tests.playbooks.fleet.conftest import Fleet
 
 ROOT = Path(__file__).parents[3]
 OLDEST = ROOT / ".cache" / "oldest" / "bin"

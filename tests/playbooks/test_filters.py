@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.unit.conftest import RunPlaybook
+    from tests.playbooks.conftest import RunPlaybook
 
 Result = dict[str, Any]
 

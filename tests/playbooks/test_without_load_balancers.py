@@ -19,7 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents
-    from tests.unit.conftest import RunPlaybook
+    from tests.playbooks.conftest import RunPlaybook
 
 LIMIT = "--limit=web1"
 REASON = "reason='kernel upgrade of web1'"
@@ -168,7 +168,6 @@ def connected(address: str) -> Iterator[int]:
             yield port
 
 
-@pytest.mark.oldest_too
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_drain_and_undrain(run_playbook: RunPlaybook, agent: Agent, address: str) -> None:
     """The reason arrives whole, the load balancer is waited for, and so is who is connected."""

@@ -27,7 +27,7 @@ import yaml
 
 if TYPE_CHECKING:
     from tests.conftest import Agents, Eventually, FreePort
-    from tests.unit.fleet.conftest import Fleet, Played
+    from tests.playbooks.fleet.conftest import Fleet, Played
 
 ROOT = Path(__file__).parents[3]
 ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"

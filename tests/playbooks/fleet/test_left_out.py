@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.unit.fleet.conftest import Fleet
+    from tests.playbooks.fleet.conftest import Fleet
 
 DRAIN = "hapgent.agent.drain"
 LIMIT = "--limit=web1"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.unit.fleet.conftest import Fleet, Played
+    from tests.playbooks.fleet.conftest import Fleet, Played
 
 CHANGING = ("drain", "undrain", "rolling")
 DRAINED = {"status": "DRAIN", "reason": "disk"}
@@ -155,25 +155,23 @@ def test_misspelt_variable_of_the_role_is_refused(fleet: Fleet) -> None:
     assert played.changed() == set()
 
 
-@pytest.mark.parametrize(
-    ("playbook", "name", "value"),
-    [
-        ("drain", "min_up", "two"),
-        ("rolling", "min_up", "101%"),
-        ("drain", "grace", -1),
-        ("rolling", "grace", 86401),
-        ("drain", "wait_timeout", -1),
-        ("drain", "server_port", 99999),
-        ("rolling", "health_tries", 0),
-    ],
-)
-def test_number_out_of_range_is_refused(fleet: Fleet, playbook: str, name: str, value: Any) -> None:
-    """The playbook fails before it queries a load balancer or an agent."""
-    played = play(fleet, playbook, "--limit=web1", **{f"hapgent_{name}": value})
-    failure = played.failures()["web1"]
-    for part in (f"hapgent_{name}", str(value), "Nothing was changed"):
-        assert part in failure
+def test_numbers_out_of_range_are_refused(fleet: Fleet) -> None:
+    """The playbook fails before it queries a load balancer or an agent. test__fleet_preflight.py has all ranges."""
+    values = {"web1": ("hapgent_min_up", "two"), "web2": ("hapgent_grace", -1), "web3": ("hapgent_server_port", 99999)}
+    for host, (name, value) in values.items():
+        fleet.host_vars(host)[name] = value
+    played = play(fleet, "drain", hapgent_hosts="web")
+    failures = played.failures()
+    for host, (name, value) in values.items():
+        for part in (name, str(value), "Nothing was changed"):
+            assert part in failures[host]
     assert played.records[-1]["task"].startswith("Check ")
+    assert_nothing_changed(fleet)
+
+
+def test_number_of_health_checks_out_of_range_is_refused(fleet: Fleet) -> None:
+    failure = play(fleet, "rolling", "--limit=web1", hapgent_health_tries=0).failures()["web1"]
+    assert "hapgent_health_tries" in failure
     assert_nothing_changed(fleet)
 
 

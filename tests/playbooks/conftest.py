@@ -85,13 +85,3 @@ def run_playbook(request: pytest.FixtureRequest, tmp_path: Path, local_connectio
         return output.replace('\\"', '"')
 
     return run
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PEM file with a certificate for 127.0.0.1 and its key."""
-    path = tmp_path_factory.mktemp("tls") / "lb.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lb -addext subjectAltName=IP:127.0.0.1"
-    made = subprocess.run([*command.split(), "-keyout", "-", "-out", "-"], capture_output=True, check=True)
-    path.write_bytes(made.stdout)
-    return path

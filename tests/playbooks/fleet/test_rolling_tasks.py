@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.unit.fleet.conftest import Fleet
+    from tests.playbooks.fleet.conftest import Fleet
 
 UP = {"status": "UP"}
 GIVEN = {"hapgent_hosts": "web1", "hapgent_tasks": "tasks.yml", "hapgent_reason": "release 10"}

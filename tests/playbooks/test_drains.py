@@ -19,7 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents
-    from tests.unit.conftest import RunPlaybook
+    from tests.playbooks.conftest import RunPlaybook
 
 State = dict[str, Any]
 
@@ -131,7 +131,6 @@ def test_drain_in_check_mode_says_what_is_out(fleet_of: Any) -> None:
     assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
 
 
-@pytest.mark.oldest_too
 # Its reason is one that Ansible takes for a number if it may.
 @pytest.mark.parametrize(
     ("playbook", "seen"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.unit.fleet.conftest import Fleet
+    from tests.playbooks.fleet.conftest import Fleet
 
 UP = {"status": "UP"}
 
