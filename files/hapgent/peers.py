@@ -15,11 +15,11 @@ import time
 
 from hapgent.state import STATUSES, State
 
-MOST_PEERS = 1024
+MAX_PEERS = 1024
 WEEK_SECONDS = 7 * 86400.0
 # How late a check may be: three intervals, but at least and at most this long.
-LEAST_PATIENCE_SECONDS = 10.0
-MOST_PATIENCE_SECONDS = 300.0
+MIN_PATIENCE_SECONDS = 10.0
+MAX_PATIENCE_SECONDS = 300.0
 # Longer gaps probably mean the peer was offline, not that it polls this rarely.
 LONG_GAP_SECONDS = 60.0
 
@@ -113,7 +113,7 @@ class Peer:
         """Record another check of this peer."""
         gap = now - self.last_seen
         self.last_seen = now
-        if gap > MOST_PATIENCE_SECONDS:
+        if gap > MAX_PATIENCE_SECONDS:
             return
         if self.interval is None:
             self.interval = gap
@@ -163,12 +163,12 @@ class Peer:
         """Whether the peer still polls: it has missed at most three checks, or the agent only just started."""
         if self.interval is None:
             return False
-        patience = max(LEAST_PATIENCE_SECONDS, min(MOST_PATIENCE_SECONDS, 3 * self.interval))
+        patience = max(MIN_PATIENCE_SECONDS, min(MAX_PATIENCE_SECONDS, 3 * self.interval))
         return now - max(self.last_seen, started) <= patience
 
 
 class Peers:
-    """The peers, at most MOST_PEERS. Only one thread may call see(), add() and given(). Others may read."""
+    """The peers, at most MAX_PEERS. Only one thread may call see(), add() and given(). Others may read."""
 
     def __init__(self, settle: float) -> None:
         self.settle = settle
@@ -191,7 +191,7 @@ class Peers:
 
     def add(self, peer: Peer) -> None:
         """Add this peer. If there are too many, drop another one."""
-        if len(self._peers) >= MOST_PEERS:
+        if len(self._peers) >= MAX_PEERS:
             del self._peers[self._least_missed(peer.last_seen).address]
             self.forgotten += 1
         self._peers[peer.address] = peer
@@ -203,10 +203,10 @@ class Peers:
         with the fewest checks is random, so that a new peer that keeps polling soon counts as a long-standing one too.
         """
         oldest = min(self._peers.values(), key=lambda kept: kept.last_seen)
-        if now - oldest.last_seen > MOST_PATIENCE_SECONDS:
+        if now - oldest.last_seen > MAX_PATIENCE_SECONDS:
             return oldest
-        least = min(peer.checks.bit_length() for peer in self._peers.values())
-        candidates = [peer for peer in self._peers.values() if peer.checks.bit_length() == least]
+        fewest = min(peer.checks.bit_length() for peer in self._peers.values())
+        candidates = [peer for peer in self._peers.values() if peer.checks.bit_length() == fewest]
         return candidates[int.from_bytes(os.urandom(2), "big") % len(candidates)]
 
     def given(self, peer: Peer, line: bytes, undo: dict[str, float], change: Change) -> None:

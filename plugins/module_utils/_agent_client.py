@@ -159,8 +159,8 @@ def ask(address: str, port: int, deadline: float) -> str:
     return printable(line, MAX_TEXT_CHARACTERS)
 
 
-def _receive(connection: socket.socket, deadline: float, most: int, end: bytes = b"") -> bytes:
-    """Receive until the connection ends or C(end) was received. Raises OSError, also for more than C(most) bytes."""
+def _receive(connection: socket.socket, deadline: float, maximum: int, end: bytes = b"") -> bytes:
+    """Receive until the connection ends or C(end) was received. Raises OSError, also for more than C(maximum) bytes."""
     received = bytearray()
     while not (end and end in received):
         connection.settimeout(seconds_until(deadline))
@@ -168,8 +168,8 @@ def _receive(connection: socket.socket, deadline: float, most: int, end: bytes =
         if not piece:
             break
         received += piece
-        if len(received) > most:
-            raise OSError(f"it sent more than {most} bytes")
+        if len(received) > maximum:
+            raise OSError(f"it sent more than {maximum} bytes")
     return bytes(received)
 
 

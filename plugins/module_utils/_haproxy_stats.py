@@ -539,10 +539,10 @@ def _weight_problems(server: Server) -> t.Iterator[str]:
         )
         return
     # The lowest percentage that is not rounded to 0, because HAProxy rounds down.
-    least = -(-100 // configured)
-    if configured < LOW_WEIGHT or (server.user_weight == 0 and least > 1):
+    lowest = -(-100 // configured)
+    if configured < LOW_WEIGHT or (server.user_weight == 0 and lowest > 1):
         yield (
-            f"with the configured weight {configured}, any weight below {least}% rounds to 0, and the server gets no "
+            f"with the configured weight {configured}, any weight below {lowest}% rounds to 0, and the server gets no "
             "new sessions. Configure weight 100"
         )
 

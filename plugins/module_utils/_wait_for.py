@@ -15,8 +15,8 @@ import typing as t
 Peer = dict[str, t.Any]
 
 # An agent records no more peers.
-MOST_PEERS = 1024
-MOST_SHOWN = 120
+MAX_PEERS = 1024
+MAX_SHOWN = 120
 
 
 class WaitForError(Exception):
@@ -27,7 +27,7 @@ class WaitFor:
     """The load balancers that must receive a state: all that poll, a number of them, or those with given addresses."""
 
     def __init__(self, wanted: t.Any, left_out: t.Any = ()) -> None:
-        """C(wanted) is V(auto), a number from 1 to MOST_PEERS, or addresses. C(left_out) has addresses to exclude.
+        """C(wanted) is V(auto), a number from 1 to MAX_PEERS, or addresses. C(left_out) has addresses to exclude.
 
         Addresses are a list or a comma-separated string. Raises WaitForError.
         """
@@ -38,7 +38,7 @@ class WaitFor:
             return
         text = str(wanted)
         # The length is checked first, because Python refuses to convert thousands of digits.
-        if text.isdecimal() and len(text) <= len(str(MOST_PEERS)) and 1 <= int(text) <= MOST_PEERS:
+        if text.isdecimal() and len(text) <= len(str(MAX_PEERS)) and 1 <= int(text) <= MAX_PEERS:
             self.count = int(text)
         else:
             self.addresses = _addresses("wait_for", wanted)
@@ -107,9 +107,9 @@ def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def _allowed(option: str, wanted: t.Any) -> str:
-    others = f"auto, a number from 1 to {MOST_PEERS}, or " if option == "wait_for" else ""
+    others = f"auto, a number from 1 to {MAX_PEERS}, or " if option == "wait_for" else ""
     return f"{option} must be {others}a list of addresses, not {_shortened(repr(wanted))}"
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -424,9 +424,9 @@ class HaproxyServerInfo:
             self.pids.append(statistics.process.pid)
         return None
 
-    def _patience(self, least: float) -> float:
+    def _patience(self, minimum: float) -> float:
         now = time.monotonic()
-        return now + min(ANSWER_SECONDS, max(self.deadline - now, least))
+        return now + min(ANSWER_SECONDS, max(self.deadline - now, minimum))
 
     def _first_deadline(self) -> float:
         return min(self.started + RELOAD_SECONDS, self.deadline)

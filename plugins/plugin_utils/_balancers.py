@@ -24,7 +24,7 @@ Result = t.Mapping[str, t.Any]
 
 # For all names together, because they are looked up at the same time.
 LOOKUP_SECONDS = 3.0
-MOST_SHOWN = 600
+MAX_SHOWN = 600
 # Messages of ssh that show that the host is up.
 REFUSED = re.compile("permission denied|authentication|host key verification", re.IGNORECASE)
 ADDRESS = re.compile(r"[0-9A-Fa-f:.]*[0-9A-Fa-f:]")
@@ -78,7 +78,7 @@ def server_problems(asked: t.Sequence[Result], server: str, backends: t.Sequence
             f"HAProxy on {', '.join(missing)} has no server {server} {where}: "
             "set hapgent_server to the server's name in HAProxy."
         )
-    return printable(" ".join(reports), MOST_SHOWN) if reports else ""
+    return printable(" ".join(reports), MAX_SHOWN) if reports else ""
 
 
 def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
@@ -101,11 +101,11 @@ def change_problem(told: Result, known: t.Mapping[str, str], left_out: t.Collect
     if told.get("kept"):
         return (
             "the state was changed meanwhile: something else set it to "
-            f"{printable(State(**told['after']).answer(), MOST_SHOWN)}. Nothing was changed by this run. "
+            f"{printable(State(**told['after']).answer(), MAX_SHOWN)}. Nothing was changed by this run. "
             "Find out what set it before you run this again."
         )
     text = with_names(str(told.get("msg", "")).rstrip("."), known)
-    parts = [f"{printable(text, MOST_SHOWN)}."]
+    parts = [f"{printable(text, MAX_SHOWN)}."]
     if told.get("after") and "Nothing was changed" not in text:
         parts.append(f"The agent stays in {printable(told['after'].get('status'))}.")
     missing = told.get("not_seen_by", [])
@@ -135,7 +135,7 @@ def without(pattern: t.Any, names: t.Iterable[str]) -> str:
 def _advice(names: t.Sequence[str], pattern: t.Any) -> str:
     """Advice about load balancers that may be down. An empty pattern means that hapgent_load_balancers is not known."""
     how = f": hapgent_load_balancers='{without(pattern, names)}'." if pattern else " from hapgent_load_balancers."
-    return printable(f"{_exclude(names)}{how}", MOST_SHOWN)
+    return printable(f"{_exclude(names)}{how}", MAX_SHOWN)
 
 
 def _exclude(names: t.Sequence[str]) -> str:
@@ -158,7 +158,7 @@ def _advice_about_unnamed(
 
 
 def _problem(result: Result) -> str:
-    return printable(result.get("msg", "unknown"), MOST_SHOWN).rstrip(".")
+    return printable(result.get("msg", "unknown"), MAX_SHOWN).rstrip(".")
 
 
 def _looked_up(names: t.Iterable[str]) -> dict[str, list[str]]:

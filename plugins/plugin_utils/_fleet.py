@@ -24,7 +24,7 @@ Result = t.Mapping[str, t.Any]
 
 IN = ("UP", "READY")
 MARK = " !"
-MOST_SHOWN = 2000
+MAX_SHOWN = 2000
 
 
 class FleetError(Exception):
@@ -48,16 +48,16 @@ class Pool(t.NamedTuple):
         is_in = [name for name, (takes, _says) in self.members.items() if takes]
         staying = [name for name in is_in if name not in leaving]
         total = len(self.members)
-        least = at_least(min_up, total)
+        required = at_least(min_up, total)
         # A server that is already out does not count as leaving. One with an unknown status does.
         leaves = [name for name, (takes, _says) in self.members.items() if name in leaving and takes is not False]
-        if len(staying) >= least or not leaves:
+        if len(staying) >= required or not leaves:
             return ""
         not_in = [f"{name} is {says}" for name, (takes, says) in self.members.items() if not takes]
-        never = f" With {_counted(total)}, none can ever leave: lower hapgent_min_up." if least >= total else ""
+        never = f" With {_counted(total)}, none can ever leave: lower hapgent_min_up." if required >= total else ""
         return (
             f"{f'only {len(staying)}' if staying else 'none'} would stay in rotation, but hapgent_min_up requires "
-            f"{min_up}{'' if str(min_up) == str(least) else f' ({least})'}.{never} "
+            f"{min_up}{'' if str(min_up) == str(required) else f' ({required})'}.{never} "
             f"Leaving: {', '.join(leaves)}. Staying: {', '.join(staying) or 'none'}. "
             f"Not available: {', '.join(not_in) or 'none'}."
         )
@@ -82,7 +82,7 @@ def refusals(views: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
         if unknown and min_up not in ("0", "0%"):
             found[_unknown(unknown, min_up)] = None
         found.update(dict.fromkeys([*_merged(balanced, servers, min_up), *_merged(fleets, names, min_up)]))
-    return [printable(refusal, MOST_SHOWN) for refusal in found]
+    return [printable(refusal, MAX_SHOWN) for refusal in found]
 
 
 def _merged(pools: t.Iterable[Pool], leaving: t.Collection[str], min_up: t.Any) -> list[str]:
@@ -158,7 +158,7 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
         for result, row in _servers(asked)
         if row["server"] == server and row["admin_state"] not in expected
     ]
-    return printable(f"{', '.join(by_hand)}, and its agent reports {state['status']}", MOST_SHOWN) if by_hand else ""
+    return printable(f"{', '.join(by_hand)}, and its agent reports {state['status']}", MAX_SHOWN) if by_hand else ""
 
 
 def table(
@@ -191,7 +191,7 @@ def table(
         rows.append([host, _words(state), *_since_reason_told(agent), *cells])
     remarks += sorted({warning for told in asked for warning in told.get("agent_check_warnings", [])})
     safe = [[printable(cell) for cell in row] for row in rows]
-    return [*_aligned(safe), *([""] if remarks else []), *(printable(remark, MOST_SHOWN) for remark in remarks)]
+    return [*_aligned(safe), *([""] if remarks else []), *(printable(remark, MAX_SHOWN) for remark in remarks)]
 
 
 def _servers(asked: t.Iterable[Result]) -> t.Iterator[tuple[Result, Result]]:

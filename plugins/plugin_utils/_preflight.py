@@ -158,13 +158,13 @@ def _file_problem(path: str, found: Found | None, uninstall: bool) -> str:
     return "" if uninstall else f"hapgent_state_file must be a regular file, but {path} is not one: remove it"
 
 
-def _number_problem(name: str, value: t.Any, least: int, most: int) -> str:
+def _number_problem(name: str, value: t.Any, minimum: int, maximum: int) -> str:
     if value is None and name in OPTIONAL:
         return ""
     text = "" if isinstance(value, (bool, float)) else str(value)
-    if WHOLE_NUMBER.fullmatch(text) and least <= int(text) <= most:
+    if WHOLE_NUMBER.fullmatch(text) and minimum <= int(text) <= maximum:
         return ""
-    return f"{name} must be a whole number from {least} to {most}, not {_shown(value)}."
+    return f"{name} must be a whole number from {minimum} to {maximum}, not {_shown(value)}."
 
 
 def _form_problem(name: str, value: t.Any) -> str:

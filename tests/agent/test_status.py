@@ -38,10 +38,10 @@ PROMTOOL = ROOT / ".cache" / "prometheus" / "usr" / "bin" / "promtool"
 MONITORING = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 
 STATUSES = ["UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED"]
-MOST_PEERS = 1024
+MAX_PEERS = 1024
 RETRY_SECONDS = 0.1
 # Of a UNIX socket's path, see unix(7).
-MOST_PATH_BYTES = 107
+MAX_PATH_BYTES = 107
 # Standard input, output and error: none is left for a client.
 NO_DESCRIPTORS_LEFT = 3
 # Between two looks at the clock: somebody may set it a little.
@@ -448,17 +448,17 @@ def test_counts_failed_accepts(agents: Agents, path: Path) -> None:
 
 def test_counts_load_balancers_that_it_forgot(agents: Agents, path: Path) -> None:
     agent = start(agents, path)
-    addresses = [f"127.1.{number // 200}.{1 + number % 200}" for number in range(MOST_PEERS + 5)]
-    for address in addresses[:MOST_PEERS]:
+    addresses = [f"127.1.{number // 200}.{1 + number % 200}" for number in range(MAX_PEERS + 5)]
+    for address in addresses[:MAX_PEERS]:
         ask_from(agent, address)
     assert counters(path)["forgotten_peers"] == 0
     # It asks again: it is not among those that asked least.
     ask_from(agent, addresses[0])
-    for address in addresses[MOST_PEERS:]:
+    for address in addresses[MAX_PEERS:]:
         ask_from(agent, address)
     assert counters(path)["forgotten_peers"] == 5
     known = peers(path).keys()
-    assert len(known) == MOST_PEERS
+    assert len(known) == MAX_PEERS
     assert {addresses[0], addresses[-1]} <= known <= set(addresses)
 
 
@@ -553,7 +553,7 @@ def occupy_with_a_folder(folder: Path) -> Path:
         occupy_with_a_file,
         occupy_with_a_folder,
         lambda folder: folder / "missing" / "status.sock",
-        lambda folder: folder / ("x" * (MOST_PATH_BYTES + 1)),
+        lambda folder: folder / ("x" * (MAX_PATH_BYTES + 1)),
     ],
     ids=["a file", "a folder", "in no folder", "too long"],
 )
@@ -728,7 +728,7 @@ def test_no_agent_is_an_error(
         assert word in line
 
 
-@pytest.mark.parametrize("unusable", ["", "x" * (MOST_PATH_BYTES + 1), "/"], ids=["empty", "too long", "a folder"])
+@pytest.mark.parametrize("unusable", ["", "x" * (MAX_PATH_BYTES + 1), "/"], ids=["empty", "too long", "a folder"])
 def test_path_that_can_be_no_socket_is_an_error(unusable: str) -> None:
     done = hapgent(unusable)
     assert (done.returncode, done.stdout) == (1, "")

@@ -106,11 +106,11 @@ def of_string(written: str) -> str | None:
         return None
 
 
-def in_range(written: str, most: int) -> int | str | None:
+def in_range(written: str, maximum: int) -> int | str | None:
     if written == "null":
         return None
     # As a double, like everywhere in JSON: 50.0 and 5e1 are 50.
-    wrong = written.startswith('"') or not 0 <= float(written) <= most or float(written) != int(float(written))
+    wrong = written.startswith('"') or not 0 <= float(written) <= maximum or float(written) != int(float(written))
     return "wrong" if wrong else int(float(written))
 
 
@@ -1144,13 +1144,13 @@ def test_the_agent_remembers_a_bounded_number_of_peers_and_reads_that_again(tmp_
 class Asked:
     """Peers as the agent keeps them, at a time that the test says."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
         self.peers = hapgent["peers"].Peers(60)
         self._change = hapgent["peers"].Change(hapgent["state"].FAIL, 0.0)
 
     def by(self, address: str, now: float) -> None:
-        with mock.patch.object(hapgent["peers"], "MOST_PEERS", self._most):
+        with mock.patch.object(hapgent["peers"], "MAX_PEERS", self._maximum):
             peer = self.peers.see(address, now)
         self.peers.given(peer, *peer.answer(self._change, now, 60), self._change)
 
@@ -1159,7 +1159,7 @@ class Asked:
 
 
 def test_new_addresses_never_push_out_one_that_asks_for_longer() -> None:
-    asked = Asked(most=100)
+    asked = Asked(maximum=100)
     chance = random.Random(1)
     with mock.patch.object(os, "urandom", chance.randbytes):
         for second in range(10):
@@ -1176,7 +1176,7 @@ def test_new_addresses_never_push_out_one_that_asks_for_longer() -> None:
 
 
 def test_an_address_that_no_longer_asks_makes_room_first() -> None:
-    asked = Asked(most=3)
+    asked = Asked(maximum=3)
     for second in range(100):
         asked.by("gone", float(second))
     for number, address in enumerate(["a", "b", "c", "d"]):

@@ -143,7 +143,7 @@ def test_inputs_are_as_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    ("min_up", "total", "least"),
+    ("min_up", "total", "required"),
     [
         (0, 8, 0),
         (3, 8, 3),
@@ -163,8 +163,8 @@ def test_inputs_are_as_documented() -> None:
         ("75%", 0, 0),
     ],
 )
-def test_at_least(min_up: object, total: int, least: int) -> None:
-    assert at_least(min_up, total) == least
+def test_at_least(min_up: object, total: int, required: int) -> None:
+    assert at_least(min_up, total) == required
 
 
 @pytest.mark.parametrize(
@@ -287,20 +287,20 @@ def test_host_of_which_nothing_is_known_may_be_in() -> None:
 
 
 NAMES = st.sets(st.sampled_from("abcdefgh"))
-LEASTS = st.integers(0, 9) | st.integers(0, 100).map(lambda percent: f"{percent}%")
+MIN_UPS = st.integers(0, 9) | st.integers(0, 100).map(lambda percent: f"{percent}%")
 
 
-@given(NAMES, NAMES, NAMES, NAMES, st.tuples(LEASTS, LEASTS))
+@given(NAMES, NAMES, NAMES, NAMES, st.tuples(MIN_UPS, MIN_UPS))
 def test_refusal_is_one_for_whoever_asks_more(
-    is_in: set[str], is_out: set[str], leaving: set[str], more: set[str], leasts: tuple[Any, Any]
+    is_in: set[str], is_out: set[str], leaving: set[str], more: set[str], min_ups: tuple[Any, Any]
 ) -> None:
     servers = Pool("here", {**dict.fromkeys(is_out, (False, "DOWN")), **dict.fromkeys(is_in, (True, "UP"))})
-    less, least = sorted(leasts, key=lambda min_up: at_least(min_up, len(servers.members)))
-    if refusal_of(servers, leaving, less):
-        assert refusal_of(servers, leaving | more, less)
-        assert refusal_of(servers, leaving, least)
+    lower, higher = sorted(min_ups, key=lambda min_up: at_least(min_up, len(servers.members)))
+    if refusal_of(servers, leaving, lower):
+        assert refusal_of(servers, leaving | more, lower)
+        assert refusal_of(servers, leaving, higher)
     else:
-        assert len(is_in - leaving) >= at_least(less, len(servers.members)) or not is_in & leaving
+        assert len(is_in - leaving) >= at_least(lower, len(servers.members)) or not is_in & leaving
 
 
 # Of which servers
