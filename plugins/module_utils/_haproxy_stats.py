@@ -148,19 +148,19 @@ class Server(t.NamedTuple):
             return ["resolution" if self.status == "MAINT (resolution)" else "tracking"]
         # The configuration bit stays set after the server was enabled. A server that went down must have been enabled.
         configured = self.admin & CONFIGURED_MAINT and not self.times_down
-        forced = "configuration" if configured else self._hand_or_agent()
+        forced = "configuration" if configured else self._operator_or_agent()
         causes = {FORCED_MAINT: forced, INHERITED_MAINT: "tracking", UNRESOLVED_MAINT: "resolution"}
         return [cause for bit, cause in causes.items() if self.admin & bit]
 
     def _drain_by(self) -> list[str]:
         if self.admin is None:
             return []
-        causes = {FORCED_DRAIN: self._hand_or_agent(), INHERITED_DRAIN: "tracking"}
+        causes = {FORCED_DRAIN: self._operator_or_agent(), INHERITED_DRAIN: "tracking"}
         return [cause for bit, cause in causes.items() if self.admin & bit]
 
-    def _hand_or_agent(self) -> str:
+    def _operator_or_agent(self) -> str:
         """What set a bit that HAProxy uses for both. Without an agent check, it was set manually."""
-        return "agent_or_hand" if self.agent_check or (self.agent_state or 0) & CHECK_CONFIGURED else "hand"
+        return "agent_or_operator" if self.agent_check or (self.agent_state or 0) & CHECK_CONFIGURED else "operator"
 
     @property
     def is_being_asked(self) -> bool:

@@ -43,7 +43,7 @@ class WaitFor:
         else:
             self.addresses = _addresses("wait_for", wanted)
 
-    def account(self, peers: list[Peer], polled_before: t.Collection[str]) -> Account:
+    def result(self, peers: list[Peer], polled_before: t.Collection[str]) -> WaitResult:
         """Which load balancers have the state, and which do not.
 
         C(polled_before) are those that polled before the change. With V(auto), one of them that has stopped polling, or
@@ -60,10 +60,10 @@ class WaitFor:
         wanted = [address for address in wanted if address not in self.left_out]
         seen = [address for address in wanted if address in has_it]
         not_seen = [address for address in wanted if address not in has_it]
-        return Account(seen, not_seen, bool(seen) and not not_seen and len(seen) >= self.count)
+        return WaitResult(seen, not_seen, bool(seen) and not not_seen and len(seen) >= self.count)
 
 
-class Account(t.NamedTuple):
+class WaitResult(t.NamedTuple):
     """The addresses of load balancers with and without the state. C(complete) is whether the wait is over."""
 
     seen_by: list[str]

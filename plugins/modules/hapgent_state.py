@@ -297,7 +297,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     from_fields,
 )
 from ansible_collections.hapgent.agent.plugins.module_utils._wait_for import (
-    Account,
+    WaitResult,
     Peer,
     WaitFor,
     WaitForError,
@@ -540,23 +540,23 @@ class HapgentState:
                 state = self._as_it_is_now(state)
             is_told = status["state"] == state.fields()
             if is_told:
-                account = self.wait_for.account(status["peers"], polling(self.peers_before))
-                self.result.update(seen_by=account.seen_by, not_seen_by=account.not_seen_by)
-                if account.complete:
+                result = self.wait_for.result(status["peers"], polling(self.peers_before))
+                self.result.update(seen_by=result.seen_by, not_seen_by=result.not_seen_by)
+                if result.complete:
                     return state
             if over and not is_told:
                 self._fail_for_answer(instance, status["answer"], self.module.params["wait_timeout"])
             if over:
                 # The agent may have dropped some of the load balancers that it listed before.
-                self._fail(self._who_is_missing(account, [*self.peers_before, *status["peers"]]))
+                self._fail(self._who_is_missing(result, [*self.peers_before, *status["peers"]]))
             time.sleep(POLL_SECONDS)
 
-    def _who_is_missing(self, account: Account, peers: list[Peer]) -> str:
+    def _who_is_missing(self, result: WaitResult, peers: list[Peer]) -> str:
         within = f"{self.module.params['wait_timeout']:g} s"
-        if account.not_seen_by:
-            return f"these load balancers did not receive it within {within}: {account.missing(peers)}"
-        if account.seen_by:
-            return f"only {len(account.seen_by)} of {self.wait_for.count} load balancers received it within {within}"
+        if result.not_seen_by:
+            return f"these load balancers did not receive it within {within}: {result.missing(peers)}"
+        if result.seen_by:
+            return f"only {len(result.seen_by)} of {self.wait_for.count} load balancers received it within {within}"
         if polling(peers):
             return "all load balancers that poll the agent are in wait_except, so there is none to wait for"
         return (

@@ -65,24 +65,24 @@ def by_title(statistics: Statistics) -> dict[str, Server]:
     return {server.title: server for server in statistics.servers}
 
 
-AGENT_OR_HAND, TRACKING = ["agent_or_hand"], ["tracking"]
+AGENT_OR_OPERATOR, TRACKING = ["agent_or_operator"], ["tracking"]
 
 # Status, whether it takes new sessions, administrative state and what set it, weight, configured weight.
 SERVERS: dict[str, tuple[str, bool, str, list[str], int, int]] = {
     "web/up": ("UP", True, "ready", [], 100, 100),
-    "web/drain": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
-    "web/drainup": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
-    "web/drainreason": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
-    "web/handdrain": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
-    "web/nocheckdrain": ("DRAIN", False, "drain", ["hand"], 1, 1),
-    "web/maint": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
-    "web/maintup": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
-    "web/handmaint": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
+    "web/drain": ("DRAIN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
+    "web/drainup": ("DRAIN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
+    "web/drainreason": ("DRAIN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
+    "web/handdrain": ("DRAIN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
+    "web/nocheckdrain": ("DRAIN", False, "drain", ["operator"], 1, 1),
+    "web/maint": ("MAINT", False, "maint", AGENT_OR_OPERATOR, 100, 100),
+    "web/maintup": ("MAINT", False, "maint", AGENT_OR_OPERATOR, 100, 100),
+    "web/handmaint": ("MAINT", False, "maint", AGENT_OR_OPERATOR, 100, 100),
     "web/conf": ("MAINT", False, "maint", ["configuration"], 100, 100),
     # Disabled on its server line, and enabled by hand: a bit stays.
     "web/confready": ("UP", True, "ready", [], 100, 100),
     "web/down": ("DOWN (agent)", False, "ready", [], 100, 100),
-    "web/draindown": ("DOWN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
+    "web/draindown": ("DOWN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
     "web/downhealth": ("DOWN", False, "ready", [], 100, 100),
     "web/half": ("UP", True, "ready", [], 50, 100),
     "web/zero": ("UP", False, "ready", [], 0, 100),
@@ -283,7 +283,7 @@ def test_state_that_cannot_be_read_is_the_problem_of_that_server(line: str) -> N
     statistics = parse_socket(lines(answer.replace(usual, line)))
     assert ("web/up" in by_title(statistics)) == (line == "5")
     assert len(statistics.unreadable) == 1
-    assert by_title(statistics)["web/drain"].admin_by == AGENT_OR_HAND
+    assert by_title(statistics)["web/drain"].admin_by == AGENT_OR_OPERATOR
     assert statistics.unreadable_warning()
 
 
@@ -452,22 +452,22 @@ def test_what_is_said_of_a_server(fields: dict[str, Any], left: str) -> None:
         (0x00, 0x16, "ready", []),
         (0x04, 0x16, "ready", []),
         (0x40, 0x16, "ready", []),
-        (0x08, 0x00, "drain", ["hand"]),
-        (0x08, 0x16, "drain", ["agent_or_hand"]),
+        (0x08, 0x00, "drain", ["operator"]),
+        (0x08, 0x16, "drain", ["agent_or_operator"]),
         # The agent may have said it before its check was disabled.
-        (0x08, 0x12, "drain", ["agent_or_hand"]),
+        (0x08, 0x12, "drain", ["agent_or_operator"]),
         (0x10, 0x00, "drain", ["tracking"]),
-        (0x18, 0x00, "drain", ["hand", "tracking"]),
-        (0x01, 0x00, "maint", ["hand"]),
-        (0x01, 0x16, "maint", ["agent_or_hand"]),
+        (0x18, 0x00, "drain", ["operator", "tracking"]),
+        (0x01, 0x00, "maint", ["operator"]),
+        (0x01, 0x16, "maint", ["agent_or_operator"]),
         (0x05, 0x16, "maint", ["configuration"]),
-        (0x21, 0x16, "maint", ["agent_or_hand", "resolution"]),
+        (0x21, 0x16, "maint", ["agent_or_operator", "resolution"]),
         (0x28, 0x16, "maint", ["resolution"]),
         (0x02, 0x00, "maint", ["tracking"]),
-        (0x03, 0x00, "maint", ["hand", "tracking"]),
+        (0x03, 0x00, "maint", ["operator", "tracking"]),
         (0x20, 0x16, "maint", ["resolution"]),
         # In both, it is in maintenance.
-        (0x09, 0x00, "maint", ["hand"]),
+        (0x09, 0x00, "maint", ["operator"]),
     ],
 )
 def test_administrative_part(admin: int, agent_state: int, state: str, by: list[str]) -> None:

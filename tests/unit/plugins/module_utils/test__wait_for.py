@@ -124,7 +124,7 @@ def test_the_error_is_no_longer_than_somebody_reads(wanted: object) -> None:
 # Whom to wait for, who polled before the change, what the agent tells, then who has it, who does not, and whether
 # that is all of them.
 Row = tuple[object, list[str], list[dict[str, Any]], list[str], list[str], bool]
-ACCOUNTS: dict[str, Row] = {
+RESULTS: dict[str, Row] = {
     "nobody is nobody": ("auto", [], [], [], [], False),
     "one has it": ("auto", [A], [peer(A, "has_it", "polls")], [A], [], True),
     "one has not": ("auto", [A], [peer(A, "polls")], [], [A], False),
@@ -183,10 +183,10 @@ ACCOUNTS: dict[str, Row] = {
 }
 
 
-@pytest.mark.parametrize("row", ACCOUNTS.values(), ids=ACCOUNTS)
-def test_account(row: Row) -> None:
+@pytest.mark.parametrize("row", RESULTS.values(), ids=RESULTS)
+def test_result(row: Row) -> None:
     wanted, polled_before, peers, *expected = row
-    assert WaitFor(wanted).account(peers, polled_before) == tuple(expected)
+    assert WaitFor(wanted).result(peers, polled_before) == tuple(expected)
 
 
 def test_those_who_poll() -> None:
@@ -197,11 +197,11 @@ def test_those_who_poll() -> None:
 def test_those_who_miss_it_are_told_with_when_they_were_seen() -> None:
     now = time.time()
     peers = [peer(A, "has_it", "polls"), peer(B, last_seen=now - 300), peer(C, last_seen=now - 7200)]
-    account = WaitFor([A, B, C, "198.51.100.14"]).account(peers, [])
+    result = WaitFor([A, B, C, "198.51.100.14"]).result(peers, [])
     earlier = [peer(B, "polls", last_seen=now - 900)]
     told = re.fullmatch(
         rf"{B} \(last seen (\d+) s ago\), {C} \(last seen (\d+) s ago\), 198\.51\.100\.14 \(never seen\)",
-        account.missing([*earlier, *peers]),
+        result.missing([*earlier, *peers]),
     )
     assert told
     # Time goes on while this runs.
@@ -211,7 +211,7 @@ def test_those_who_miss_it_are_told_with_when_they_were_seen() -> None:
 
 def test_nobody_misses_it() -> None:
     peers = [peer(A, "has_it", "polls")]
-    assert WaitFor("auto").account(peers, []).missing(peers) == ""
+    assert WaitFor("auto").result(peers, []).missing(peers) == ""
 
 
 # Who is left out
@@ -220,12 +220,12 @@ def test_nobody_misses_it() -> None:
 def test_left_out_is_not_waited_for() -> None:
     """Whether it polls, polled before, or is named; and without it, nobody may be left to wait for."""
     silent = [peer(A, "polls", "has_it"), peer(B, "polls"), peer(C, "polls", "has_it")]
-    assert not WaitFor("auto").account(silent, [A, B]).complete
+    assert not WaitFor("auto").result(silent, [A, B]).complete
     for wanted, seen in (("auto", [A, C]), (2, [A, C]), ([A, B], [A])):
-        account = WaitFor(wanted, [f"::ffff:{B}"]).account(silent, [A, B])
-        assert (account.seen_by, account.not_seen_by, account.complete) == (seen, [], True)
-    assert not WaitFor("auto", [A, B, C]).account(silent, [A, B]).complete
-    assert not WaitFor(3, [B]).account(silent, []).complete
+        result = WaitFor(wanted, [f"::ffff:{B}"]).result(silent, [A, B])
+        assert (result.seen_by, result.not_seen_by, result.complete) == (seen, [], True)
+    assert not WaitFor("auto", [A, B, C]).result(silent, [A, B]).complete
+    assert not WaitFor(3, [B]).result(silent, []).complete
 
 
 def test_left_out_that_are_no_addresses() -> None:

@@ -358,11 +358,11 @@ def test_servers_with_all_that_can_be_told(balancer: LoadBalancer, eventually: E
     told = ("status", "takes_new_sessions", "admin_state", "admin_by", "weight", "configured_weight", "sessions")
     assert {name: tuple(server[key] for key in told) for name, server in servers.items()} == {
         "web/up": ("UP", True, "ready", [], 50, 100, 1),
-        "web/drained": ("DRAIN (agent)", False, "drain", ["agent_or_hand"], 100, 100, 0),
-        "web/kept": ("MAINT", False, "maint", ["agent_or_hand"], 100, 100, 0),
+        "web/drained": ("DRAIN (agent)", False, "drain", ["agent_or_operator"], 100, 100, 0),
+        "web/kept": ("MAINT", False, "maint", ["agent_or_operator"], 100, 100, 0),
         "web/down": ("DOWN (agent)", False, "ready", [], 100, 100, 0),
         "web/configured": ("MAINT", False, "maint", ["configuration"], 100, 100, 0),
-        "web/hand": ("DRAIN", False, "drain", ["hand"], 100, 100, 0),
+        "web/hand": ("DRAIN", False, "drain", ["operator"], 100, 100, 0),
         "web/free": ("no check", True, "ready", [], 20, 20, 0),
         "api/drained": ("DRAIN (agent)", False, "drain", ["tracking"], 1, 1, 0),
     }
@@ -893,7 +893,7 @@ def test_servers_that_were_never_in(balancer: LoadBalancer, free_port: FreePort,
     balancer.await_status(eventually, enabled="MAINT", kept="MAINT")
     never = {"auto1": ["resolution"], "auto2": ["resolution"]}
     disabled = {"spare": ["configuration"], "spareunchecked": ["configuration"]}
-    was_in = {"web1": [], "enabled": ["hand"], "kept": ["hand"], "backup": []}
+    was_in = {"web1": [], "enabled": ["operator"], "kept": ["operator"], "backup": []}
     result = balancer.look()
     assert {server["server"]: server["admin_by"] for server in result["servers"]} == {**never, **disabled, **was_in}
     # A server without an address has no agent that could answer.
