@@ -127,7 +127,7 @@ def _dump(change: Change, peers: Peers, identity: Identity, complete: bool) -> b
         "unsure_until": change.unsure_until,
         "peers": [
             {
-                "told": [state.fields() for state in peer.told],
+                "received": [state.fields() for state in peer.received],
                 "undo": {word: until - now for word, until in peer.undo.items()},
                 "address": peer.address,
                 "first_seen": offset + peer.first_seen,
@@ -138,7 +138,7 @@ def _dump(change: Change, peers: Peers, identity: Identity, complete: bool) -> b
                 "line": peer.line.decode(),
             }
             for peer in peers.all()
-            if peer.told
+            if peer.received
         ],
     }
     return json.dumps(known, ensure_ascii=False).encode() + b"\n"
@@ -170,7 +170,7 @@ def _peer(fields: dict[str, t.Any], now: float, settle: float) -> Peer:
     peer.interval = None if fields["interval"] is None else _number(fields["interval"], MAX_PATIENCE_SECONDS)
     line = _text(fields["line"].removesuffix("\n"), MAX_LINE).encode()
     peer.line = line and line + b"\n"
-    peer.told = _states(fields["told"])
+    peer.received = _states(fields["received"])
     peer.undo = {
         word: _number(seconds, settle) + now - offset for word, seconds in fields["undo"].items() if word in UNDOING
     }

@@ -127,8 +127,8 @@ class Server(t.NamedTuple):
     def admin_state(self) -> str | None:
         """ready, drain or maint. None for a server that is DOWN on the CSV page, where HAProxy does not report it."""
         if self.admin is None:
-            told = {"DRAIN": "drain", "MAINT": "maint", "DOWN": None}
-            return told.get(self.word, "ready")
+            by_word = {"DRAIN": "drain", "MAINT": "maint", "DOWN": None}
+            return by_word.get(self.word, "ready")
         if self.admin & (FORCED_MAINT | INHERITED_MAINT | UNRESOLVED_MAINT):
             return "maint"
         return "drain" if self.admin & (FORCED_DRAIN | INHERITED_DRAIN) else "ready"

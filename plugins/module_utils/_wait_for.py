@@ -49,25 +49,25 @@ class WaitFor:
         C(polled_before) are those that polled before the change. With V(auto), one of them that has stopped polling, or
         that the agent no longer lists, still counts, because it may continue to send sessions to the server.
         """
-        has_it = sorted(peer["address"] for peer in peers if peer["has_it"])
+        received = sorted(peer["address"] for peer in peers if peer["received"])
         if self.addresses:
             wanted = self.addresses
         elif self.count:
             # A load balancer that has received the state but no longer polls does not count.
-            wanted = [address for address in polling(peers) if address in has_it]
+            wanted = [address for address in polling(peers) if address in received]
         else:
             wanted = sorted({*polling(peers), *polled_before})
         wanted = [address for address in wanted if address not in self.left_out]
-        seen = [address for address in wanted if address in has_it]
-        not_seen = [address for address in wanted if address not in has_it]
+        seen = [address for address in wanted if address in received]
+        not_seen = [address for address in wanted if address not in received]
         return WaitResult(seen, not_seen, bool(seen) and not not_seen and len(seen) >= self.count)
 
 
 class WaitResult(t.NamedTuple):
     """The addresses of load balancers with and without the state. C(complete) is whether the wait is over."""
 
-    seen_by: list[str]
-    not_seen_by: list[str]
+    received_by: list[str]
+    not_received_by: list[str]
     complete: bool
 
     def missing(self, peers: list[Peer]) -> str:
@@ -80,7 +80,7 @@ class WaitResult(t.NamedTuple):
             f"{address} (last seen {time.time() - last_seen[address]:.0f} s ago)"
             if address in last_seen
             else f"{address} (never seen)"
-            for address in self.not_seen_by
+            for address in self.not_received_by
         )
 
 

@@ -62,7 +62,7 @@ EXAMPLES = r"""
 
 - name: Show the load balancers that have not received the state yet
   ansible.builtin.debug:
-    msg: "{{ item.service }}: {{ item.peers | rejectattr('has_it') | map(attribute='address') }}"
+    msg: "{{ item.service }}: {{ item.peers | rejectattr('received') | map(attribute='address') }}"
   loop: "{{ hapgent.instances }}"
 
 - name: Query one agent
@@ -178,7 +178,7 @@ instances:
           description: The last line that the agent sent to it.
           type: str
           sample: "DRAIN UP # kernel upgrade"
-        has_it:
+        received:
           description: Whether it has received the current state.
           type: bool
           sample: true

@@ -240,9 +240,9 @@ servers:
           C(server-template).
         - V(configuration) means C(disabled) on the server line, if the server has not been in rotation since HAProxy
           started.
-        - V(agent_or_operator) means that it was set by the agent or manually. HAProxy uses the same bit for both, so they
-          cannot be distinguished for a server with an agent check. Use M(hapgent.agent.hapgent_info) to see what the
-          agent reports.
+        - V(agent_or_operator) means that it was set by the agent or manually. HAProxy uses the same bit for both, so
+          they cannot be distinguished for a server with an agent check. Use M(hapgent.agent.hapgent_info) to see what
+          the agent reports.
       type: list
       elements: str
       sample: [agent_or_operator]

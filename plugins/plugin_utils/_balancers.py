@@ -92,29 +92,29 @@ def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
     return {address: name for name, texts in named for text in texts for address in found.get(text, [])}
 
 
-def change_problem(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
+def change_problem(result: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
     """Report why the change of C(hapgent_state) did not take effect, and what to do if a load balancer has not polled.
 
-    C(told) is the result of the module. C(known) has the names of load balancers by address, C(left_out) the names of
+    C(result) is the result of the module. C(known) has the names of load balancers by address, C(left_out) the names of
     those that are not waited for.
     """
-    if told.get("kept"):
+    if result.get("kept"):
         return (
             "the state was changed meanwhile: something else set it to "
-            f"{printable(State(**told['after']).answer(), MAX_SHOWN)}. Nothing was changed by this run. "
+            f"{printable(State(**result['after']).answer(), MAX_SHOWN)}. Nothing was changed by this run. "
             "Find out what set it before you run this again."
         )
-    text = with_names(str(told.get("msg", "")).rstrip("."), known)
+    text = with_names(str(result.get("msg", "")).rstrip("."), known)
     parts = [f"{printable(text, MAX_SHOWN)}."]
-    if told.get("after") and "Nothing was changed" not in text:
-        parts.append(f"The agent stays in {printable(told['after'].get('status'))}.")
-    missing = told.get("not_seen_by", [])
+    if result.get("after") and "Nothing was changed" not in text:
+        parts.append(f"The agent stays in {printable(result['after'].get('status'))}.")
+    missing = result.get("not_received_by", [])
     silent = sorted({known[address] for address in missing if address in known} - {*left_out})
     unnamed = [address for address in missing if address not in known]
     if silent:
         parts.append(_advice(silent, pattern))
     if unnamed:
-        parts.append(_advice_about_unnamed(unnamed, told.get("seen_by", []), left_out, pattern))
+        parts.append(_advice_about_unnamed(unnamed, result.get("received_by", []), left_out, pattern))
     return " ".join(parts)
 
 
@@ -145,15 +145,15 @@ def _exclude(names: t.Sequence[str]) -> str:
 
 
 def _advice_about_unnamed(
-    unnamed: t.Sequence[str], seen_by: t.Sequence[str], left_out: t.Collection[str], pattern: t.Any
+    unnamed: t.Sequence[str], received_by: t.Sequence[str], left_out: t.Collection[str], pattern: t.Any
 ) -> str:
     belong = f"{', '.join(unnamed)} {'belongs' if len(unnamed) == 1 else 'belong'}"
     if left_out:
         return f"If {belong} to {' or '.join(left_out)}, set hapgent_source_addresses of that host."
     if pattern:
         return f"If {belong} to one of the load balancers, set hapgent_source_addresses of that host."
-    if seen_by:
-        return f"{_exclude(unnamed)}: hapgent_wait_for='{','.join(seen_by)}'."
+    if received_by:
+        return f"{_exclude(unnamed)}: hapgent_wait_for='{','.join(received_by)}'."
     return ""
 
 

@@ -51,7 +51,7 @@ MINIMAL: dict[str, Any] = {
     "state": {"status": "DRAIN"},
     "since": 1_790_000_000,
     "state_file": "/etc/hapgent/state.json",
-    "peers": [{"address": "192.0.2.1", "has_it": True}],
+    "peers": [{"address": "192.0.2.1", "received": True}],
 }
 ALL: dict[str, Any] = {
     **MINIMAL,
@@ -75,7 +75,7 @@ ALL: dict[str, Any] = {
             "checks": 7,
             "interval": 2.0,
             "line": "DRAIN",
-            "has_it": False,
+            "received": False,
             "settles_for": 3.5,
             "polls": True,
         }
@@ -158,7 +158,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], path: Path, arguments
 # What is no status
 
 
-BAD_PEER = {"address": "192.0.2.1", "has_it": 1}
+BAD_PEER = {"address": "192.0.2.1", "received": 1}
 NOT_A_STATUS: dict[str, Callable[[], Iterator[bytes]]] = {
     "empty object": sent({}),
     "another object": sent({"status": "ok", "uptime": 7}),

@@ -64,9 +64,9 @@ def test_listens_on_the_socket_of_systemd_alone(host: Host) -> None:
     assert '"hapgent"' in listeners[0]
 
 
-def test_status_tells_the_state(host: Host) -> None:
-    told = ask(HOSTS[name(host)]).split()[0]
-    assert f'Status: "{told}' in host.check_output("systemctl status hapgent")
+def test_status_reports_the_state(host: Host) -> None:
+    answer = ask(HOSTS[name(host)]).split()[0]
+    assert f'Status: "{answer}' in host.check_output("systemctl status hapgent")
 
 
 def test_journal_has_priorities(host: Host) -> None:

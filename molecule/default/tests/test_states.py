@@ -58,9 +58,9 @@ def _up() -> None:
 def test_each_status(status: str, seen: str) -> None:
     result = set_state(f"status={status} weight=50 maxconn=10")
     assert result["answer"] == f"{status} 50% maxconn:10"
-    told = ask(ADDRESS).split()
+    answer = ask(ADDRESS).split()
     # In between is what undoes the state before, as the scenario settling shows.
-    assert (told[0], told[-2:]) == (status, ["50%", "maxconn:10"])
+    assert (answer[0], answer[-2:]) == (status, ["50%", "maxconn:10"])
     settle(seen)
     again = set_state(f"status={status}")
     assert again["changed"] is False
@@ -85,7 +85,7 @@ def test_the_service_that_is_stopped_is_found_before_the_file_is_written() -> No
     assert before == after
 
 
-def test_the_service_named_is_the_one_told() -> None:
+def test_the_service_named_is_the_one_changed() -> None:
     api = "service=hapgent-api state_file=/var/lib/hapgent/api.json"
     assert set_state(f"status=MAINT {api}", host="hapgent-trixie")["answer"] == "MAINT maxconn:20"
     assert set_state(f"status=UP {api}", host="hapgent-trixie")["answer"] == "UP maxconn:20"

@@ -348,7 +348,7 @@ def test_check_mode_changes_nothing() -> None:
     assert "9" not in versions()
 
 
-def test_undrain_tells_why_a_server_is_not_taken_back() -> None:
+def test_undrain_reports_why_a_server_is_not_taken_back() -> None:
     run("rolling-web1", "systemctl stop web")
     down = ["DOWN", "DOWN"]
     assert eventually(lambda: balanced("rolling-web1"), down) == down

@@ -59,7 +59,7 @@ def settle(agent: str, line: str) -> None:
 
 def set_and_wait(agent: str, arguments: str) -> str:
     result = set_state(agent, f"{arguments} wait=true")
-    assert (result.get("seen_by"), result.get("not_seen_by")) == (ADDRESSES, []), result
+    assert (result.get("received_by"), result.get("not_received_by")) == (ADDRESSES, []), result
     return str(result["answer"])
 
 
@@ -116,7 +116,7 @@ def pages_with(text: str) -> int:
     return count
 
 
-def tell_haproxy(command: str) -> list[str]:
+def set_in_haproxy(command: str) -> list[str]:
     """What each HAProxy replies to a command of an operator."""
     return on_each(operators(command))
 
@@ -136,10 +136,10 @@ class TestOperatorsDrain:
         set_and_wait("operator", "status=DRAIN")
         set_and_settle("operator", "status=UP")
         see("operator", "UP")
-        assert tell_haproxy("set server web/operator state drain") == ["\n"] * 3
+        assert set_in_haproxy("set server web/operator state drain") == ["\n"] * 3
         see("operator", "DRAIN (agent)")
         yield
-        tell_haproxy("set server web/operator state ready")
+        set_in_haproxy("set server web/operator state ready")
 
     @pytest.mark.parametrize("command", ["restart", "kill --signal=KILL", "reload"])
     def test_survives(self, command: str) -> None:
@@ -178,7 +178,7 @@ def test_load_balancers_that_were_cut_off_get_it_when_they_are_back() -> None:
         on_each(f"ip route add blackhole {address}/32", [AGENTS_HOST])
 
     result = set_state("returning", "status=UP wait=true wait_timeout=5")
-    assert (result["seen_by"], result["not_seen_by"]) == ([there], cut_off)
+    assert (result["received_by"], result["not_received_by"]) == ([there], cut_off)
     assert re.search(rf": {cut_off[0]} \(last seen \d+ s ago\), {cut_off[1]} \(last seen ", result["msg"])
     assert there not in result["msg"]
     table = on_each("hapgent status /run/hapgent/returning/status.sock", [AGENTS_HOST])[0]
@@ -188,8 +188,8 @@ def test_load_balancers_that_were_cut_off_get_it_when_they_are_back() -> None:
     assert set_state("returning-bare", "status=UP")["changed"] is True
 
     # For the one that was there, the time of settling is over.
-    told = {there: "UP", **dict.fromkeys(cut_off, "DRAIN")}
-    assert eventually(lambda: last_lines("returning"), told, SETTLE_SECONDS + 15) == told
+    received = {there: "UP", **dict.fromkeys(cut_off, "DRAIN")}
+    assert eventually(lambda: last_lines("returning"), received, SETTLE_SECONDS + 15) == received
     seen = shown("returning")
     assert seen.pop(AGENTS_HOST) == "UP"
     assert "UP" not in seen.values()
@@ -210,7 +210,7 @@ def test_each_interval_is_waited_for() -> None:
         see("pace", seen, timeout=0.5)
 
 
-def test_intervals_are_told() -> None:
+def test_intervals_are_reported() -> None:
     configured = {HOSTS["settling-bullseye"]: 1, HOSTS["settling-trixie"]: 2, HOSTS["settling-bookworm"]: 5}
 
     def right() -> set[str]:
@@ -226,7 +226,7 @@ def test_intervals_are_told() -> None:
 
 def processes() -> list[str]:
     """The process of each HAProxy."""
-    return [line for reply in tell_haproxy("show info") for line in reply.splitlines() if line.startswith("Pid:")]
+    return [line for reply in set_in_haproxy("show info") for line in reply.splitlines() if line.startswith("Pid:")]
 
 
 def test_a_reload_of_haproxy_in_the_middle_of_a_drain_drains_again() -> None:
@@ -260,14 +260,14 @@ def test_a_hanging_agent_is_started_again() -> None:
         assert "Watchdog timeout" in journal or "Failed with result 'watchdog'" in journal
 
 
-def test_the_agent_of_the_role_is_told_of() -> None:
+def test_the_agent_of_the_role_is_reported() -> None:
     agent = agents("settling-trixie")["hapgent"]
     assert agent["state"] == {"status": "UP"}
     assert agent["answer"] == "UP"
     assert agent["state_file"] == "/etc/hapgent/state.json"
     assert agent["status_socket"] == "/run/hapgent/hapgent/status.sock"
     assert agent["settle"] == SETTLE_SECONDS
-    polling = {peer["address"]: peer["has_it"] for peer in agent["peers"] if peer["polls"]}
+    polling = {peer["address"]: peer["received"] for peer in agent["peers"] if peer["polls"]}
     assert {address: polling.get(address) for address in ADDRESSES} == dict.fromkeys(ADDRESSES, True)
 
 

@@ -64,18 +64,18 @@ def seen(suffix: str = "") -> dict[str, dict[str, str]]:
     return found
 
 
-def tell(step: int) -> None:
-    told = ansible("ansible-playbook", "tell_pairs.yml", f"--extra-vars=step={step}", "--forks=8")
-    assert told.returncode == 0, told.stdout
+def change(step: int) -> None:
+    changed = ansible("ansible-playbook", "change_pairs.yml", f"--extra-vars=step={step}", "--forks=8")
+    assert changed.returncode == 0, changed.stdout
 
 
-def tell_those_without_settling(step: int) -> None:
+def change_those_without_settling(step: int) -> None:
     script = "set -e; cd /var/lib/agents\n"
     for pair in PAIRS:
         name = "-".join(pair) + SUFFIX_OF_THOSE_WITHOUT_SETTLING
         script += f"""echo '{{"status": "{pair[step]}"}}' >{name}/state.json; systemctl reload hapgent-of@{name}\n"""
-    told = run(AGENTS_HOST, script)
-    assert told.returncode == 0, told.stderr
+    changed = run(AGENTS_HOST, script)
+    assert changed.returncode == 0, changed.stderr
 
 
 def lines() -> dict[str, set[str]]:
@@ -91,19 +91,19 @@ def restart_haproxy(host: str) -> None:
 @pytest.fixture(scope="module")
 def outcome() -> Outcome:
     """After the second status, and after the time in which the first is undone."""
-    tell_those_without_settling(0)
+    change_those_without_settling(0)
     # The servers are fresh ones then.
     with ThreadPoolExecutor() as hosts:
         list(hosts.map(restart_haproxy, HOSTS))
-    tell(0)
+    change(0)
     everywhere = dict.fromkeys(HOSTS, meant(0))
     assert eventually(seen, everywhere) == everywhere
     assert eventually(lambda: seen(SUFFIX_OF_THOSE_WITHOUT_SETTLING), everywhere) == everywhere
     settled = {pair: {pair.split("-")[0]} for pair in meant(0)}
     assert eventually(lines, settled, timeout=30) == settled
 
-    tell_those_without_settling(1)
-    tell(1)
+    change_those_without_settling(1)
+    change(1)
     settled = {pair: {pair.split("-")[1]} for pair in meant(1)}
     last_lines = eventually(lines, settled, timeout=30)
     everywhere = dict.fromkeys(HOSTS, meant(1))

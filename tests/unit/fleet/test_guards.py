@@ -211,8 +211,8 @@ def test_words_outside_of_quotes(fleet: Fleet, arguments: list[str]) -> None:
 def test_words_in_quotes(fleet: Fleet, argument: str) -> None:
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
     played = fleet.play("hapgent.agent.drain", "--limit=web1", "--check", "-e", argument)
-    (told,) = played.results("Change the agent's state and wait until every load balancer has received it")
-    assert told["after"] == {"status": "DRAIN", "reason": "kernel upgrade"}
+    (result,) = played.results("Change the agent's state and wait until every load balancer has received it")
+    assert result["after"] == {"status": "DRAIN", "reason": "kernel upgrade"}
 
 
 # The fleet of those who have no load balancers in the inventory

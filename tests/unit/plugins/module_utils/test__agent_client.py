@@ -162,7 +162,7 @@ def test_asks_what_sends_without_end(no_agent: int) -> None:
 # What it tells on its status socket
 
 
-def test_tells_its_status(agents: Agents, tmp_path: Path) -> None:
+def test_reports_its_status(agents: Agents, tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
     agent, instance = start_with_status(agents, path, state=b'{"status": "DRAIN", "weight": 5, "reason": "x"}')
     status = instance.status(in_seconds(10))
@@ -205,9 +205,9 @@ def test_who_asks_for_the_status_is_no_load_balancer(agents: Agents, tmp_path: P
     ],
 )
 def test_answers_that_a_state_makes(state: State, answer: str, while_it_may_settle: bool, bare: bool) -> None:
-    assert Instance(Process(os.getpid()), "", "").tells(state, answer) == while_it_may_settle
-    assert Instance(Process(os.getpid()), "", "", settles=False).tells(state, answer) == bare
-    assert Instance(Process(os.getpid()), "", "/run/hapgent/hapgent/status.sock").tells(state, answer) == bare
+    assert Instance(Process(os.getpid()), "", "").reports(state, answer) == while_it_may_settle
+    assert Instance(Process(os.getpid()), "", "", settles=False).reports(state, answer) == bare
+    assert Instance(Process(os.getpid()), "", "/run/hapgent/hapgent/status.sock").reports(state, answer) == bare
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

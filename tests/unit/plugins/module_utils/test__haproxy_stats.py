@@ -340,10 +340,10 @@ def mutated(draw: st.DrawFn, kind: str) -> str:
 
 def see_that_all_can_be_used(statistics: Statistics) -> None:
     """Whatever was read, all of it can be returned and printed."""
-    told = [server.describe() for server in statistics.select([], [])]
+    described = [server.describe() for server in statistics.select([], [])]
     texts = [*statistics.warnings(statistics.servers), statistics.unreadable_warning()]
     texts += [server.left() for server in statistics.servers]
-    assert json.loads(json.dumps(told)) == told
+    assert json.loads(json.dumps(described)) == described
     assert all(text.isprintable() for text in texts)
     for server in statistics.servers:
         assert {server.meets(wanted, 0) for wanted in WAITS} <= {True, False}

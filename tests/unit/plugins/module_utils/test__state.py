@@ -412,8 +412,8 @@ def test_after_what_undoes_a_state_nothing_of_it_is_left(before: State, after: S
 def test_after_what_undoes_two_states_nothing_of_them_is_left(first: State, second: State, third: State) -> None:
     # Whether a load balancer was told the second one is not known.
     line = third.answer(third.undoing(second) | second.undoing(first))
-    for told in ([first], [first, second], [second]):
-        assert in_haproxy(*(state.answer() for state in told), line) == in_haproxy(third.answer())
+    for received in ([first], [first, second], [second]):
+        assert in_haproxy(*(state.answer() for state in received), line) == in_haproxy(third.answer())
 
 
 # Lines of one state
@@ -430,7 +430,7 @@ def test_after_what_undoes_two_states_nothing_of_them_is_left(first: State, seco
         (State("DOWN", reason="x"), {"DOWN # x", "DOWN READY # x", "DOWN 100% # x", "DOWN READY 100% # x"}),
     ],
 )
-def test_all_lines_in_which_a_state_may_be_told(state: State, lines: set[str]) -> None:
+def test_all_lines_in_which_a_state_may_be_sent(state: State, lines: set[str]) -> None:
     assert state.answers() == lines
 
 
@@ -626,7 +626,7 @@ def test_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
         edit(path, FAIL)
 
 
-def test_load_tells_what_the_system_says(tmp_path: Path) -> None:
+def test_load_reports_what_the_system_reports(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"cannot be read.*No such file or directory"):
         StateFile(str(tmp_path / "nothing")).load()
 

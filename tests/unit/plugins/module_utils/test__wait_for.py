@@ -17,9 +17,9 @@ A, B, C = "198.51.100.11", "198.51.100.12", "2001:db8::13"
 
 
 def peer(address: str, *words: str, last_seen: float = 0.0) -> dict[str, Any]:
-    """What the agent tells of a load balancer: whether it has_it, whether it polls."""
-    assert set(words) <= {"has_it", "polls"}
-    return {"address": address, "has_it": "has_it" in words, "polls": "polls" in words, "last_seen": last_seen}
+    """What the agent tells of a load balancer: whether it received, whether it polls."""
+    assert set(words) <= {"received", "polls"}
+    return {"address": address, "received": "received" in words, "polls": "polls" in words, "last_seen": last_seen}
 
 
 # Whom to wait for
@@ -126,60 +126,60 @@ def test_the_error_is_no_longer_than_somebody_reads(wanted: object) -> None:
 Row = tuple[object, list[str], list[dict[str, Any]], list[str], list[str], bool]
 RESULTS: dict[str, Row] = {
     "nobody is nobody": ("auto", [], [], [], [], False),
-    "one has it": ("auto", [A], [peer(A, "has_it", "polls")], [A], [], True),
+    "one has it": ("auto", [A], [peer(A, "received", "polls")], [A], [], True),
     "one has not": ("auto", [A], [peer(A, "polls")], [], [A], False),
-    "both have it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B, "has_it", "polls")], [A, B], [], True),
-    "one of two has it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [B], False),
-    "one has come after the change": ("auto", [A], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [B], False),
-    "one has come and has it": ("auto", [], [peer(A, "has_it", "polls")], [A], [], True),
+    "both have it": ("auto", [A, B], [peer(A, "received", "polls"), peer(B, "received", "polls")], [A, B], [], True),
+    "one of two has it": ("auto", [A, B], [peer(A, "received", "polls"), peer(B, "polls")], [A], [B], False),
+    "one has come after the change": ("auto", [A], [peer(A, "received", "polls"), peer(B, "polls")], [A], [B], False),
+    "one has come and has it": ("auto", [], [peer(A, "received", "polls")], [A], [], True),
     # It may go on sending sessions to the server.
-    "one has fallen silent without it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B)], [A], [B], False),
+    "one has fallen silent without it": ("auto", [A, B], [peer(A, "received", "polls"), peer(B)], [A], [B], False),
     "one has fallen silent with it": (
         "auto",
         [A, B],
-        [peer(A, "has_it", "polls"), peer(B, "has_it")],
+        [peer(A, "received", "polls"), peer(B, "received")],
         [A, B],
         [],
         True,
     ),
-    "all have fallen silent with it": ("auto", [A, B], [peer(A, "has_it"), peer(B, "has_it")], [A, B], [], True),
-    "one was forgotten": ("auto", [A, B], [peer(A, "has_it", "polls")], [A], [B], False),
+    "all have fallen silent with it": ("auto", [A, B], [peer(A, "received"), peer(B, "received")], [A, B], [], True),
+    "one was forgotten": ("auto", [A, B], [peer(A, "received", "polls")], [A], [B], False),
     "one that was forgotten has come again": (
         "auto",
         [A, B],
-        [peer(A, "has_it", "polls"), peer(B, "has_it")],
+        [peer(A, "received", "polls"), peer(B, "received")],
         [A, B],
         [],
         True,
     ),
     "all were forgotten": ("auto", [B, A], [], [], [A, B], False),
-    "one was silent all the time": ("auto", [A], [peer(A, "has_it", "polls"), peer(B)], [A], [], True),
-    "one that was silent all the time has it": ("auto", [], [peer(B, "has_it")], [], [], False),
+    "one was silent all the time": ("auto", [A], [peer(A, "received", "polls"), peer(B)], [A], [], True),
+    "one that was silent all the time has it": ("auto", [], [peer(B, "received")], [], [], False),
     "all were silent all the time": ("auto", [], [peer(A), peer(B)], [], [], False),
     "ordered": (
         "auto",
         [],
-        [peer(C, "polls"), peer(B, "has_it", "polls"), peer(A, "has_it", "polls")],
+        [peer(C, "polls"), peer(B, "received", "polls"), peer(A, "received", "polls")],
         [A, B],
         [C],
         False,
     ),
     "none of one": (1, [A], [peer(A, "polls")], [], [], False),
-    "one of one": (1, [A], [peer(A, "has_it", "polls")], [A], [], True),
-    "one of two": (2, [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], False),
-    "two of two": (2, [], [peer(B, "has_it", "polls"), peer(A, "has_it", "polls")], [A, B], [], True),
-    "two of one": (1, [], [peer(A, "has_it", "polls"), peer(B, "has_it", "polls")], [A, B], [], True),
-    "one of one, and one without it": (1, [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], True),
-    "two of two, one of them has gone": (2, [], [peer(A, "has_it", "polls"), peer(B, "has_it")], [A], [], False),
+    "one of one": (1, [A], [peer(A, "received", "polls")], [A], [], True),
+    "one of two": (2, [A, B], [peer(A, "received", "polls"), peer(B, "polls")], [A], [], False),
+    "two of two": (2, [], [peer(B, "received", "polls"), peer(A, "received", "polls")], [A, B], [], True),
+    "two of one": (1, [], [peer(A, "received", "polls"), peer(B, "received", "polls")], [A, B], [], True),
+    "one of one, and one without it": (1, [A, B], [peer(A, "received", "polls"), peer(B, "polls")], [A], [], True),
+    "two of two, one of them has gone": (2, [], [peer(A, "received", "polls"), peer(B, "received")], [A], [], False),
     "a number of nobody": (1, [], [], [], [], False),
-    "an address that has it": ([A], [], [peer(A, "has_it", "polls")], [A], [], True),
-    "an address that has it and is silent": ([A], [], [peer(A, "has_it")], [A], [], True),
+    "an address that has it": ([A], [], [peer(A, "received", "polls")], [A], [], True),
+    "an address that has it and is silent": ([A], [], [peer(A, "received")], [A], [], True),
     "an address that has not": ([A], [], [peer(A, "polls")], [], [A], False),
-    "an address that was never seen": ([A], [], [peer(B, "has_it", "polls")], [], [A], False),
-    "another that has not": ([A], [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], True),
-    "one of two addresses": ([B, A], [], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [B], False),
-    "addresses as they are listed": ([B, A], [], [peer(A, "has_it"), peer(B, "has_it")], [B, A], [], True),
-    "addresses written otherwise": (["2001:DB8::0:13"], [], [peer(C, "has_it")], [C], [], True),
+    "an address that was never seen": ([A], [], [peer(B, "received", "polls")], [], [A], False),
+    "another that has not": ([A], [A, B], [peer(A, "received", "polls"), peer(B, "polls")], [A], [], True),
+    "one of two addresses": ([B, A], [], [peer(A, "received", "polls"), peer(B, "polls")], [A], [B], False),
+    "addresses as they are listed": ([B, A], [], [peer(A, "received"), peer(B, "received")], [B, A], [], True),
+    "addresses written otherwise": (["2001:DB8::0:13"], [], [peer(C, "received")], [C], [], True),
 }
 
 
@@ -190,27 +190,27 @@ def test_result(row: Row) -> None:
 
 
 def test_those_who_poll() -> None:
-    assert polling([peer(A, "polls"), peer(B, "has_it"), peer(C, "has_it", "polls")]) == [A, C]
+    assert polling([peer(A, "polls"), peer(B, "received"), peer(C, "received", "polls")]) == [A, C]
     assert polling([]) == []
 
 
-def test_those_who_miss_it_are_told_with_when_they_were_seen() -> None:
+def test_those_who_miss_it_are_reported_with_when_they_were_seen() -> None:
     now = time.time()
-    peers = [peer(A, "has_it", "polls"), peer(B, last_seen=now - 300), peer(C, last_seen=now - 7200)]
+    peers = [peer(A, "received", "polls"), peer(B, last_seen=now - 300), peer(C, last_seen=now - 7200)]
     result = WaitFor([A, B, C, "198.51.100.14"]).result(peers, [])
     earlier = [peer(B, "polls", last_seen=now - 900)]
-    told = re.fullmatch(
+    missing = re.fullmatch(
         rf"{B} \(last seen (\d+) s ago\), {C} \(last seen (\d+) s ago\), 198\.51\.100\.14 \(never seen\)",
         result.missing([*earlier, *peers]),
     )
-    assert told
+    assert missing
     # Time goes on while this runs.
-    assert 300 <= int(told[1]) < 360
-    assert 7200 <= int(told[2]) < 7260
+    assert 300 <= int(missing[1]) < 360
+    assert 7200 <= int(missing[2]) < 7260
 
 
 def test_nobody_misses_it() -> None:
-    peers = [peer(A, "has_it", "polls")]
+    peers = [peer(A, "received", "polls")]
     assert WaitFor("auto").result(peers, []).missing(peers) == ""
 
 
@@ -219,11 +219,11 @@ def test_nobody_misses_it() -> None:
 
 def test_left_out_is_not_waited_for() -> None:
     """Whether it polls, polled before, or is named; and without it, nobody may be left to wait for."""
-    silent = [peer(A, "polls", "has_it"), peer(B, "polls"), peer(C, "polls", "has_it")]
+    silent = [peer(A, "polls", "received"), peer(B, "polls"), peer(C, "polls", "received")]
     assert not WaitFor("auto").result(silent, [A, B]).complete
     for wanted, seen in (("auto", [A, C]), (2, [A, C]), ([A, B], [A])):
         result = WaitFor(wanted, [f"::ffff:{B}"]).result(silent, [A, B])
-        assert (result.seen_by, result.not_seen_by, result.complete) == (seen, [], True)
+        assert (result.received_by, result.not_received_by, result.complete) == (seen, [], True)
     assert not WaitFor("auto", [A, B, C]).result(silent, [A, B]).complete
     assert not WaitFor(3, [B]).result(silent, []).complete
 

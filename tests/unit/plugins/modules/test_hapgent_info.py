@@ -159,7 +159,7 @@ def known(instance: Result) -> Result:
 # Agents with a status socket
 
 
-def test_tells_the_state_and_who_has_it(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+def test_reports_the_state_and_who_received_it(host: Host, tmp_path: Path, eventually: Eventually) -> None:
     path = tmp_path / "status.sock"
     agent = host.start(b'{"status": "DRAIN", "weight": 5}', status_socket=path, settle=LONG)
     before = time.time()
@@ -182,9 +182,9 @@ def test_tells_the_state_and_who_has_it(host: Host, tmp_path: Path, eventually: 
     # Who asks for the status is no load balancer.
     missed, seen = instance["peers"]
     assert (missed["address"], missed["checks"], missed["interval"]) == ("127.0.0.2", 1, None)
-    assert (missed["has_it"], missed["line"]) == (False, "DRAIN 5%")
+    assert (missed["received"], missed["line"]) == (False, "DRAIN 5%")
     assert (seen["address"], seen["checks"], seen["polls"]) == ("127.0.0.3", 2, True)
-    assert (seen["has_it"], seen["line"]) == (True, "UP READY 5% # new disk")
+    assert (seen["received"], seen["line"]) == (True, "UP READY 5% # new disk")
     assert before <= seen["first_seen"] < seen["last_seen"] <= time.time()
     assert 0 < seen["interval"] <= seen["last_seen"] - seen["first_seen"] + 1
     assert 0 < seen["settles_for"] <= LONG
@@ -200,13 +200,13 @@ def test_invalid_state_file(host: Host, tmp_path: Path) -> None:
     assert instance["state_file_ok"] is False
 
 
-def test_agent_that_was_told_to_fail_has_no_problem(host: Host, tmp_path: Path) -> None:
+def test_agent_that_was_set_to_fail_has_no_problem(host: Host, tmp_path: Path) -> None:
     host.start(b'{"status": "FAIL"}', status_socket=tmp_path / "status.sock")
     (instance,) = host.instances()
     assert (instance["answer"], instance["problem"]) == ("FAIL", None)
 
 
-def test_state_that_the_agent_tells_is_not_the_one_in_its_file(host: Host, tmp_path: Path) -> None:
+def test_state_that_the_agent_reports_is_not_the_one_in_its_file(host: Host, tmp_path: Path) -> None:
     agent = host.start(status_socket=tmp_path / "status.sock")
     agent.write_state(b'{"status": "DRAIN"}')
     (instance,) = host.instances()
@@ -221,11 +221,11 @@ def test_documents_what_it_returns(host: Host, tmp_path: Path) -> None:
     for address in ["127.0.0.2", "127.0.0.3", "127.0.0.3"]:
         ask_from(agent, address)
 
-    told, not_told = sorted(host.instances(), key=lambda instance: instance["status_socket"] is None)
+    received, not_received = sorted(host.instances(), key=lambda instance: instance["status_socket"] is None)
 
-    assert set(told) == set(not_told) == set(documented)
-    assert_types(told, documented)
-    for peer in told["peers"]:
+    assert set(received) == set(not_received) == set(documented)
+    assert_types(received, documented)
+    for peer in received["peers"]:
         assert set(peer) == set(documented["peers"]["contains"])
         assert_types(peer, documented["peers"]["contains"])
 
@@ -243,7 +243,7 @@ def assert_types(values: Result, documented: Result) -> None:
 # Agents without one
 
 
-def test_without_a_status_socket_it_tells_what_the_file_says(host: Host) -> None:
+def test_without_a_status_socket_it_reports_what_is_in_the_file(host: Host) -> None:
     agent = host.start(b'{"status": "DRAIN", "maxconn": 3e2, "reason": "no disk"}')
     (instance,) = host.instances()
     assert known(instance) == known(
@@ -369,8 +369,8 @@ def test_agent_that_hangs(host: Host, tmp_path: Path, others: int) -> None:
     (warning,) = result["warnings"]
     for word in [str(agent.state_file), str(path), "timed out", "log"]:
         assert word in str(warning)
-    told = {instance["status_socket"]: instance["answer"] for instance in result["instances"]}
-    assert told == {str(path): None, **{str(tmp_path / f"{number}.sock"): "UP" for number in range(others)}}
+    answers = {instance["status_socket"]: instance["answer"] for instance in result["instances"]}
+    assert answers == {str(path): None, **{str(tmp_path / f"{number}.sock"): "UP" for number in range(others)}}
 
 
 def test_the_one_agent_that_is_asked_hangs(host: Host, tmp_path: Path) -> None:
@@ -663,7 +663,7 @@ client = listen()
 bad = {ESCAPES!r}
 client.sendall(json.dumps(dict(state=dict(status="UP", reason=chr(0x202e)), answer="UP" + bad, state_file=state_file,
     last_error=bad, version=bad, counters={{bad: 1}}, since=1e300, settle=bad,
-    peers=[dict(address=bad, line=bad, has_it=True, polls=True, last_seen=1)])).encode())
+    peers=[dict(address=bad, line=bad, received=True, polls=True, last_seen=1)])).encode())
 client.close()
 """,
 }

@@ -495,15 +495,15 @@ def test_changes_only_if(agents: Agents, content: bytes, only_if: Result, kept: 
     assert (agent.ask() == answer) == kept
 
 
-def test_what_is_kept_is_told_and_waited_for(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_what_is_kept_is_sent_and_waited_for(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     # The agent has not read it yet.
     agent.write_state(DRAINED)
     with polled(agent, eventually, {FAST: 0.1}) as balancers:
         result = change(agent, status="UP", only_if={"reason": "release"}, wait=True)
-    assert (result["kept"], result["changed"], result["seen_by"]) == (True, True, [FAST])
+    assert (result["kept"], result["changed"], result["received_by"]) == (True, True, [FAST])
     assert saved(agent) == json.loads(DRAINED)
-    assert balancers[FAST].told[-1] == b"DRAIN UP # disk\n"
+    assert balancers[FAST].received[-1] == b"DRAIN UP # disk\n"
 
 
 # Arguments
@@ -700,16 +700,16 @@ def test_agent_that_answers_something_else_than_its_file_says(agents: Agents, dr
 
 
 @pytest.mark.parametrize(
-    ("told", "edited"),
+    ("reported", "edited"),
     [
         ({"status": "UP", "weight": 100}, {"status": "UP"}),
         ({"status": "DRAIN", "weight": 100, "maxconn": 5}, {"status": "DRAIN", "maxconn": 5}),
     ],
 )
 def test_weight_that_was_edited_away_and_looks_like_the_configured_one(
-    agents: Agents, told: Result, edited: Result
+    agents: Agents, reported: Result, edited: Result
 ) -> None:
-    agent = agents.start(json.dumps(told).encode())
+    agent = agents.start(json.dumps(reported).encode())
     agent.write_state(json.dumps(edited).encode())
     done = change(agent, status=edited["status"])
     assert (done["changed"], done["before"], done["after"]) == (True, edited, edited)
@@ -886,17 +886,17 @@ def test_changes_what_is_named_and_then_nothing_while_the_agent_settles(
 ) -> None:
     agent = start(agents, tmp_path)
     assert agent.ask() == b"UP\n"
-    for wanted, answer, told in WHILE_IT_SETTLES:
+    for wanted, answer, sent in WHILE_IT_SETTLES:
         done = change(agent, **wanted)
         assert (done["changed"], done["answer"]) == (True, answer)
         assert f"agent answers: {answer}\n" in done["diff"]["after"]
-        assert agent.ask() == f"{told}\n".encode()
+        assert agent.ask() == f"{sent}\n".encode()
 
         again = change(agent, **wanted)
         assert (again["changed"], again["answer"]) == (False, answer)
         assert again["diff"]["before"] == again["diff"]["after"]
-        assert "seen_by" not in done
-        assert "not_seen_by" not in done
+        assert "received_by" not in done
+        assert "not_received_by" not in done
 
 
 @with_and_without_status
@@ -984,7 +984,7 @@ class LoadBalancer:
 
     def __init__(self, agent: Agent, address: str, inter: float) -> None:
         self.address = address
-        self.told: list[bytes] = []
+        self.received: list[bytes] = []
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._ask_on, args=(agent, inter))
         self._thread.start()
@@ -997,7 +997,7 @@ class LoadBalancer:
         while not self._enough.is_set():
             # It may be about to start.
             with contextlib.suppress(ConnectionError):
-                self.told.append(ask_from(agent, self.address))
+                self.received.append(ask_from(agent, self.address))
             self._enough.wait(inter)
 
 
@@ -1062,7 +1062,7 @@ def relayed(agent: Agent, see: Callable[[Relay, dict[str, Any]], None]) -> Itera
         relay.join()
 
 
-def hold_until_told(eventually: Eventually, *balancers: LoadBalancer) -> Callable[[Relay, dict[str, Any]], None]:
+def hold_until_sent(eventually: Eventually, *balancers: LoadBalancer) -> Callable[[Relay, dict[str, Any]], None]:
     """Hold back the first status after the change until these were told it.
 
     The module's time to wait begins after that, and these do not run out of it on a machine that is slow.
@@ -1070,12 +1070,12 @@ def hold_until_told(eventually: Eventually, *balancers: LoadBalancer) -> Callabl
 
     def see(_relay: Relay, status: dict[str, Any]) -> None:
         if status["answer"] == "DRAIN":
-            eventually(lambda: all(balancer.told[-1] == b"DRAIN UP\n" for balancer in balancers), "all were told")
+            eventually(lambda: all(balancer.received[-1] == b"DRAIN UP\n" for balancer in balancers), "all were told")
 
     return see
 
 
-def assert_not_told(result: Result, agent: Agent, *named: str) -> None:
+def assert_not_received(result: Result, agent: Agent, *named: str) -> None:
     """The module failed after it had made a change that not all load balancers have, and says so."""
     assert result["failed"]
     assert result["changed"]
@@ -1086,17 +1086,17 @@ def assert_not_told(result: Result, agent: Agent, *named: str) -> None:
         assert word in result["msg"]
 
 
-def test_waits_until_all_that_poll_were_told(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_waits_until_all_that_poll_have_received_it(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     # Asked once, long ago for all that the agent knows: it is not waited for.
     ask_from(agent, NOBODY)
     with polled(agent, eventually, {FAST: 0.3, SLOW: 1.5}) as balancers:
         result = change(agent, status="DRAIN", wait=True)
     assert (result["changed"], result["answer"]) == (True, "DRAIN")
-    assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
+    assert (result["received_by"], result["not_received_by"]) == ([FAST, SLOW], [])
     for balancer in balancers.values():
-        assert balancer.told[0] == b"UP\n"
-        assert balancer.told[-1] == b"DRAIN UP\n"
+        assert balancer.received[0] == b"UP\n"
+        assert balancer.received[-1] == b"DRAIN UP\n"
 
 
 # Whom to wait for, and who is told to have it.
@@ -1112,18 +1112,18 @@ THESE: dict[str, tuple[object, list[list[str]]]] = {
 }
 
 
-@pytest.mark.parametrize(("wait_for", "seen_by"), THESE.values(), ids=THESE)
+@pytest.mark.parametrize(("wait_for", "received_by"), THESE.values(), ids=THESE)
 def test_waits_for_these(
-    agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, seen_by: list[list[str]]
+    agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, received_by: list[list[str]]
 ) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.05, SLOW: 0.2}) as balancers:
         result = change(agent, status="DRAIN", wait=True, wait_for=wait_for)
     assert result["changed"]
-    assert result["seen_by"] in seen_by
-    assert result["not_seen_by"] == []
-    for address in result["seen_by"]:
-        assert balancers[address].told[-1] == b"DRAIN UP\n"
+    assert result["received_by"] in received_by
+    assert result["not_received_by"] == []
+    for address in result["received_by"]:
+        assert balancers[address].received[-1] == b"DRAIN UP\n"
 
 
 def test_waits_for_an_ipv6_address_however_it_is_written(
@@ -1132,7 +1132,7 @@ def test_waits_for_an_ipv6_address_however_it_is_written(
     agent = start_with_status(agents, tmp_path, ip="::1")
     with polled(agent, eventually, {"::1": 0.1}):
         result = change(agent, status="DRAIN", wait=True, wait_for=["0:0:0:0:0:0:0:1"])
-    assert result["seen_by"] == ["::1"]
+    assert result["received_by"] == ["::1"]
 
 
 def test_waits_as_ansible_runs_it(
@@ -1142,7 +1142,7 @@ def test_waits_as_ansible_runs_it(
     arguments = f"status=DRAIN wait=yes wait_for={FAST},{SLOW} state_file={agent.state_file} service={SERVICE}"
     with polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}):
         result = run_ansible("hapgent_state", arguments)
-    assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
+    assert (result["received_by"], result["not_received_by"]) == ([FAST, SLOW], [])
 
 
 @pytest.mark.parametrize("forgets", [False, True], ids=["", "and is forgotten"])
@@ -1151,7 +1151,7 @@ def test_one_that_falls_silent_during_the_change_is_waited_for(
 ) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.2, SLOW: 0.3}) as balancers:
-        hold = hold_until_told(eventually, balancers[FAST])
+        hold = hold_until_sent(eventually, balancers[FAST])
 
         def stop(relay: Relay, status: dict[str, Any]) -> None:
             # The module learns that it polls, and then it does no more.
@@ -1166,23 +1166,23 @@ def test_one_that_falls_silent_during_the_change_is_waited_for(
 
         with relayed(agent, stop):
             result = change(agent, status="DRAIN", wait=True, wait_timeout=0.5)
-    assert_not_told(result, agent, f" {SLOW} (last seen ", " 0.5 s")
-    assert (result["seen_by"], result["not_seen_by"]) == ([FAST], [SLOW])
-    assert set(balancers[SLOW].told) == {b"UP\n"}
+    assert_not_received(result, agent, f" {SLOW} (last seen ", " 0.5 s")
+    assert (result["received_by"], result["not_received_by"]) == ([FAST], [SLOW])
+    assert set(balancers[SLOW].received) == {b"UP\n"}
 
 
 def test_nobody_polls(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     result = change(agent, status="DRAIN", wait=True, wait_timeout=0.5)
-    assert_not_told(result, agent, "no load balancer ", " 0.5 s", "agent-check", "agent-port", "firewall")
-    assert (result["seen_by"], result["not_seen_by"]) == ([], [])
+    assert_not_received(result, agent, "no load balancer ", " 0.5 s", "agent-check", "agent-port", "firewall")
+    assert (result["received_by"], result["not_received_by"]) == ([], [])
 
 
 def test_all_that_poll_are_left_out(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.1}):
         result = change(agent, status="DRAIN", wait=True, wait_except=[FAST], wait_timeout=0.5)
-    assert_not_told(result, agent, "wait_except")
+    assert_not_received(result, agent, "wait_except")
     assert "agent-check" not in result["msg"]
 
 
@@ -1202,34 +1202,34 @@ def test_address_that_is_no_name(agents: Agents, address: str) -> None:
         (f"{NOBODY},{SLOW},198.51.100.11", [f": {NOBODY} (never seen), 198.51.100.11 (never seen).", " 1 s"]),
     ],
 )
-def test_not_all_are_told(
+def test_not_all_receive_it(
     agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, named: list[str]
 ) -> None:
     agent = start_with_status(agents, tmp_path)
     with (
         polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}) as balancers,
-        relayed(agent, hold_until_told(eventually, *balancers.values())),
+        relayed(agent, hold_until_sent(eventually, *balancers.values())),
     ):
         result = change(agent, status="DRAIN", wait=True, wait_for=wait_for, wait_timeout=1)
-    assert_not_told(result, agent, *named)
+    assert_not_received(result, agent, *named)
     listed = str(wait_for)
-    assert result["seen_by"] == [address for address in (FAST, SLOW) if wait_for == 3 or address in listed]
-    assert result["not_seen_by"] == [address for address in (NOBODY, "198.51.100.11") if address in listed]
+    assert result["received_by"] == [address for address in (FAST, SLOW) if wait_for == 3 or address in listed]
+    assert result["not_received_by"] == [address for address in (NOBODY, "198.51.100.11") if address in listed]
 
 
-def test_tells_who_was_not_told_although_the_agent_is_slow(agents: Agents, tmp_path: Path) -> None:
+def test_reports_who_did_not_receive_it_although_the_agent_is_slow(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     # The time to wait is over while the module asks for the last time.
     with relayed(agent, lambda _relay, _status: time.sleep(0.2)):
         result = change(agent, status="DRAIN", wait=True, wait_for=[NOBODY], wait_timeout=0.5)
-    assert_not_told(result, agent, f": {NOBODY} (never seen).", " 0.5 s")
+    assert_not_received(result, agent, f": {NOBODY} (never seen).", " 0.5 s")
 
 
 def test_an_address_that_was_seen_before_and_is_silent(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     ask_from(agent, NOBODY)
     result = change(agent, status="DRAIN", wait=True, wait_for=[NOBODY], wait_timeout=0.5)
-    assert_not_told(result, agent, f": {NOBODY} (last seen ", " 0.5 s")
+    assert_not_received(result, agent, f": {NOBODY} (last seen ", " 0.5 s")
 
 
 def test_waits_although_nothing_is_to_be_changed(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
@@ -1239,7 +1239,7 @@ def test_waits_although_nothing_is_to_be_changed(agents: Agents, tmp_path: Path,
     with polled(agent, eventually, {FAST: 0.2, SLOW: 0.4}):
         result = change(agent, status="DRAIN", wait=True)
     assert (result["changed"], result["answer"]) == (False, "DRAIN")
-    assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
+    assert (result["received_by"], result["not_received_by"]) == ([FAST, SLOW], [])
 
 
 def test_nobody_polls_and_nothing_is_to_be_changed(agents: Agents, tmp_path: Path) -> None:
@@ -1251,20 +1251,20 @@ def test_nobody_polls_and_nothing_is_to_be_changed(agents: Agents, tmp_path: Pat
         assert word in result["msg"]
 
 
-def test_waits_when_only_the_agent_is_told(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_waits_when_only_the_agent_has_it(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     agent.write_state(b'{"status": "DRAIN"}')
     with polled(agent, eventually, {FAST: 0.1}) as balancers:
         result = change(agent, status="DRAIN", wait=True)
-    assert (result["changed"], result["seen_by"]) == (True, [FAST])
-    assert balancers[FAST].told[-1] == b"DRAIN UP\n"
+    assert (result["changed"], result["received_by"]) == (True, [FAST])
+    assert balancers[FAST].received[-1] == b"DRAIN UP\n"
 
 
 def test_check_mode_does_not_wait(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     result = change(agent, check=True, status="DRAIN", wait=True)
     assert (result["changed"], result["answer"]) == (True, "DRAIN")
-    assert not {"seen_by", "not_seen_by"} & set(result)
+    assert not {"received_by", "not_received_by"} & set(result)
     assert saved(agent) == {"status": "UP"}
 
 
@@ -1323,10 +1323,10 @@ def test_another_change_that_leaves_this_one_as_it_is(agents: Agents, tmp_path: 
         assert change(agent, weight=5)["changed"]
         with polled(agent, eventually, {FAST: 0.1}) as balancers:
             result = run.result()
-    assert (result["changed"], result["seen_by"]) == (True, [FAST])
+    assert (result["changed"], result["received_by"]) == (True, [FAST])
     assert (result["after"], result["answer"]) == ({"status": "DRAIN", "weight": 5}, "DRAIN 5%")
-    assert b"DRAIN" in balancers[FAST].told[-1].split()
-    assert b"5%" in balancers[FAST].told[-1].split()
+    assert b"DRAIN" in balancers[FAST].received[-1].split()
+    assert b"5%" in balancers[FAST].received[-1].split()
 
 
 def test_an_agent_that_fails_while_somebody_waits_reports_why(agents: Agents, tmp_path: Path) -> None:
@@ -1365,7 +1365,7 @@ def test_agent_that_dies_while_somebody_waits(agents: Agents, tmp_path: Path) ->
 
     with relayed(agent, kill):
         result = change(agent, status="DRAIN", wait=True, wait_for=[FAST], wait_timeout=0.5)
-    assert_not_told(result, agent, "unknown", str(tmp_path / "status.sock"))
+    assert_not_received(result, agent, "unknown", str(tmp_path / "status.sock"))
 
 
 def test_agent_that_starts_again_while_somebody_waits(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
@@ -1382,4 +1382,4 @@ def test_agent_that_starts_again_while_somebody_waits(agents: Agents, tmp_path: 
         )
         assert ask_from(again, FAST).split()[0] == b"DRAIN"
         result = run.result()
-    assert (result["changed"], result["seen_by"], result["not_seen_by"]) == (True, [FAST], [])
+    assert (result["changed"], result["received_by"], result["not_received_by"]) == (True, [FAST], [])

@@ -235,7 +235,7 @@ class LoadBalancer:
 
     def _answers(self) -> bool:
         try:
-            return "Uptime" in self.tell("show info")
+            return "Uptime" in self.command("show info")
         except OSError:
             return False
 
@@ -258,7 +258,7 @@ class LoadBalancer:
         self.stop()
         self._stack.close()
 
-    def tell(self, command: str) -> str:
+    def command(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE_SECONDS)
             connection.connect(str(self.socket))
@@ -286,7 +286,7 @@ class LoadBalancer:
         """Wait until servers of the backend web are so. Asked without the module."""
 
         def are_so() -> bool:
-            lines = [line.split(",") for line in self.tell("show stat").splitlines()]
+            lines = [line.split(",") for line in self.command("show stat").splitlines()]
             found = {line[1]: line[17] for line in lines if line[0] == "web"}
             return statuses.items() <= found.items()
 
@@ -327,7 +327,7 @@ def simple(balancer: LoadBalancer, line: str = "up") -> LineAgent:
 # What it tells
 
 
-def test_servers_with_all_that_can_be_told(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_servers_with_all_that_can_be_reported(balancer: LoadBalancer, eventually: Eventually) -> None:
     lines = [
         with_agent(balancer, "up", "up 50%")[0],
         with_agent(balancer, "drained", 'drain up # new disk, "2 TB"')[0],
@@ -340,7 +340,7 @@ def test_servers_with_all_that_can_be_told(balancer: LoadBalancer, eventually: E
     balancer.backend("web", *lines)
     balancer.backend("api", "balance leastconn", "server drained SERVICE track web/drained")
     balancer.start()
-    balancer.tell("set server web/hand state drain")
+    balancer.command("set server web/hand state drain")
     balancer.await_status(
         eventually,
         up="UP",
@@ -355,8 +355,8 @@ def test_servers_with_all_that_can_be_told(balancer: LoadBalancer, eventually: E
 
     servers = balancer.servers()
 
-    told = ("status", "takes_new_sessions", "admin_state", "admin_by", "weight", "configured_weight", "sessions")
-    assert {name: tuple(server[key] for key in told) for name, server in servers.items()} == {
+    keys = ("status", "takes_new_sessions", "admin_state", "admin_by", "weight", "configured_weight", "sessions")
+    assert {name: tuple(server[key] for key in keys) for name, server in servers.items()} == {
         "web/up": ("UP", True, "ready", [], 50, 100, 1),
         "web/drained": ("DRAIN (agent)", False, "drain", ["agent_or_operator"], 100, 100, 0),
         "web/kept": ("MAINT", False, "maint", ["agent_or_operator"], 100, 100, 0),
@@ -382,9 +382,9 @@ def test_servers_with_all_that_can_be_told(balancer: LoadBalancer, eventually: E
 
 def test_of_which_process(balancer: LoadBalancer) -> None:
     simple(balancer)
-    told = dict(line.split(": ", 1) for line in balancer.tell("show info").splitlines() if ": " in line)
+    info = dict(line.split(": ", 1) for line in balancer.command("show info").splitlines() if ": " in line)
     result = balancer.look()
-    assert (result["haproxy"]["version"], result["haproxy"]["pid"]) == (told["Version"], int(told["Pid"]))
+    assert (result["haproxy"]["version"], result["haproxy"]["pid"]) == (info["Version"], int(info["Pid"]))
     assert 0 <= result["haproxy"]["uptime"] < 60
 
 
@@ -410,9 +410,9 @@ def test_some_of_the_servers(balancer: LoadBalancer) -> None:
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
 def test_changes_nothing(balancer: LoadBalancer, check: bool) -> None:
     simple(balancer)
-    before = balancer.tell("show servers state")
+    before = balancer.command("show servers state")
     assert balancer.look(check=check)["changed"] is False
-    assert balancer.tell("show servers state").split()[:8] == before.split()[:8]
+    assert balancer.command("show servers state").split()[:8] == before.split()[:8]
 
 
 def test_runs_with_each_python(balancer: LoadBalancer, python: str) -> None:
@@ -506,12 +506,12 @@ def test_what_is_waited_for(
 ) -> None:
     line, command, status, met, unmet = row
     simple(balancer, line)
-    eventually(lambda: "L7OK" in balancer.tell("show stat") or line != "up", "the agent was asked")
+    eventually(lambda: "L7OK" in balancer.command("show stat") or line != "up", "the agent was asked")
     if command:
-        balancer.tell(f"set server web/web7 {command}")
+        balancer.command(f"set server web/web7 {command}")
     balancer.await_status(eventually, web7=status)
     if line == "up 0%":
-        eventually(lambda: ",UP,0," in balancer.tell("show stat"), "weight 0")
+        eventually(lambda: ",UP,0," in balancer.command("show stat"), "weight 0")
     for wanted in met:
         result = balancer.look(server="web7", wait_until=wanted, timeout=3)
         assert not result.get("failed"), result
@@ -567,7 +567,7 @@ def test_reload_in_the_middle(balancer: LoadBalancer, eventually: Eventually) ->
     with balancer.waiting(wait_until="drained", timeout=30) as waiting:
         assert waiting.still()
         balancer.reload()
-        eventually(lambda: f"Pid: {pid}\n" not in balancer.tell("show info"), "another process")
+        eventually(lambda: f"Pid: {pid}\n" not in balancer.command("show info"), "another process")
         assert waiting.still()
         agent.line = "drain"
         result = waiting.result()
@@ -798,7 +798,7 @@ def test_half_an_answer_while_it_waits(balancer: LoadBalancer) -> None:
     looks: list[int] = []
 
     def cut() -> bytes:
-        answer = balancer.tell(commands).encode()
+        answer = balancer.command(commands).encode()
         looks.append(len(answer))
         return answer[: len(answer) * len(looks) // 6] if len(looks) < 6 else answer
 
@@ -816,8 +816,8 @@ def test_haproxy_enterprise(balancer: LoadBalancer) -> None:
     simple(balancer)
 
     def answer() -> bytes:
-        told = balancer.tell("show info;show stat;show servers state").encode()
-        return told.replace(b"Name: HAProxy\n", b"Name: hapee-lb\n")
+        answer = balancer.command("show info;show stat;show servers state").encode()
+        return answer.replace(b"Name: HAProxy\n", b"Name: hapee-lb\n")
 
     with Pretender(answer) as pretender:
         result = run_module(socket=pretender.address)
@@ -829,8 +829,8 @@ def test_row_that_cannot_be_read(balancer: LoadBalancer) -> None:
     balancer.start()
 
     def answer() -> bytes:
-        told = balancer.tell("show info;show stat;show servers state").encode()
-        return told.replace(b"\nweb,web7,", b"\nweb,web7,one more column,")
+        answer = balancer.command("show info;show stat;show servers state").encode()
+        return answer.replace(b"\nweb,web7,", b"\nweb,web7,one more column,")
 
     with Pretender(answer) as pretender:
         result = run_module(socket=pretender.address)
@@ -886,10 +886,10 @@ def test_servers_that_were_never_in(balancer: LoadBalancer, free_port: FreePort,
         "server backup SERVICE backup",
     )
     balancer.start()
-    balancer.tell("set server web/enabled state ready")
+    balancer.command("set server web/enabled state ready")
     balancer.await_status(eventually, web1="UP", enabled="UP", auto1="MAINT (resolution)", spare="MAINT")
     for name in ("enabled", "kept"):
-        balancer.tell(f"set server web/{name} state maint")
+        balancer.command(f"set server web/{name} state maint")
     balancer.await_status(eventually, enabled="MAINT", kept="MAINT")
     never = {"auto1": ["resolution"], "auto2": ["resolution"]}
     disabled = {"spare": ["configuration"], "spareunchecked": ["configuration"]}
@@ -909,7 +909,7 @@ def on_page(balancer: LoadBalancer, **arguments: Any) -> Result:
     return run_module(**{"url": balancer.page, "user": "ada", "password": "secret", **arguments})
 
 
-def test_page_tells_what_it_can(balancer: LoadBalancer, eventually: Eventually) -> None:
+def test_page_reports_what_it_can(balancer: LoadBalancer, eventually: Eventually) -> None:
     simple(balancer, "drain up # new disk")
     balancer.await_status(eventually, web7="DRAIN (agent)")
     for url in (balancer.page, f"{balancer.page};csv"):
@@ -1021,10 +1021,10 @@ def test_warnings(balancer: LoadBalancer, eventually: Eventually, free_port: Fre
     balancer.backend("hashed", "balance source", with_agent(balancer, "half", "up 50%")[0])
     balancer.backend("moving", "balance source", "hash-type consistent", with_agent(balancer, "half", "up 50%")[0])
     balancer.start()
-    balancer.tell("disable agent web/disabled")
+    balancer.command("disable agent web/disabled")
 
     def all_were_asked() -> bool:
-        stat = balancer.tell("show stat")
+        stat = balancer.command("show stat")
         return "L4CON" in stat and stat.count("static LB") == 2 and "reports an error" in stat and ",INI," not in stat
 
     eventually(all_were_asked, "all agents were asked")
@@ -1042,17 +1042,17 @@ def test_warnings(balancer: LoadBalancer, eventually: Eventually, free_port: Fre
     }
     result: Result = {}
 
-    def told() -> dict[str, str]:
+    def reported() -> dict[str, str]:
         return dict(warning.split(": ", 1) for warning in result["agent_check_warnings"])
 
-    def all_are_told() -> bool:
+    def all_have_received() -> bool:
         # Of an agent that is asked each time the module looks, HAProxy does not say what it answered.
         result.update(balancer.look())
-        return set(told()) == set(expected)
+        return set(reported()) == set(expected)
 
-    eventually(all_are_told, "all that is expected is told, and nothing else")
+    eventually(all_have_received, "all that is expected is told, and nothing else")
     for server, words in expected.items():
-        assert all(word in told()[server] for word in words), told()[server]
+        assert all(word in reported()[server] for word in words), reported()[server]
     for warning in result["agent_check_warnings"]:
         assert json.dumps(warning) in warnings(result)
     assert balancer.look(server="well")["agent_check_warnings"] == []

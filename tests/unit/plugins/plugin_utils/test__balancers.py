@@ -128,42 +128,46 @@ def test_without(pattern: Any, names: list[str], advised: str) -> None:
 # The message of the module, and what else it reports; what has to be in the report, and what not.
 CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
     "a load balancer that is named": (
-        {"msg": "not to 198.51.100.12 (never seen).", "not_seen_by": ["198.51.100.12"], "after": {"status": "DRAIN"}},
+        {
+            "msg": "not to 198.51.100.12 (never seen).",
+            "not_received_by": ["198.51.100.12"],
+            "after": {"status": "DRAIN"},
+        },
         [],
         "lb",
         ["198.51.100.12 (lb2)", " The agent stays in DRAIN. ", "hapgent_load_balancers='lb,!lb2'"],
         ["hapgent_source_addresses"],
     ),
     "one by two addresses": (
-        {"msg": "not to some.", "not_seen_by": ["198.51.100.12", "2001:db8::12"]},
+        {"msg": "not to some.", "not_received_by": ["198.51.100.12", "2001:db8::12"]},
         [],
         "lb",
         ["'lb,!lb2'"],
         ["stays", "!lb2,!lb2"],
     ),
     "hosts with different load balancers": (
-        {"msg": "not to 198.51.100.12.", "not_seen_by": ["198.51.100.12"]},
+        {"msg": "not to 198.51.100.12.", "not_received_by": ["198.51.100.12"]},
         [],
         "",
         ["hapgent_load_balancers"],
         ["hapgent_load_balancers=", "!"],
     ),
     "a stranger": (
-        {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
+        {"msg": "not to 192.0.2.9.", "not_received_by": ["192.0.2.9"]},
         [],
         "lb",
         ["192.0.2.9", "hapgent_source_addresses"],
         ["!"],
     ),
     "a stranger, and one is left out": (
-        {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
+        {"msg": "not to 192.0.2.9.", "not_received_by": ["192.0.2.9"]},
         ["lb3"],
         "lb,!lb3",
         ["192.0.2.9", "lb3", "hapgent_source_addresses"],
         ["hapgent_load_balancers"],
     ),
     "no load balancers named": (
-        {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"], "seen_by": ["192.0.2.7", "192.0.2.8"]},
+        {"msg": "not to 192.0.2.9.", "not_received_by": ["192.0.2.9"], "received_by": ["192.0.2.7", "192.0.2.8"]},
         [],
         "",
         ["hapgent_wait_for='192.0.2.7,192.0.2.8'"],
@@ -180,8 +184,8 @@ CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] 
         {
             "kept": True,
             "after": {"status": "MAINT", "reason": "disk\u202e"},
-            "seen_by": [],
-            "not_seen_by": ["192.0.2.9"],
+            "received_by": [],
+            "not_received_by": ["192.0.2.9"],
         },
         [],
         "lb",
@@ -195,8 +199,8 @@ CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] 
 @pytest.mark.parametrize(
     ("told", "left_out", "pattern", "parts", "others"), CHANGE_PROBLEMS.values(), ids=CHANGE_PROBLEMS
 )
-def test_change_problem(told: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]) -> None:
-    report = change_problem(told, KNOWN, left_out, pattern)
+def test_change_problem(result: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]) -> None:
+    report = change_problem(result, KNOWN, left_out, pattern)
     for part in parts:
         assert part in report
     for part in others:
@@ -259,8 +263,8 @@ ONE, TWO = ["192.0.2.9"], ["192.0.2.9", "192.0.2.10"]
 def test_advice_about_addresses_without_a_name(
     missing: list[str], left_out: list[str], pattern: str, advice: str
 ) -> None:
-    told = {"msg": "not to some.", "not_seen_by": missing, "seen_by": ["192.0.2.7"]}
-    assert change_problem(told, {}, left_out, pattern) == f"not to some. {advice}"
+    result = {"msg": "not to some.", "not_received_by": missing, "received_by": ["192.0.2.7"]}
+    assert change_problem(result, {}, left_out, pattern) == f"not to some. {advice}"
 
 
 def test_names_beside_addresses() -> None:

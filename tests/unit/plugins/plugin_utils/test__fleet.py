@@ -62,7 +62,7 @@ def server(name: str = "web1", status: str = "UP", *, backend: str = "web", **fi
     return Server(backend=backend, name=name, status=shown, **{**usual, **fields}).describe()
 
 
-def told(item: str, *servers: Result, warnings: list[str] | None = None) -> Result:
+def balancer(item: str, *servers: Result, warnings: list[str] | None = None) -> Result:
     """The result of a load balancer that has told of these servers."""
     return {
         "item": item,
@@ -81,8 +81,8 @@ def unreachable(item: str) -> Result:
 
 
 def peer(address: str, *words: str) -> Result:
-    """What an agent tells of a load balancer: whether it has_it, whether it polls."""
-    assert set(words) <= {"has_it", "polls"}
+    """What an agent tells of a load balancer: whether it received, whether it polls."""
+    assert set(words) <= {"received", "polls"}
     return {
         "address": address,
         "first_seen": 1795480000.1,
@@ -90,13 +90,13 @@ def peer(address: str, *words: str) -> Result:
         "checks": 600,
         "interval": 2.0,
         "line": "UP",
-        "has_it": "has_it" in words,
+        "received": "received" in words,
         "settles_for": 0.0,
         "polls": "polls" in words,
     }
 
 
-BOTH = [peer("198.51.100.11", "polls", "has_it"), peer("198.51.100.12", "polls", "has_it")]
+BOTH = [peer("198.51.100.11", "polls", "received"), peer("198.51.100.12", "polls", "received")]
 
 
 def agent(item: str = "web1", peers: list[Result] | None = None, **state: Any) -> Result:
@@ -132,7 +132,7 @@ def without_status_socket(result: Result) -> Result:
 def test_inputs_are_as_documented() -> None:
     documented = yaml.safe_load(haproxy_server_info.RETURN)
     # A cause is returned by what has failed, and by nothing else.
-    assert set(told("lb1")) - {"item", "changed", "failed"} == set(documented) - {"cause"}
+    assert set(balancer("lb1")) - {"item", "changed", "failed"} == set(documented) - {"cause"}
     assert set(server()) == set(documented["servers"]["contains"])
     documented = yaml.safe_load(hapgent_info.RETURN)["instances"]["contains"]
     assert set(agent()["instances"][0]) == set(documented)
@@ -181,7 +181,7 @@ def test_min_up_that_is_none(min_up: object) -> None:
 
 def pool(**members: str) -> Pool:
     """Servers with what is said of them; those that are UP take new sessions."""
-    return Pool("of web on lb1", {name: (says == "UP", says) for name, says in members.items()})
+    return Pool("of web on lb1", {name: (reported == "UP", reported) for name, reported in members.items()})
 
 
 def too_few(
@@ -308,7 +308,7 @@ def test_refusal_is_one_for_whoever_asks_more(
 
 def test_backends_that_have_one_of_them() -> None:
     asked = [
-        told(
+        balancer(
             "lb1",
             server("web1"),
             server("web2", "DRAIN", sessions=2),
@@ -317,8 +317,8 @@ def test_backends_that_have_one_of_them() -> None:
             server("web3", backend="api"),
             server("db1", backend="db"),
         ),
-        told("lb2", server("web1", "MAINT"), server("web2")),
-        told("lb3"),
+        balancer("lb2", server("web1", "MAINT"), server("web2")),
+        balancer("lb3"),
         unreachable("lb4"),
     ]
     # The same name on another load balancer, or in another backend, is another server.
@@ -338,12 +338,12 @@ def test_servers_that_never_were_in_do_not_count() -> None:
     up = [server(f"web{number}") for number in range(1, 4)]
     off = server("canary", "MAINT by configuration")
     weightless = server("spare", weight=0, configured_weight=0)
-    (pool,) = backends([told("lb1", *slots, *up, *on_page, off, weightless)], ["web1"])
+    (pool,) = backends([balancer("lb1", *slots, *up, *on_page, off, weightless)], ["web1"])
     assert list(pool.members) == ["web1", "web2", "web3"]
     assert refusal_of(pool, ["web1"], "50%") == ""
     # One that somebody has enabled since counts, and so does one that the agent or an operator took out.
     rows = [server("canary"), server("web1", "MAINT"), server("web2", weight=0)]
-    assert list(backends([told("lb1", *rows)], ["web1"])[0].members) == ["canary", "web1", "web2"]
+    assert list(backends([balancer("lb1", *rows)], ["web1"])[0].members) == ["canary", "web1", "web2"]
 
 
 # Each reason once
@@ -358,12 +358,12 @@ def view(
 def test_each_reason_is_given_once() -> None:
     """Not for each load balancer and each host; with who would leave, and who would stay."""
     three = [server("web1"), server("web2"), server("web3")]
-    asked = [told("lb1", *three), told("lb2", *three)]
+    asked = [balancer("lb1", *three), balancer("lb2", *three)]
     (refusal,) = refusals([view("web1", asked=asked), view("web2", asked=asked)])
     assert "web on lb1 and of web on lb2" in refusal
     assert "Leaving: web1, web2. Staying: web3. " in refusal
     # A load balancer that sees it otherwise is another reason.
-    asked[1] = told("lb2", server("web1"), server("web2", "DOWN"), server("web3"))
+    asked[1] = balancer("lb2", server("web1"), server("web2", "DOWN"), server("web3"))
     assert len(refusals([view("web1", asked=asked)])) == 2
     assert refusals([view("web1", 1, asked=asked)]) == refusals([]) == []
 
@@ -372,7 +372,7 @@ def test_each_reason_is_given_once() -> None:
     ("total", "min_up", "never"), [(3, "75%", True), (3, 3, True), (4, "76%", True), (4, 3, False)]
 )
 def test_hapgent_min_up_that_lets_none_leave_ever(total: int, min_up: Any, never: bool) -> None:
-    asked = [told("lb1", *(server(f"web{number}") for number in range(total - 1)), server("last", "DOWN"))]
+    asked = [balancer("lb1", *(server(f"web{number}") for number in range(total - 1)), server("last", "DOWN"))]
     (refusal,) = refusals([view("web0", min_up, asked=asked)])
     assert ("ever leave" in refusal) is never
 
@@ -392,16 +392,16 @@ def test_hosts_of_two_kinds() -> None:
 @pytest.mark.parametrize("min_up", ["half", "101%"])
 def test_min_up_that_is_none_is_wrong_also_if_nothing_is_refused(min_up: str) -> None:
     with pytest.raises(FleetError):
-        refusals([view("web1", min_up, asked=[told("lb1")])])
+        refusals([view("web1", min_up, asked=[balancer("lb1")])])
 
 
 def test_refusal_is_safe_to_print() -> None:
-    (refusal,) = refusals([view("web1", 3, asked=[told("lb1", server("web1"), server("\x1b[2J"))])])
+    (refusal,) = refusals([view("web1", 3, asked=[balancer("lb1", server("web1"), server("\x1b[2J"))])])
     assert refusal.isprintable()
 
 
 def test_backup_servers_stand_in_for_none_and_may_leave() -> None:
-    asked = [told("lb1", server("web1"), server("web9", backup=True))]
+    asked = [balancer("lb1", server("web1"), server("web9", backup=True))]
     (servers,) = backends(asked, ["web1"])
     assert list(servers.members) == ["web1"]
     assert refusal_of(servers, ["web1"], 1)
@@ -409,7 +409,7 @@ def test_backup_servers_stand_in_for_none_and_may_leave() -> None:
 
 
 def test_server_of_weight_0_is_out() -> None:
-    (servers,) = backends([told("lb1", server("web1", weight=0), server("web2"))], ["web2"])
+    (servers,) = backends([balancer("lb1", server("web1", weight=0), server("web2"))], ["web2"])
     assert servers.members["web1"] == (False, "UP")
 
 
@@ -447,7 +447,7 @@ def test_hosts() -> None:
 
 # Who else keeps a server out
 
-ALL_WELL = [told("lb1", server("web1")), told("lb2", server("web1"))]
+ALL_WELL = [balancer("lb1", server("web1")), balancer("lb2", server("web1"))]
 
 # The state of its agent, what the load balancers say, who keeps it out.
 KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
@@ -480,52 +480,52 @@ KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
     ),
     "we do": (
         {"status": "DRAIN", "reason": REASON},
-        [told("lb1", server("web1", "DRAIN")), told("lb2", server("web1", "DRAIN"))],
+        [balancer("lb1", server("web1", "DRAIN")), balancer("lb2", server("web1", "DRAIN"))],
         "",
     ),
     "we do, and somebody has it in maintenance": (
         {"status": "DRAIN", "reason": REASON},
-        [told("lb1", server("web1", "DRAIN")), told("lb2", server("web1", "MAINT"))],
+        [balancer("lb1", server("web1", "DRAIN")), balancer("lb2", server("web1", "MAINT"))],
         "lb2 has web/web1 in MAINT, and its agent reports DRAIN",
     ),
     "by hand, on one load balancer": (
         {"status": "UP"},
-        [told("lb1", server("web1")), told("lb2", server("web1", "DRAIN"))],
+        [balancer("lb1", server("web1")), balancer("lb2", server("web1", "DRAIN"))],
         "lb2 has web/web1 in DRAIN, and its agent reports UP",
     ),
     "by hand, in both": (
         {"status": "READY"},
-        [told("lb1", server("web1", "MAINT")), told("lb2", server("web1", "DRAIN"))],
+        [balancer("lb1", server("web1", "MAINT")), balancer("lb2", server("web1", "DRAIN"))],
         "lb1 has web/web1 in MAINT, lb2 has web/web1 in DRAIN, and its agent reports READY",
     ),
     "by hand, in one backend": (
         {"status": "UP"},
-        [told("lb1", server("web1"), server("web1", "MAINT", backend="api"))],
+        [balancer("lb1", server("web1"), server("web1", "MAINT", backend="api"))],
         "lb1 has api/web1 in MAINT, and its agent reports UP",
     ),
     "by hand, and down": (
         {"status": "UP"},
-        [told("lb1", server("web1", "DOWN", admin=BITS["DRAIN"]))],
+        [balancer("lb1", server("web1", "DOWN", admin=BITS["DRAIN"]))],
         "lb1 has web/web1 in DRAIN, and its agent reports UP",
     ),
     "by tracking": (
         {"status": "UP"},
-        [told("lb1", server(status="MAINT (via api/web1)", admin=0x02))],
+        [balancer("lb1", server(status="MAINT (via api/web1)", admin=0x02))],
         "lb1 has web/web1 in MAINT (via api/web1), and its agent reports UP",
     ),
     "by its configuration": (
         {"status": "UP"},
-        [told("lb1", server("web1", "MAINT by configuration"))],
+        [balancer("lb1", server("web1", "MAINT by configuration"))],
         "lb1 has web/web1 in MAINT, and its agent reports UP",
     ),
-    "nobody: it is only down": ({"status": "UP"}, [told("lb1", server("web1", "DOWN"))], ""),
+    "nobody: it is only down": ({"status": "UP"}, [balancer("lb1", server("web1", "DOWN"))], ""),
     # The stats page does not tell it.
     "nobody: it is down, of which no more is known": (
         {"status": "UP"},
-        [told("lb1", server("web1", "DOWN", admin=None))],
+        [balancer("lb1", server("web1", "DOWN", admin=None))],
         "",
     ),
-    "nobody: another server is out": ({"status": "UP"}, [told("lb1", server("web2", "MAINT"))], ""),
+    "nobody: another server is out": ({"status": "UP"}, [balancer("lb1", server("web2", "MAINT"))], ""),
 }
 
 
@@ -545,13 +545,15 @@ def test_table_of_a_fleet_that_is_well() -> None:
         [[], []],
         [agent(status="UP", weight=50), drained],
         [
-            told("lb1", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"])),
-            told("lb2", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"]), server("other", "DOWN")),
+            balancer("lb1", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"])),
+            balancer(
+                "lb2", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"]), server("other", "DOWN")
+            ),
         ],
     ) == [
-        "host                   state   since                    reason          told    lb1            lb2",
-        f"web1                   UP 50%  {SINCE_SHOWN}                  2 of 2  UP             UP",
-        f"long-name.example.org  DRAIN   {SINCE_SHOWN}  kernel upgrade  2 of 2  DRAIN (agent)  DRAIN (agent)",
+        "host                   state   since                    reason          received  lb1            lb2",
+        f"web1                   UP 50%  {SINCE_SHOWN}                  2 of 2    UP             UP",
+        f"long-name.example.org  DRAIN   {SINCE_SHOWN}  kernel upgrade  2 of 2    DRAIN (agent)  DRAIN (agent)",
     ]
 
 
@@ -580,44 +582,49 @@ TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
     "no load balancer named": (agent(), [], ["UP", "", "2 of 2"], []),
     "down by its health check": (
         agent(),
-        [told("lb1", server(status="DOWN"))],
+        [balancer("lb1", server(status="DOWN"))],
         ["UP", "", "2 of 2", "DOWN !"],
         [f"web1: {differs('UP', 'DOWN')}"],
     ),
     "drained by hand on one of two": (
         agent(),
-        [told("lb1", server()), told("lb2", server(status="DRAIN"))],
+        [balancer("lb1", server()), balancer("lb2", server(status="DRAIN"))],
         ["UP", "", "2 of 2", "UP", "DRAIN !"],
         [f"web1: {differs('UP', 'DRAIN', on='lb2')}"],
     ),
     "not drained": (
         agent(**SAYS_DRAIN),
-        [told("lb1", server(status="DRAIN")), told("lb2", server())],
+        [balancer("lb1", server(status="DRAIN")), balancer("lb2", server())],
         ["DRAIN", REASON, "2 of 2", "DRAIN", "UP !"],
         [f"web1: {differs('DRAIN', 'UP', on='lb2', new='new sessions')}"],
     ),
     "weight 0 that came": (
         agent(status="UP", weight=0),
-        [told("lb1", server(weight=0))],
+        [balancer("lb1", server(weight=0))],
         ["UP 0%", "", "2 of 2", "UP"],
         [],
     ),
-    "FAIL is DOWN": (agent(status="FAIL"), [told("lb1", server(status="DOWN"))], ["FAIL", "", "2 of 2", "DOWN"], []),
+    "FAIL is DOWN": (
+        agent(status="FAIL"),
+        [balancer("lb1", server(status="DOWN"))],
+        ["FAIL", "", "2 of 2", "DOWN"],
+        [],
+    ),
     "one was not told": (
         agent(peers=[BOTH[0], peer("198.51.100.12", "polls")], **SAYS_DRAIN),
-        [told("lb1", server(status="DRAIN"))],
+        [balancer("lb1", server(status="DRAIN"))],
         ["DRAIN", REASON, "1 of 2 !", "DRAIN"],
         ["web1: 198.51.100.12 has not received the state yet"],
     ),
     "one that polls no more does not count": (
-        agent(peers=[BOTH[0], peer("198.51.100.12"), peer("198.51.100.13", "has_it")]),
-        [told("lb1", server())],
+        agent(peers=[BOTH[0], peer("198.51.100.12"), peer("198.51.100.13", "received")]),
+        [balancer("lb1", server())],
         ["UP", "", "1 of 1", "UP"],
         [],
     ),
     "nobody polls": (
-        agent(peers=[peer("198.51.100.12", "has_it")]),
-        [told("lb1", server())],
+        agent(peers=[peer("198.51.100.12", "received")]),
+        [balancer("lb1", server())],
         ["UP", "", "0 of 0 !", "UP"],
         [f"web1: {NOT_POLLED}"],
     ),
@@ -629,46 +636,46 @@ TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
     ),
     "no status socket": (
         without_status_socket(agent(**SAYS_DRAIN)),
-        [told("lb1", server())],
+        [balancer("lb1", server())],
         ["DRAIN", REASON, "", "UP !"],
         [f"web1: {differs('DRAIN', 'UP', new='new sessions')}"],
     ),
-    "load balancer does not have it": (agent(), [told("lb1", server("web2"))], ["UP", "", "2 of 2", "-"], []),
+    "load balancer does not have it": (agent(), [balancer("lb1", server("web2"))], ["UP", "", "2 of 2", "-"], []),
     "load balancer cannot be asked": (
         agent(),
-        [unreachable("lb1"), told("lb2", server())],
+        [unreachable("lb1"), balancer("lb2", server())],
         ["UP", "", "2 of 2", "-", "UP"],
         [f"lb1 {CANNOT_BE_QUERIED}"],
     ),
     "agent cannot be asked": (
         {"failed": False, "msg": "No service hapgent runs."},
-        [told("lb1", server(status="DOWN")), told("lb2", server())],
+        [balancer("lb1", server(status="DOWN")), balancer("lb2", server())],
         ["unknown", "", "", "DOWN", "UP"],
         ["web1: its agent cannot be queried: No service hapgent runs"],
     ),
     "several backends that agree": (
         agent(),
-        [told("lb1", server(), server(backend="api"))],
+        [balancer("lb1", server(), server(backend="api"))],
         ["UP", "", "2 of 2", "UP"],
         [],
     ),
     "several backends that differ": (
         agent(),
-        [told("lb1", server(), server(backend="api", status="MAINT"))],
+        [balancer("lb1", server(), server(backend="api", status="MAINT"))],
         ["UP", "", "2 of 2", "web UP, api MAINT !"],
         [f"web1: {differs('UP', 'MAINT', backend='api')}"],
     ),
     "several backends that differ in the weight": (
         agent(),
-        [told("lb1", server(), server(backend="api", weight=0))],
+        [balancer("lb1", server(), server(backend="api", weight=0))],
         ["UP", "", "2 of 2", "web UP, api UP !"],
         [f"web1: {differs('UP', 'UP', backend='api')}"],
     ),
     "agent checks that are useless": (
         agent(),
         [
-            told("lb1", server(), warnings=["web/web2: no agent can drain it.", "web/web1: the agent is silent."]),
-            told("lb2", server(), warnings=["web/web2: no agent can drain it."]),
+            balancer("lb1", server(), warnings=["web/web2: no agent can drain it.", "web/web1: the agent is silent."]),
+            balancer("lb2", server(), warnings=["web/web2: no agent can drain it."]),
         ],
         ["UP", "", "2 of 2", "UP", "UP"],
         ["web/web1: the agent is silent.", "web/web2: no agent can drain it."],
@@ -684,7 +691,7 @@ def test_table(result: Result, asked: list[Result], cells: list[str], remarks: l
 
 
 def test_table_names_the_load_balancers_that_have_not_received_the_state() -> None:
-    late = {**BOTH[0], "address": "198.51.100.11", "has_it": False, "polls": True}
+    late = {**BOTH[0], "address": "198.51.100.11", "received": False, "polls": True}
     result = agent()
     result = {**result, "instances": [{**result["instances"][0], "peers": [late]}]}
     lines = table(["web1"], ["web1"], [[]], [result], [], known={"198.51.100.11": "lb1"})
@@ -699,7 +706,7 @@ def test_since() -> None:
 def test_state_file_that_is_invalid_without_a_status_socket() -> None:
     result = without_status_socket(agent())
     result["instances"][0]["state"] = None
-    (_host, state, *_rest), below = one_host(result, [told("lb1", server(status="DOWN"))])
+    (_host, state, *_rest), below = one_host(result, [balancer("lb1", server(status="DOWN"))])
     assert state == "unknown"
     assert below == ["web1: its agent has an invalid state file, /etc/hapgent/state.json"]
 
@@ -712,7 +719,7 @@ def test_order_of_hosts_and_remarks() -> None:
         ["s2", "s1"],
         [[], []],
         [unreachable("web2"), agent(peers=[])],
-        [told("lb1", server("s1", "DOWN"), server("s2"), warnings=["web/s2: is deaf."]), unreachable("lb2")],
+        [balancer("lb1", server("s1", "DOWN"), server("s2"), warnings=["web/s2: is deaf."]), unreachable("lb2")],
     )
     assert [line.split("  ")[0] for line in lines[:3]] == ["host", "web2", "web1"]
     assert lines[3:] == [
@@ -732,7 +739,7 @@ def test_load_balancers_among_the_hosts() -> None:
         ["web1", "lb1", "lb2", "state"],
         [[], [], [], []],
         [agent(), unreachable("lb1"), agent("lb2"), unreachable("state")],
-        [told("lb1", server()), told("lb2", server())],
+        [balancer("lb1", server()), balancer("lb2", server())],
     )
     assert [line.split("  ")[0] for line in lines] == [
         *("host", "web1", "lb2", "state", ""),
@@ -741,14 +748,14 @@ def test_load_balancers_among_the_hosts() -> None:
 
 
 def test_load_balancer_that_is_a_server_too() -> None:
-    asked = [told("lb1", server("lb1", "DOWN"))]
+    asked = [balancer("lb1", server("lb1", "DOWN"))]
     lines = table(["lb1"], ["lb1"], [[]], [unreachable("lb1")], asked)
     assert lines[1].startswith("lb1") and lines[1].endswith("DOWN")
     assert lines[2:] == ["", f"lb1: its agent {CANNOT_BE_QUERIED}"]
 
 
 def test_backends_that_are_looked_at() -> None:
-    asked = [told("lb1", server(), server(backend="api", status="MAINT"))]
+    asked = [balancer("lb1", server(), server(backend="api", status="MAINT"))]
     assert one_host(agent(), asked, "web")[0][-1] == "UP"
     cells, below = one_host(agent(), asked, "api")
     assert cells[-1] == "MAINT !"
@@ -760,7 +767,7 @@ def test_what_others_have_written_is_escaped_in_the_table() -> None:
     hostile = "\x1b[2J\u202e"
     result = agent(status="DRAIN", reason=hostile)
     lines = table(
-        ["web1"], ["web1"], [[]], [result], [told("lb1", server(status=hostile)), {"item": "lb2", "msg": hostile}]
+        ["web1"], ["web1"], [[]], [result], [balancer("lb1", server(status=hostile)), {"item": "lb2", "msg": hostile}]
     )
     assert all(line.isprintable() for line in lines)
     assert len(lines) > 3
