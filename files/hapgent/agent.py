@@ -113,7 +113,7 @@ class Agent:
             "checks": peer.checks,
             "interval": peer.interval,
             "line": peer.line.decode().rstrip("\n"),
-            "has_it": peer.has(change.state),
+            "received": peer.has_received(change.state),
             "settles_for": peer.settles_for(now) if peer.line != change.line else 0.0,
             "polls": peer.polls(now, self._peers.started),
         }

@@ -170,14 +170,14 @@ class Keeper:
             if not recalled:  # Without a memory, the first load is not a change.
                 self.change = Change(self.change.state, self.change.since)
                 self.counters["changes"] = 0
-            told = self._told_since(recalled, unusable)
-            if told:
-                self.change = self.change.unsure(told)
+            received = self._received_since(recalled, unusable)
+            if received:
+                self.change = self.change.unsure(received)
                 for peer in self._peers.all():
-                    peer.may_have_been_told(told)
+                    peer.may_have_received(received)
         return recalled is not None and recalled.complete
 
-    def _told_since(self, recalled: Recalled | None, unusable: bool) -> tuple[State, ...]:
+    def _received_since(self, recalled: Recalled | None, unusable: bool) -> tuple[State, ...]:
         """The states that peers may have received after the memory was saved."""
         if not recalled:
             return ANYTHING if unusable else ()

@@ -17,7 +17,7 @@ import os
 import time
 import typing as t
 
-from hapgent.peers import MOST_PATIENCE_SECONDS, MOST_PEERS, WEEK_SECONDS, Change, Peer, Peers, perhaps
+from hapgent.peers import MAX_PATIENCE_SECONDS, MAX_PEERS, WEEK_SECONDS, Change, Peer, Peers, perhaps
 from hapgent.state import (
     UNDOING,
     LockedError,
@@ -127,7 +127,7 @@ def _dump(change: Change, peers: Peers, identity: Identity, complete: bool) -> b
         "unsure_until": change.unsure_until,
         "peers": [
             {
-                "told": [state.fields() for state in peer.told],
+                "received": [state.fields() for state in peer.received],
                 "undo": {word: until - now for word, until in peer.undo.items()},
                 "address": peer.address,
                 "first_seen": offset + peer.first_seen,
@@ -138,7 +138,7 @@ def _dump(change: Change, peers: Peers, identity: Identity, complete: bool) -> b
                 "line": peer.line.decode(),
             }
             for peer in peers.all()
-            if peer.told
+            if peer.received
         ],
     }
     return json.dumps(known, ensure_ascii=False).encode() + b"\n"
@@ -155,7 +155,7 @@ def _parse(raw: bytes, settle: float) -> Recalled:
     )
     peers = [
         _peer(fields, now, settle)
-        for fields in known["peers"][:MOST_PEERS]
+        for fields in known["peers"][:MAX_PEERS]
         if fields["last_seen"] > known["saved"] - WEEK_SECONDS
     ]
     identity = known["state_file"]
@@ -167,10 +167,10 @@ def _peer(fields: dict[str, t.Any], now: float, settle: float) -> Peer:
     peer = Peer(_text(fields["address"], MAX_ADDRESS), _number(fields["last_seen"], now) - offset)
     peer.first_seen = _number(fields["first_seen"], now) - offset
     peer.checks = int(_number(fields["checks"], MAX_CHECKS))
-    peer.interval = None if fields["interval"] is None else _number(fields["interval"], MOST_PATIENCE_SECONDS)
+    peer.interval = None if fields["interval"] is None else _number(fields["interval"], MAX_PATIENCE_SECONDS)
     line = _text(fields["line"].removesuffix("\n"), MAX_LINE).encode()
     peer.line = line and line + b"\n"
-    peer.told = _states(fields["told"])
+    peer.received = _states(fields["received"])
     peer.undo = {
         word: _number(seconds, settle) + now - offset for word, seconds in fields["undo"].items() if word in UNDOING
     }
@@ -182,16 +182,16 @@ def _states(values: list[dict[str, t.Any]]) -> tuple[State, ...]:
     return states if len(states) <= 1 else perhaps(states)
 
 
-def _text(value: t.Any, most: int) -> str:
-    """A string of at most C(most) bytes without control characters. Raises ValueError."""
+def _text(value: t.Any, maximum: int) -> str:
+    """A string of at most C(maximum) bytes without control characters. Raises ValueError."""
     text = str(value)
-    if len(text.encode()) > most or any(character < " " or "\x7f" <= character <= "\x9f" for character in text):
-        raise ValueError(f"invalid text: {text[:most]!a}")
+    if len(text.encode()) > maximum or any(character < " " or "\x7f" <= character <= "\x9f" for character in text):
+        raise ValueError(f"invalid text: {text[:maximum]!a}")
     return text
 
 
-def _number(value: t.Any, most: float) -> float:
-    return max(0.0, min(most, float(value)))
+def _number(value: t.Any, maximum: float) -> float:
+    return max(0.0, min(maximum, float(value)))
 
 
 def _refuse(constant: str) -> t.NoReturn:

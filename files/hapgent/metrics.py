@@ -51,7 +51,7 @@ def _lines(path: str, status: dict[str, t.Any] | None) -> t.Iterator[str]:
             text = f"{name.capitalize()} since the agent started.".replace("_", " ")
             yield from _metric(f"{name}_total", "counter", text, path, [({}, value)])
     for name, kind, key, text in (
-        ("peer_has_state", "gauge", "has_it", "Whether the load balancer has received the state."),
+        ("peer_received_state", "gauge", "received", "Whether the load balancer has received the state."),
         ("peer_polls", "gauge", "polls", "Whether the load balancer still polls the agent."),
         ("peer_last_seen_timestamp_seconds", "gauge", "last_seen", "Time of the last check by the load balancer."),
         ("peer_interval_seconds", "gauge", "interval", "Recent average interval between checks by the load balancer."),

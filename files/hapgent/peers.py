@@ -15,11 +15,11 @@ import time
 
 from hapgent.state import STATUSES, State
 
-MOST_PEERS = 1024
+MAX_PEERS = 1024
 WEEK_SECONDS = 7 * 86400.0
 # How late a check may be: three intervals, but at least and at most this long.
-LEAST_PATIENCE_SECONDS = 10.0
-MOST_PATIENCE_SECONDS = 300.0
+MIN_PATIENCE_SECONDS = 10.0
+MAX_PATIENCE_SECONDS = 300.0
 # Longer gaps probably mean the peer was offline, not that it polls this rarely.
 LONG_GAP_SECONDS = 60.0
 
@@ -40,8 +40,8 @@ def perhaps(states: tuple[State, ...]) -> tuple[State, ...]:
     return tuple(kinds) if len(kinds) <= len(ANYTHING) else ANYTHING
 
 
-def _undoing(state: State, told: tuple[State, ...]) -> frozenset[str]:
-    return frozenset(word for before in told for word in state.undoing(before))
+def _undoing(state: State, received: tuple[State, ...]) -> frozenset[str]:
+    return frozenset(word for before in received for word in state.undoing(before))
 
 
 class Change:
@@ -71,17 +71,17 @@ class Change:
         is_reason_dropped = state == self.state._replace(reason=None)
         return Change(state, self.since if is_reason_dropped else now, before, self.unsure_until)
 
-    def unsure(self, told: tuple[State, ...]) -> Change:
+    def unsure(self, received: tuple[State, ...]) -> Change:
         """The same change, for the case that peers may have received any of these states before it."""
-        return Change(self.state, self.since, perhaps((*self.before, *told)), time.time() + WEEK_SECONDS)
+        return Change(self.state, self.since, perhaps((*self.before, *received)), time.time() + WEEK_SECONDS)
 
 
 class Peer:
     """A source address that polls the agent. All times are in seconds, on the monotonic clock.
 
-    C(told) has the state that the peer last received: it is empty if there is none, and has several if it is uncertain
-    which one. C(undo) has the keywords that reset earlier states, with the times until which each is sent. C(interval)
-    is the recent average interval between checks, None if it is not known yet.
+    C(received) has the state that the peer last received: it is empty if there is none, and has several if it is
+    uncertain which one. C(undo) has the keywords that reset earlier states, with the times until which each is sent.
+    C(interval) is the recent average interval between checks, None if it is not known yet.
     """
 
     __slots__ = (
@@ -93,7 +93,7 @@ class Peer:
         "interval",
         "last_seen",
         "line",
-        "told",
+        "received",
         "undo",
     )
 
@@ -104,7 +104,7 @@ class Peer:
         self.checks = 0
         self.interval: float | None = None
         self.line = b""
-        self.told: tuple[State, ...] = ()
+        self.received: tuple[State, ...] = ()
         self.undo: dict[str, float] = {}
         self._change: Change | None = None
         self._until = math.inf
@@ -113,7 +113,7 @@ class Peer:
         """Record another check of this peer."""
         gap = now - self.last_seen
         self.last_seen = now
-        if gap > MOST_PATIENCE_SECONDS:
+        if gap > MAX_PATIENCE_SECONDS:
             return
         if self.interval is None:
             self.interval = gap
@@ -129,7 +129,7 @@ class Peer:
             return self.line, self.undo
         undo = self.undo
         if self._change is not change:
-            words = _undoing(change.state, self.told) if self.told else change.undo
+            words = _undoing(change.state, self.received) if self.received else change.undo
             # Keywords that reset an older state keep their time. Otherwise, frequent changes, for example of the
             # weight, would extend them forever.
             undo = {**undo, **dict.fromkeys(words, now + settle)}
@@ -143,17 +143,17 @@ class Peer:
             return False
         # The order matters: the memory may be saved in between, and must not lose keywords that are still due.
         self.undo = undo
-        self.told, self.line, self._change = (change.state,), line, change
+        self.received, self.line, self._change = (change.state,), line, change
         self._until = min(undo.values(), default=math.inf)
         return True
 
-    def may_have_been_told(self, states: tuple[State, ...]) -> None:
+    def may_have_received(self, states: tuple[State, ...]) -> None:
         """Record that the peer may have received one of these states last, from an agent that was killed."""
-        self.told = perhaps((*self.told, *states))
+        self.received = perhaps((*self.received, *states))
 
-    def has(self, state: State) -> bool:
+    def has_received(self, state: State) -> bool:
         """Whether this is the state that the peer last received."""
-        return self.told == (state,)
+        return self.received == (state,)
 
     def settles_for(self, now: float) -> float:
         """The number of seconds for which the peer still receives reset keywords."""
@@ -163,12 +163,12 @@ class Peer:
         """Whether the peer still polls: it has missed at most three checks, or the agent only just started."""
         if self.interval is None:
             return False
-        patience = max(LEAST_PATIENCE_SECONDS, min(MOST_PATIENCE_SECONDS, 3 * self.interval))
+        patience = max(MIN_PATIENCE_SECONDS, min(MAX_PATIENCE_SECONDS, 3 * self.interval))
         return now - max(self.last_seen, started) <= patience
 
 
 class Peers:
-    """The peers, at most MOST_PEERS. Only one thread may call see(), add() and given(). Others may read."""
+    """The peers, at most MAX_PEERS. Only one thread may call see(), add() and given(). Others may read."""
 
     def __init__(self, settle: float) -> None:
         self.settle = settle
@@ -191,7 +191,7 @@ class Peers:
 
     def add(self, peer: Peer) -> None:
         """Add this peer. If there are too many, drop another one."""
-        if len(self._peers) >= MOST_PEERS:
+        if len(self._peers) >= MAX_PEERS:
             del self._peers[self._least_missed(peer.last_seen).address]
             self.forgotten += 1
         self._peers[peer.address] = peer
@@ -203,10 +203,10 @@ class Peers:
         with the fewest checks is random, so that a new peer that keeps polling soon counts as a long-standing one too.
         """
         oldest = min(self._peers.values(), key=lambda kept: kept.last_seen)
-        if now - oldest.last_seen > MOST_PATIENCE_SECONDS:
+        if now - oldest.last_seen > MAX_PATIENCE_SECONDS:
             return oldest
-        least = min(peer.checks.bit_length() for peer in self._peers.values())
-        candidates = [peer for peer in self._peers.values() if peer.checks.bit_length() == least]
+        fewest = min(peer.checks.bit_length() for peer in self._peers.values())
+        candidates = [peer for peer in self._peers.values() if peer.checks.bit_length() == fewest]
         return candidates[int.from_bytes(os.urandom(2), "big") % len(candidates)]
 
     def given(self, peer: Peer, line: bytes, undo: dict[str, float], change: Change) -> None:

@@ -58,10 +58,10 @@ def from_environment(environment: t.Mapping[str, str]) -> Settings:
     return Settings(_family(ip), ip, port, state_file, settle, environment.get("HAPGENT_SOCKET", ""))
 
 
-def _whole_number(environment: t.Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+def _whole_number(environment: t.Mapping[str, str], name: str, default: int, minimum: int, maximum: int) -> int:
     value = environment.get(name, str(default))
-    if not (value.isascii() and value.isdigit() and len(value) <= 5 and least <= int(value) <= most):
-        raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {printable(repr(value))}")
+    if not (value.isascii() and value.isdigit() and len(value) <= 5 and minimum <= int(value) <= maximum):
+        raise SettingsError(f"{name} must be a whole number from {minimum} to {maximum}, not {printable(repr(value))}")
     return int(value)
 
 

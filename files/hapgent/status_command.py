@@ -192,7 +192,7 @@ OPTIONAL: Kinds = {
 }
 REQUIRED_OF_STATE: Kinds = {"status": _is_text}
 OPTIONAL_OF_STATE: Kinds = {"weight": _is_number, "maxconn": _is_number, "reason": _is_text}
-REQUIRED_OF_PEER: Kinds = {"address": _is_text, "has_it": _is_flag}
+REQUIRED_OF_PEER: Kinds = {"address": _is_text, "received": _is_flag}
 OPTIONAL_OF_PEER: Kinds = {
     "checks": _is_number,
     "interval": _is_number,
@@ -276,8 +276,8 @@ def _or_dash(value: t.Any) -> str:
 
 
 def _verdict(peer: dict[str, t.Any], now: float) -> str:
-    verdict = "received" if peer["has_it"] else "not yet"
-    if peer["last_seen"] is None or (peer["has_it"] and peer["polls"] is not False):
+    verdict = "received" if peer["received"] else "not yet"
+    if peer["last_seen"] is None or (peer["received"] and peer["polls"] is not False):
         return verdict
     return f"{verdict}, last seen {_ago(now - peer['last_seen'])}"
 

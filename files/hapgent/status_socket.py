@@ -18,7 +18,7 @@ RETRY_SECONDS = 0.1
 # A reader that does not receive the whole status within this time is disconnected.
 PATIENCE_SECONDS = 1.0
 # The number of concurrent readers, because each needs memory. If there is one more, the oldest one is disconnected.
-MOST_READERS = 8
+MAX_READERS = 8
 
 
 class StatusSocket:
@@ -86,7 +86,7 @@ class StatusSocket:
                         # Descriptors or memory have run out, and checks need them more.
                         time.sleep(RETRY_SECONDS)
                     break
-                if len(readers) >= MOST_READERS:
+                if len(readers) >= MAX_READERS:
                     leave(next(iter(readers)))
                 readers[connection.fileno()] = _Reader(connection, document())
                 waiting.register(connection, select.POLLOUT)

@@ -36,7 +36,7 @@ options:
 EXAMPLES = r"""
 - name: Show the problem and what to do
   ansible.builtin.debug:
-    msg: "{{ told | hapgent.agent._change_problem({'198.51.100.11': 'lb1'}, [], 'lb') }}"
+    msg: "{{ changed | hapgent.agent._change_problem({'198.51.100.11': 'lb1'}, [], 'lb') }}"
 """
 
 RETURN = r"""

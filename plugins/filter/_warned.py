@@ -36,12 +36,12 @@ import typing as t
 from ansible.utils.display import Display
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 
-MOST_SHOWN = 1000
+MAX_SHOWN = 1000
 
 
 def warned(text: str) -> str:
     """Show the text as a warning, and return it as shown."""
-    shown = printable(text, MOST_SHOWN)
+    shown = printable(text, MAX_SHOWN)
     Display().warning(shown)
     return shown
 

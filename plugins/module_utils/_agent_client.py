@@ -74,7 +74,7 @@ class Instance(t.NamedTuple):
             return str(self.status(deadline)["answer"])
         return ask(self.address, self.port, deadline)
 
-    def tells(self, state: State, answer: str) -> bool:
+    def reports(self, state: State, answer: str) -> bool:
         """Whether this answer of the agent reports the state. Reset keywords are ignored if it may contain them."""
         is_bare = self.status_socket or not self.settles
         answers = {state.answer()} if is_bare else state.answers()
@@ -137,8 +137,8 @@ def instance_of(process: Process, address: str = "127.0.0.1", port: int = 9777) 
 
 def why_fail(status: Status) -> str:
     """Return why the agent answers FAIL although its state is not set to FAIL, '' if it does not."""
-    is_told = status["state"] != {"status": "FAIL"} or status["state_file_ok"]
-    return "" if is_told else status["last_error"] or ""
+    is_intended = status["state"] != {"status": "FAIL"} or status["state_file_ok"]
+    return "" if is_intended else status["last_error"] or ""
 
 
 def ask(address: str, port: int, deadline: float) -> str:
@@ -159,8 +159,8 @@ def ask(address: str, port: int, deadline: float) -> str:
     return printable(line, MAX_TEXT_CHARACTERS)
 
 
-def _receive(connection: socket.socket, deadline: float, most: int, end: bytes = b"") -> bytes:
-    """Receive until the connection ends or C(end) was received. Raises OSError, also for more than C(most) bytes."""
+def _receive(connection: socket.socket, deadline: float, maximum: int, end: bytes = b"") -> bytes:
+    """Receive until the connection ends or C(end) was received. Raises OSError, also for more than C(maximum) bytes."""
     received = bytearray()
     while not (end and end in received):
         connection.settimeout(seconds_until(deadline))
@@ -168,8 +168,8 @@ def _receive(connection: socket.socket, deadline: float, most: int, end: bytes =
         if not piece:
             break
         received += piece
-        if len(received) > most:
-            raise OSError(f"it sent more than {most} bytes")
+        if len(received) > maximum:
+            raise OSError(f"it sent more than {maximum} bytes")
     return bytes(received)
 
 
@@ -293,9 +293,9 @@ PEER_FIELDS: dict[str, Clean] = {
     "checks": _whole,
     "interval": _number,
     "line": _text,
-    "has_it": _boolean,
+    "received": _boolean,
     "settles_for": _number,
     "polls": _boolean,
 }
 # Without these fields it is unknown whether a load balancer has received the state.
-REQUIRED_OF_PEER = frozenset({"address", "last_seen", "has_it", "polls"})
+REQUIRED_OF_PEER = frozenset({"address", "last_seen", "received", "polls"})

@@ -40,7 +40,7 @@ MAX_PATH_BYTES = 4096
 MAX_FOLDERS = 24
 MAX_LINKS = 40
 MAX_ERROR_CHARACTERS = 2000
-MOST_SHOWN = 20
+MAX_SHOWN = 20
 # The number of processes outside of services. Each needs two file descriptors.
 MAX_OTHERS = 128
 
@@ -429,7 +429,7 @@ def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
         time.sleep(POLL_SECONDS)
     if not found.exists:
         here = sorted(services(run_command))
-        listed = ", ".join(here[:MOST_SHOWN]) + (", ..." if len(here) > MOST_SHOWN else "")
+        listed = ", ".join(here[:MAX_SHOWN]) + (", ..." if len(here) > MAX_SHOWN else "")
         raise InstanceError(
             f"there is no systemd service {service}: "
             + (f"the services that run an agent here are {listed}" if here else "no service runs an agent here")
@@ -462,7 +462,7 @@ def _by_state_file(state_file: str, service: str | None) -> Process:
             "has this HAPGENT_STATE_FILE"
         )
     if len(serving) > 1:
-        pids = ", ".join(str(process.pid) for process in serving[:MOST_SHOWN])
+        pids = ", ".join(str(process.pid) for process in serving[:MAX_SHOWN])
         raise InstanceError(
             f"several agents serve {state_file} (processes {pids}): use a separate state file for each agent"
         )

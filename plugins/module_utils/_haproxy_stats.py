@@ -127,8 +127,8 @@ class Server(t.NamedTuple):
     def admin_state(self) -> str | None:
         """ready, drain or maint. None for a server that is DOWN on the CSV page, where HAProxy does not report it."""
         if self.admin is None:
-            told = {"DRAIN": "drain", "MAINT": "maint", "DOWN": None}
-            return told.get(self.word, "ready")
+            by_word = {"DRAIN": "drain", "MAINT": "maint", "DOWN": None}
+            return by_word.get(self.word, "ready")
         if self.admin & (FORCED_MAINT | INHERITED_MAINT | UNRESOLVED_MAINT):
             return "maint"
         return "drain" if self.admin & (FORCED_DRAIN | INHERITED_DRAIN) else "ready"
@@ -148,19 +148,19 @@ class Server(t.NamedTuple):
             return ["resolution" if self.status == "MAINT (resolution)" else "tracking"]
         # The configuration bit stays set after the server was enabled. A server that went down must have been enabled.
         configured = self.admin & CONFIGURED_MAINT and not self.times_down
-        forced = "configuration" if configured else self._hand_or_agent()
+        forced = "configuration" if configured else self._operator_or_agent()
         causes = {FORCED_MAINT: forced, INHERITED_MAINT: "tracking", UNRESOLVED_MAINT: "resolution"}
         return [cause for bit, cause in causes.items() if self.admin & bit]
 
     def _drain_by(self) -> list[str]:
         if self.admin is None:
             return []
-        causes = {FORCED_DRAIN: self._hand_or_agent(), INHERITED_DRAIN: "tracking"}
+        causes = {FORCED_DRAIN: self._operator_or_agent(), INHERITED_DRAIN: "tracking"}
         return [cause for bit, cause in causes.items() if self.admin & bit]
 
-    def _hand_or_agent(self) -> str:
+    def _operator_or_agent(self) -> str:
         """What set a bit that HAProxy uses for both. Without an agent check, it was set manually."""
-        return "agent_or_hand" if self.agent_check or (self.agent_state or 0) & CHECK_CONFIGURED else "hand"
+        return "agent_or_operator" if self.agent_check or (self.agent_state or 0) & CHECK_CONFIGURED else "operator"
 
     @property
     def is_being_asked(self) -> bool:
@@ -539,10 +539,10 @@ def _weight_problems(server: Server) -> t.Iterator[str]:
         )
         return
     # The lowest percentage that is not rounded to 0, because HAProxy rounds down.
-    least = -(-100 // configured)
-    if configured < LOW_WEIGHT or (server.user_weight == 0 and least > 1):
+    lowest = -(-100 // configured)
+    if configured < LOW_WEIGHT or (server.user_weight == 0 and lowest > 1):
         yield (
-            f"with the configured weight {configured}, any weight below {least}% rounds to 0, and the server gets no "
+            f"with the configured weight {configured}, any weight below {lowest}% rounds to 0, and the server gets no "
             "new sessions. Configure weight 100"
         )
 

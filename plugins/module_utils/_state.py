@@ -220,8 +220,8 @@ class StateFile:
             os.close(folder)
 
 
-def read(path: str, most: int, folder: int | None = None) -> tuple[bytes, os.stat_result]:
-    """The content of a regular file of at most C(most) bytes, and its status before it was read.
+def read(path: str, maximum: int, folder: int | None = None) -> tuple[bytes, os.stat_result]:
+    """The content of a regular file of at most C(maximum) bytes, and its status before it was read.
 
     The last component of the path must not be a link. Waits only for the disk. Raises MissingError if the file does not
     exist, and StateError for all other problems.
@@ -232,15 +232,15 @@ def read(path: str, most: int, folder: int | None = None) -> tuple[bytes, os.sta
             if not stat.S_ISREG(status.st_mode):
                 raise StateError("must be a regular file")
             with open(descriptor, "rb", closefd=False) as file:
-                raw = file.read(most + 1)
+                raw = file.read(maximum + 1)
     except FileNotFoundError as error:
         raise MissingError(f"cannot be read ({error.strerror})") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise StateError("must be a regular file, not a symbolic link") from error
         raise StateError(f"cannot be read ({error.strerror})") from error
-    if len(raw) > most:
-        raise StateError(f"must not be larger than {most} bytes")
+    if len(raw) > maximum:
+        raise StateError(f"must not be larger than {maximum} bytes")
     return raw, status
 
 

@@ -15,8 +15,8 @@ import typing as t
 Peer = dict[str, t.Any]
 
 # An agent records no more peers.
-MOST_PEERS = 1024
-MOST_SHOWN = 120
+MAX_PEERS = 1024
+MAX_SHOWN = 120
 
 
 class WaitForError(Exception):
@@ -27,7 +27,7 @@ class WaitFor:
     """The load balancers that must receive a state: all that poll, a number of them, or those with given addresses."""
 
     def __init__(self, wanted: t.Any, left_out: t.Any = ()) -> None:
-        """C(wanted) is V(auto), a number from 1 to MOST_PEERS, or addresses. C(left_out) has addresses to exclude.
+        """C(wanted) is V(auto), a number from 1 to MAX_PEERS, or addresses. C(left_out) has addresses to exclude.
 
         Addresses are a list or a comma-separated string. Raises WaitForError.
         """
@@ -38,36 +38,36 @@ class WaitFor:
             return
         text = str(wanted)
         # The length is checked first, because Python refuses to convert thousands of digits.
-        if text.isdecimal() and len(text) <= len(str(MOST_PEERS)) and 1 <= int(text) <= MOST_PEERS:
+        if text.isdecimal() and len(text) <= len(str(MAX_PEERS)) and 1 <= int(text) <= MAX_PEERS:
             self.count = int(text)
         else:
             self.addresses = _addresses("wait_for", wanted)
 
-    def account(self, peers: list[Peer], polled_before: t.Collection[str]) -> Account:
+    def result(self, peers: list[Peer], polled_before: t.Collection[str]) -> WaitResult:
         """Which load balancers have the state, and which do not.
 
         C(polled_before) are those that polled before the change. With V(auto), one of them that has stopped polling, or
         that the agent no longer lists, still counts, because it may continue to send sessions to the server.
         """
-        has_it = sorted(peer["address"] for peer in peers if peer["has_it"])
+        received = sorted(peer["address"] for peer in peers if peer["received"])
         if self.addresses:
             wanted = self.addresses
         elif self.count:
             # A load balancer that has received the state but no longer polls does not count.
-            wanted = [address for address in polling(peers) if address in has_it]
+            wanted = [address for address in polling(peers) if address in received]
         else:
             wanted = sorted({*polling(peers), *polled_before})
         wanted = [address for address in wanted if address not in self.left_out]
-        seen = [address for address in wanted if address in has_it]
-        not_seen = [address for address in wanted if address not in has_it]
-        return Account(seen, not_seen, bool(seen) and not not_seen and len(seen) >= self.count)
+        seen = [address for address in wanted if address in received]
+        not_seen = [address for address in wanted if address not in received]
+        return WaitResult(seen, not_seen, bool(seen) and not not_seen and len(seen) >= self.count)
 
 
-class Account(t.NamedTuple):
+class WaitResult(t.NamedTuple):
     """The addresses of load balancers with and without the state. C(complete) is whether the wait is over."""
 
-    seen_by: list[str]
-    not_seen_by: list[str]
+    received_by: list[str]
+    not_received_by: list[str]
     complete: bool
 
     def missing(self, peers: list[Peer]) -> str:
@@ -80,7 +80,7 @@ class Account(t.NamedTuple):
             f"{address} (last seen {time.time() - last_seen[address]:.0f} s ago)"
             if address in last_seen
             else f"{address} (never seen)"
-            for address in self.not_seen_by
+            for address in self.not_received_by
         )
 
 
@@ -107,9 +107,9 @@ def _as_the_agent_sees_it(address: ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def _allowed(option: str, wanted: t.Any) -> str:
-    others = f"auto, a number from 1 to {MOST_PEERS}, or " if option == "wait_for" else ""
+    others = f"auto, a number from 1 to {MAX_PEERS}, or " if option == "wait_for" else ""
     return f"{option} must be {others}a list of addresses, not {_shortened(repr(wanted))}"
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -62,7 +62,7 @@ EXAMPLES = r"""
 
 - name: Show the load balancers that have not received the state yet
   ansible.builtin.debug:
-    msg: "{{ item.service }}: {{ item.peers | rejectattr('has_it') | map(attribute='address') }}"
+    msg: "{{ item.service }}: {{ item.peers | rejectattr('received') | map(attribute='address') }}"
   loop: "{{ hapgent.instances }}"
 
 - name: Query one agent
@@ -178,7 +178,7 @@ instances:
           description: The last line that the agent sent to it.
           type: str
           sample: "DRAIN UP # kernel upgrade"
-        has_it:
+        received:
           description: Whether it has received the current state.
           type: bool
           sample: true
@@ -228,7 +228,7 @@ MAX_THREADS = 16
 GRACE_SECONDS = 0.5
 # The longest path with each of its bytes escaped.
 MAX_CHARACTERS = 6 * 4096
-MOST_SHOWN = 5
+MAX_SHOWN = 5
 
 Row = dict[str, t.Any]
 T = t.TypeVar("T")
@@ -366,9 +366,9 @@ def ask_all(module: AnsibleModule, deadline: float) -> list[Row]:
     for row in rows:
         if row["problem"] and row["answer"] is None:
             module.warn(printable(f"{row['problem']}.", MAX_CHARACTERS))
-    left_out += max(0, len(distrusted) - MOST_SHOWN)
+    left_out += max(0, len(distrusted) - MAX_SHOWN)
     if distrusted or left_out:
-        shown = [*distrusted[:MOST_SHOWN], *([f"{left_out} more"] if left_out else [])]
+        shown = [*distrusted[:MAX_SHOWN], *([f"{left_out} more"] if left_out else [])]
         module.warn(f"Ignored processes that are named hapgent but are not trusted to be agents: {', '.join(shown)}.")
     return sorted(rows, key=lambda row: int(row["pid"]))
 

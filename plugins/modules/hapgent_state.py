@@ -257,13 +257,13 @@ answer:
   returned: if O(notify=true) and the agent answered
   type: str
   sample: DRAIN 77%
-seen_by:
+received_by:
   description: The addresses of the load balancers that the module waited for and that have received the state.
   returned: if O(wait=true), except in check mode
   type: list
   elements: str
   sample: [198.51.100.11]
-not_seen_by:
+not_received_by:
   description: The addresses of the load balancers that the module waited for and that have not received the state.
   returned: if O(wait=true), except in check mode
   type: list
@@ -297,10 +297,10 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     from_fields,
 )
 from ansible_collections.hapgent.agent.plugins.module_utils._wait_for import (
-    Account,
     Peer,
     WaitFor,
     WaitForError,
+    WaitResult,
     polling,
 )
 
@@ -377,14 +377,14 @@ class HapgentState:
         answer = self._ask(instance) if instance else None
         if instance and answer is not None:
             # Reset keywords are ignored when comparing.
-            answer = before.answer() if before and instance.tells(before, answer) else answer
+            answer = before.answer() if before and instance.reports(before, answer) else answer
             self.result["answer"] = answer
         if after != before and not self.module.check_mode:
             before, after = self._edit(before)
             self._note(before, after)
         self._track(before, after, answer)
         if instance and not self.module.check_mode:
-            after = self._have_it_told(instance, after)
+            after = self._apply(instance, after)
         if instance:
             self.result["answer"] = after.answer()
         self.module.exit_json(**self.result)
@@ -492,7 +492,7 @@ class HapgentState:
         except InstanceError as error:
             self._fail(str(error))
 
-    def _have_it_told(self, instance: Instance, state: State) -> State:
+    def _apply(self, instance: Instance, state: State) -> State:
         """Make the agent answer with this state, and wait as the options request.
 
         Returns the state with which the agent answers in the end.
@@ -512,7 +512,7 @@ class HapgentState:
             while True:
                 over = time.monotonic() >= self.deadline
                 answer = instance.answer(max(self.deadline, time.monotonic()) + LAST_LOOK_SECONDS)
-                if instance.tells(state, answer):
+                if instance.reports(state, answer):
                     return state
                 if over:
                     self._fail_for_answer(instance, answer, self.module.params["timeout"])
@@ -538,25 +538,25 @@ class HapgentState:
                 self._fail(f"it is unknown which load balancers received it: {error}")
             if status["state"] != state.fields():
                 state = self._as_it_is_now(state)
-            is_told = status["state"] == state.fields()
-            if is_told:
-                account = self.wait_for.account(status["peers"], polling(self.peers_before))
-                self.result.update(seen_by=account.seen_by, not_seen_by=account.not_seen_by)
-                if account.complete:
+            is_reported = status["state"] == state.fields()
+            if is_reported:
+                result = self.wait_for.result(status["peers"], polling(self.peers_before))
+                self.result.update(received_by=result.received_by, not_received_by=result.not_received_by)
+                if result.complete:
                     return state
-            if over and not is_told:
+            if over and not is_reported:
                 self._fail_for_answer(instance, status["answer"], self.module.params["wait_timeout"])
             if over:
                 # The agent may have dropped some of the load balancers that it listed before.
-                self._fail(self._who_is_missing(account, [*self.peers_before, *status["peers"]]))
+                self._fail(self._who_is_missing(result, [*self.peers_before, *status["peers"]]))
             time.sleep(POLL_SECONDS)
 
-    def _who_is_missing(self, account: Account, peers: list[Peer]) -> str:
+    def _who_is_missing(self, result: WaitResult, peers: list[Peer]) -> str:
         within = f"{self.module.params['wait_timeout']:g} s"
-        if account.not_seen_by:
-            return f"these load balancers did not receive it within {within}: {account.missing(peers)}"
-        if account.seen_by:
-            return f"only {len(account.seen_by)} of {self.wait_for.count} load balancers received it within {within}"
+        if result.not_received_by:
+            return f"these load balancers did not receive it within {within}: {result.missing(peers)}"
+        if result.received_by:
+            return f"only {len(result.received_by)} of {self.wait_for.count} load balancers received it within {within}"
         if polling(peers):
             return "all load balancers that poll the agent are in wait_except, so there is none to wait for"
         return (

@@ -234,18 +234,18 @@ servers:
       description:
         - What set RV(servers[].admin_state). Empty for V(ready). The page only reports V(tracking) and V(resolution),
           and only for maintenance.
-        - V(hand) means that it was set manually, with C(set server) on the stats socket or on the stats page.
+        - V(operator) means that it was set manually, with C(set server) on the stats socket or on the stats page.
         - V(tracking) means that it is inherited from the server that this one tracks.
         - V(resolution) means that the server has a host name without an address, such as a placeholder of
           C(server-template).
         - V(configuration) means C(disabled) on the server line, if the server has not been in rotation since HAProxy
           started.
-        - V(agent_or_hand) means that it was set by the agent or manually. HAProxy uses the same bit for both, so they
-          cannot be distinguished for a server with an agent check. Use M(hapgent.agent.hapgent_info) to see what the
-          agent reports.
+        - V(agent_or_operator) means that it was set by the agent or manually. HAProxy uses the same bit for both, so
+          they cannot be distinguished for a server with an agent check. Use M(hapgent.agent.hapgent_info) to see what
+          the agent reports.
       type: list
       elements: str
-      sample: [agent_or_hand]
+      sample: [agent_or_operator]
     tracks:
       description: The server that it tracks, as C(backend/server). Null if it tracks none.
       type: str
@@ -424,9 +424,9 @@ class HaproxyServerInfo:
             self.pids.append(statistics.process.pid)
         return None
 
-    def _patience(self, least: float) -> float:
+    def _patience(self, minimum: float) -> float:
         now = time.monotonic()
-        return now + min(ANSWER_SECONDS, max(self.deadline - now, least))
+        return now + min(ANSWER_SECONDS, max(self.deadline - now, minimum))
 
     def _first_deadline(self) -> float:
         return min(self.started + RELOAD_SECONDS, self.deadline)

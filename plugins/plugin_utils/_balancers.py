@@ -24,7 +24,7 @@ Result = t.Mapping[str, t.Any]
 
 # For all names together, because they are looked up at the same time.
 LOOKUP_SECONDS = 3.0
-MOST_SHOWN = 600
+MAX_SHOWN = 600
 # Messages of ssh that show that the host is up.
 REFUSED = re.compile("permission denied|authentication|host key verification", re.IGNORECASE)
 ADDRESS = re.compile(r"[0-9A-Fa-f:.]*[0-9A-Fa-f:]")
@@ -78,7 +78,7 @@ def server_problems(asked: t.Sequence[Result], server: str, backends: t.Sequence
             f"HAProxy on {', '.join(missing)} has no server {server} {where}: "
             "set hapgent_server to the server's name in HAProxy."
         )
-    return printable(" ".join(reports), MOST_SHOWN) if reports else ""
+    return printable(" ".join(reports), MAX_SHOWN) if reports else ""
 
 
 def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
@@ -92,29 +92,29 @@ def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
     return {address: name for name, texts in named for text in texts for address in found.get(text, [])}
 
 
-def change_problem(told: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
+def change_problem(result: Result, known: t.Mapping[str, str], left_out: t.Collection[str], pattern: t.Any) -> str:
     """Report why the change of C(hapgent_state) did not take effect, and what to do if a load balancer has not polled.
 
-    C(told) is the result of the module. C(known) has the names of load balancers by address, C(left_out) the names of
+    C(result) is the result of the module. C(known) has the names of load balancers by address, C(left_out) the names of
     those that are not waited for.
     """
-    if told.get("kept"):
+    if result.get("kept"):
         return (
             "the state was changed meanwhile: something else set it to "
-            f"{printable(State(**told['after']).answer(), MOST_SHOWN)}. Nothing was changed by this run. "
+            f"{printable(State(**result['after']).answer(), MAX_SHOWN)}. Nothing was changed by this run. "
             "Find out what set it before you run this again."
         )
-    text = with_names(str(told.get("msg", "")).rstrip("."), known)
-    parts = [f"{printable(text, MOST_SHOWN)}."]
-    if told.get("after") and "Nothing was changed" not in text:
-        parts.append(f"The agent stays in {printable(told['after'].get('status'))}.")
-    missing = told.get("not_seen_by", [])
+    text = with_names(str(result.get("msg", "")).rstrip("."), known)
+    parts = [f"{printable(text, MAX_SHOWN)}."]
+    if result.get("after") and "Nothing was changed" not in text:
+        parts.append(f"The agent stays in {printable(result['after'].get('status'))}.")
+    missing = result.get("not_received_by", [])
     silent = sorted({known[address] for address in missing if address in known} - {*left_out})
     unnamed = [address for address in missing if address not in known]
     if silent:
         parts.append(_advice(silent, pattern))
     if unnamed:
-        parts.append(_advice_about_unnamed(unnamed, told.get("seen_by", []), left_out, pattern))
+        parts.append(_advice_about_unnamed(unnamed, result.get("received_by", []), left_out, pattern))
     return " ".join(parts)
 
 
@@ -135,7 +135,7 @@ def without(pattern: t.Any, names: t.Iterable[str]) -> str:
 def _advice(names: t.Sequence[str], pattern: t.Any) -> str:
     """Advice about load balancers that may be down. An empty pattern means that hapgent_load_balancers is not known."""
     how = f": hapgent_load_balancers='{without(pattern, names)}'." if pattern else " from hapgent_load_balancers."
-    return printable(f"{_exclude(names)}{how}", MOST_SHOWN)
+    return printable(f"{_exclude(names)}{how}", MAX_SHOWN)
 
 
 def _exclude(names: t.Sequence[str]) -> str:
@@ -145,20 +145,20 @@ def _exclude(names: t.Sequence[str]) -> str:
 
 
 def _advice_about_unnamed(
-    unnamed: t.Sequence[str], seen_by: t.Sequence[str], left_out: t.Collection[str], pattern: t.Any
+    unnamed: t.Sequence[str], received_by: t.Sequence[str], left_out: t.Collection[str], pattern: t.Any
 ) -> str:
     belong = f"{', '.join(unnamed)} {'belongs' if len(unnamed) == 1 else 'belong'}"
     if left_out:
         return f"If {belong} to {' or '.join(left_out)}, set hapgent_source_addresses of that host."
     if pattern:
         return f"If {belong} to one of the load balancers, set hapgent_source_addresses of that host."
-    if seen_by:
-        return f"{_exclude(unnamed)}: hapgent_wait_for='{','.join(seen_by)}'."
+    if received_by:
+        return f"{_exclude(unnamed)}: hapgent_wait_for='{','.join(received_by)}'."
     return ""
 
 
 def _problem(result: Result) -> str:
-    return printable(result.get("msg", "unknown"), MOST_SHOWN).rstrip(".")
+    return printable(result.get("msg", "unknown"), MAX_SHOWN).rstrip(".")
 
 
 def _looked_up(names: t.Iterable[str]) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ Result = t.Mapping[str, t.Any]
 
 IN = ("UP", "READY")
 MARK = " !"
-MOST_SHOWN = 2000
+MAX_SHOWN = 2000
 
 
 class FleetError(Exception):
@@ -45,19 +45,19 @@ class Pool(t.NamedTuple):
 
         The text does not contain the title of the pool.
         """
-        is_in = [name for name, (takes, _says) in self.members.items() if takes]
+        is_in = [name for name, (takes, _reported) in self.members.items() if takes]
         staying = [name for name in is_in if name not in leaving]
         total = len(self.members)
-        least = at_least(min_up, total)
+        required = at_least(min_up, total)
         # A server that is already out does not count as leaving. One with an unknown status does.
-        leaves = [name for name, (takes, _says) in self.members.items() if name in leaving and takes is not False]
-        if len(staying) >= least or not leaves:
+        leaves = [name for name, (takes, _reported) in self.members.items() if name in leaving and takes is not False]
+        if len(staying) >= required or not leaves:
             return ""
-        not_in = [f"{name} is {says}" for name, (takes, says) in self.members.items() if not takes]
-        never = f" With {_counted(total)}, none can ever leave: lower hapgent_min_up." if least >= total else ""
+        not_in = [f"{name} is {reported}" for name, (takes, reported) in self.members.items() if not takes]
+        never = f" With {_counted(total)}, none can ever leave: lower hapgent_min_up." if required >= total else ""
         return (
             f"{f'only {len(staying)}' if staying else 'none'} would stay in rotation, but hapgent_min_up requires "
-            f"{min_up}{'' if str(min_up) == str(least) else f' ({least})'}.{never} "
+            f"{min_up}{'' if str(min_up) == str(required) else f' ({required})'}.{never} "
             f"Leaving: {', '.join(leaves)}. Staying: {', '.join(staying) or 'none'}. "
             f"Not available: {', '.join(not_in) or 'none'}."
         )
@@ -82,7 +82,7 @@ def refusals(views: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
         if unknown and min_up not in ("0", "0%"):
             found[_unknown(unknown, min_up)] = None
         found.update(dict.fromkeys([*_merged(balanced, servers, min_up), *_merged(fleets, names, min_up)]))
-    return [printable(refusal, MOST_SHOWN) for refusal in found]
+    return [printable(refusal, MAX_SHOWN) for refusal in found]
 
 
 def _merged(pools: t.Iterable[Pool], leaving: t.Collection[str], min_up: t.Any) -> list[str]:
@@ -136,8 +136,8 @@ def hosts(asked: t.Iterable[Result]) -> Pool:
     members = {}
     for result in asked:
         agent = _agent(result)
-        says = _words(agent["state"]) if agent else f"unknown ({_problem(result)})"
-        members[name_of(result)] = (is_in(agent["state"]) if agent and agent["answer"] else None, says)
+        reported = _words(agent["state"]) if agent else f"unknown ({_problem(result)})"
+        members[name_of(result)] = (is_in(agent["state"]) if agent and agent["answer"] else None, reported)
     return Pool("of hapgent_fleet", members)
 
 
@@ -158,7 +158,7 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
         for result, row in _servers(asked)
         if row["server"] == server and row["admin_state"] not in expected
     ]
-    return printable(f"{', '.join(by_hand)}, and its agent reports {state['status']}", MOST_SHOWN) if by_hand else ""
+    return printable(f"{', '.join(by_hand)}, and its agent reports {state['status']}", MAX_SHOWN) if by_hand else ""
 
 
 def table(
@@ -175,23 +175,23 @@ def table(
     C(servers) has the name of each host's server in HAProxy, C(backends_of) the backends in which to look for it: an
     empty list means all. C(known) has the names of load balancers by address.
     """
-    rows = [["host", "state", "since", "reason", "told", *(name_of(result) for result in asked)]]
+    rows = [["host", "state", "since", "reason", "received", *(name_of(result) for result in asked)]]
     remarks = [
         f"{name_of(result)} cannot be queried: {_problem(result)}" for result in asked if "servers" not in result
     ]
     balancers = {name_of(result) for result in asked}
     for host, server, wanted, result in zip(names, servers, backends_of, agents):
         agent = _agent(result)
-        said = [_narrowed(told, server, wanted) for told in asked]
-        if not agent and host in balancers and not any(told["servers"] for told in said):
+        views = [_narrowed(balancer, server, wanted) for balancer in asked]
+        if not agent and host in balancers and not any(balancer["servers"] for balancer in views):
             continue  # The host is a load balancer and not a server.
         state = agent["state"] if agent else None
-        cells = [_cell(state, told) for told in said]
-        remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, said, known or {})]
-        rows.append([host, _words(state), *_since_reason_told(agent), *cells])
-    remarks += sorted({warning for told in asked for warning in told.get("agent_check_warnings", [])})
+        cells = [_cell(state, balancer) for balancer in views]
+        remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, views, known or {})]
+        rows.append([host, _words(state), *_since_reason_received(agent), *cells])
+    remarks += sorted({warning for balancer in asked for warning in balancer.get("agent_check_warnings", [])})
     safe = [[printable(cell) for cell in row] for row in rows]
-    return [*_aligned(safe), *([""] if remarks else []), *(printable(remark, MOST_SHOWN) for remark in remarks)]
+    return [*_aligned(safe), *([""] if remarks else []), *(printable(remark, MAX_SHOWN) for remark in remarks)]
 
 
 def _servers(asked: t.Iterable[Result]) -> t.Iterator[tuple[Result, Result]]:
@@ -209,10 +209,10 @@ def _never_in(server: Result) -> bool:
     return bool({"resolution", "configuration"} & {*server["admin_by"]}) or server["configured_weight"] == 0
 
 
-def _narrowed(told: Result, name: str, wanted: t.Collection[str]) -> Result:
+def _narrowed(balancer: Result, name: str, wanted: t.Collection[str]) -> Result:
     """The result of one load balancer reduced to one server, in the wanted backends, or in all if none are given."""
-    rows = [row for _told, row in _servers([told]) if row["server"] == name]
-    return {**told, "servers": [row for row in rows if not wanted or row["backend"] in wanted]}
+    rows = [row for _balancer, row in _servers([balancer]) if row["server"] == name]
+    return {**balancer, "servers": [row for row in rows if not wanted or row["backend"] in wanted]}
 
 
 def _administrative(row: Result) -> str:
@@ -234,25 +234,25 @@ def _words(state: t.Mapping[str, t.Any] | None) -> str:
     return State(**{**state, "reason": None}).answer() if state else "unknown"
 
 
-def _since_reason_told(agent: Result | None) -> list[str]:
+def _since_reason_received(agent: Result | None) -> list[str]:
     reason = agent["state"].get("reason", "") if agent and agent["state"] else ""
     if not agent or agent["since"] is None:
         return ["", reason, ""]
     polling = [peer for peer in agent["peers"] if peer["polls"]]
-    told = sum(peer["has_it"] for peer in polling)
+    received = sum(peer["received"] for peer in polling)
     return [
         time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(agent["since"])),
         reason,
-        f"{told} of {len(polling)}{'' if told == len(polling) > 0 else MARK}",
+        f"{received} of {len(polling)}{'' if received == len(polling) > 0 else MARK}",
     ]
 
 
-def _cell(state: t.Mapping[str, t.Any] | None, told: Result) -> str:
+def _cell(state: t.Mapping[str, t.Any] | None, balancer: Result) -> str:
     """The status of a server on one load balancer, shown once if it is the same in all backends."""
-    says = {row["backend"]: f"{row['status']}{_mark(state, row)}" for row in told["servers"]}
-    if len(set(says.values())) > 1:
-        return ", ".join(f"{backend} {words}" for backend, words in says.items())
-    return next(iter(says.values()), "-")
+    reported = {row["backend"]: f"{row['status']}{_mark(state, row)}" for row in balancer["servers"]}
+    if len(set(reported.values())) > 1:
+        return ", ".join(f"{backend} {words}" for backend, words in reported.items())
+    return next(iter(reported.values()), "-")
 
 
 def _mark(state: t.Mapping[str, t.Any] | None, row: Result) -> str:
@@ -269,13 +269,13 @@ def _remarks(
         yield f"its agent has a problem: {agent['problem']}"
     elif agent["state"] is None:
         yield f"its agent has an invalid state file, {agent['state_file']}"
-    for told, row in _servers(asked):
+    for balancer, row in _servers(asked):
         if _mark(agent["state"], row):
             new = "new sessions" if row["takes_new_sessions"] else "no new sessions"
             where = f"it is {row['status']} in {row['backend']}"
-            yield f"its agent reports {_words(agent['state'])}, but {name_of(told)} sends it {new}: {where}"
+            yield f"its agent reports {_words(agent['state'])}, but {name_of(balancer)} sends it {new}: {where}"
     for peer in agent["peers"] or []:
-        if peer["polls"] and not peer["has_it"]:
+        if peer["polls"] and not peer["received"]:
             yield f"{with_names(peer['address'], known)} has not received the state yet"
     if agent["peers"] is not None and not any(peer["polls"] for peer in agent["peers"]):
         yield "no load balancer polls its agent"

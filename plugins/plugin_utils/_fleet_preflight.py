@@ -98,14 +98,14 @@ def _numbers(given: t.Mapping[str, t.Any]) -> t.Iterator[str]:
     """Problems with numeric variables. Without this check, they would fail only after the host has been drained."""
     if "hapgent_min_up" in given and not MIN_UP.fullmatch(str(given["hapgent_min_up"])):
         yield f"hapgent_min_up must be a number from 0, or a percentage from 0% to 100%, not {given['hapgent_min_up']}."
-    for name, (least, most) in RANGES.items():
+    for name, (minimum, maximum) in RANGES.items():
         value = given.get(name)
-        if value is not None and not _is_within(value, least, most):
-            yield f"{name} must be {least} to {most}, not {value}."
+        if value is not None and not _is_within(value, minimum, maximum):
+            yield f"{name} must be {minimum} to {maximum}, not {value}."
 
 
-def _is_within(value: t.Any, least: int, most: int) -> bool:
+def _is_within(value: t.Any, minimum: int, maximum: int) -> bool:
     try:
-        return least <= float(value) <= most
+        return minimum <= float(value) <= maximum
     except (TypeError, ValueError):
         return False

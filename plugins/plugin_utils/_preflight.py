@@ -204,13 +204,13 @@ def _account_problem(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.An
     )
 
 
-def _number_problem(name: str, value: t.Any, least: int, most: int) -> str:
+def _number_problem(name: str, value: t.Any, minimum: int, maximum: int) -> str:
     if value is None and name in OPTIONAL:
         return ""
     text = "" if isinstance(value, (bool, float)) else str(value)
-    if WHOLE_NUMBER.fullmatch(text) and least <= int(text) <= most:
+    if WHOLE_NUMBER.fullmatch(text) and minimum <= int(text) <= maximum:
         return ""
-    return f"{name} must be a whole number from {least} to {most}, not {_shown(value)}."
+    return f"{name} must be a whole number from {minimum} to {maximum}, not {_shown(value)}."
 
 
 def _form_problem(name: str, value: t.Any) -> str:

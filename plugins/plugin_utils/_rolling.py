@@ -16,7 +16,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import ho
 
 Result = t.Mapping[str, t.Any]
 
-MOST_SHOWN = 400
+MAX_SHOWN = 400
 
 
 class HostCheck(t.TypedDict):
@@ -50,7 +50,7 @@ def host_check(agent: Result, view: Result, reason: str, asked: t.Iterable[Resul
     host, backends = view["host"], view["backends"]
     if "before" not in agent or agent.get("unreachable") or agent.get("msg"):
         what = "is unreachable" if agent.get("unreachable") else "does not report its state"
-        problem = f"{what}: {printable(agent.get('msg', 'unknown'), MOST_SHOWN).rstrip('.')}"
+        problem = f"{what}: {printable(agent.get('msg', 'unknown'), MAX_SHOWN).rstrip('.')}"
         return {"host": host, "problem": problem, "kept_out": "", "done": False, "begun": False}
     state = agent["before"]
     narrowed = [
@@ -64,7 +64,7 @@ def host_check(agent: Result, view: Result, reason: str, asked: t.Iterable[Resul
     return {
         "host": host,
         "problem": "",
-        "kept_out": printable(kept_out(state, reason, narrowed, view["server"]), MOST_SHOWN),
+        "kept_out": printable(kept_out(state, reason, narrowed, view["server"]), MAX_SHOWN),
         "done": state["status"] == "UP" and ours,
         "begun": state["status"] == "DRAIN" and ours,
     }

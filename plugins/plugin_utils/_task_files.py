@@ -38,9 +38,9 @@ LOADERS = {
     **dict.fromkeys(ROLES, (IncludeRole, IncludeRole)),
 }
 PARTS_OF_ROLES = ("tasks", "handlers", "vars", "defaults")
-MOST_SHOWN = 400
+MAX_SHOWN = 400
 # Bounds the recursion of files that include each other.
-MOST_FILES = 200
+MAX_FILES = 200
 # Parts of Ansible's errors about what is only known during the run: variables, and the password of a vault.
 UNKNOWN_HERE = ("variable in import path", "is undefined", "no vault secrets", "vault password")
 
@@ -61,7 +61,7 @@ class _Reader:
     def read(self, path: str, *, handlers: bool = False) -> None:
         """Read one file and the files that it includes."""
         path = os.path.realpath(path)
-        if (path, handlers) in self._seen or len(self._seen) >= MOST_FILES:
+        if (path, handlers) in self._seen or len(self._seen) >= MAX_FILES:
             return
         self._seen.add((path, handlers))
         try:
@@ -177,7 +177,7 @@ class _Reader:
 
     def _note(self, path: str, problem: str) -> None:
         # Ansible's messages continue with the position in the file, over several lines.
-        self.problems.append(f"{printable(path)}: {printable(problem, MOST_SHOWN).rstrip('.')}")
+        self.problems.append(f"{printable(path)}: {printable(problem, MAX_SHOWN).rstrip('.')}")
 
 
 def _words(value: t.Any) -> list[str]:

@@ -168,7 +168,7 @@ def test_log_that_is_read_again_has_a_count_of_what_is_missing(agents: Agents) -
     assert "DOWN -> UP (SIGUSR1)" in line
 
 
-def test_told_and_killed_at_once_is_undone_each_time(agents: Agents) -> None:
+def test_sent_and_killed_at_once_is_undone_each_time(agents: Agents) -> None:
     settle = {"HAPGENT_SETTLE": "3600"}
     agent = agents.start(environment=settle)
     answers = []

@@ -131,14 +131,14 @@ def test_each_change(agents: Agents, eventually: Eventually, before: str) -> Non
     assert {ask(agent, load_balancer) for load_balancer in load_balancers} == {before}
 
     # Each sees one of the changes: the one from the status before, as all of them know no other.
-    told = []
+    answers = []
     for load_balancer, status in zip(load_balancers, STATUSES, strict=True):
         change(agent, status, eventually)
-        told.append(ask(agent, load_balancer))
+        answers.append(ask(agent, load_balancer))
 
-    assert told == WHILE_IT_SETTLES[before]
+    assert answers == WHILE_IT_SETTLES[before]
     # Not only once.
-    assert ask(agent, load_balancers[-1]) == told[-1]
+    assert ask(agent, load_balancers[-1]) == answers[-1]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_change_by_usr1_and_usr2(agents: Agents, before: str, number: signal.Sig
     agent.await_saved({"status": answer.decode().split()[0]})
 
 
-def test_log_lines_tell_the_states_alone(agents: Agents) -> None:
+def test_log_lines_contain_the_states_alone(agents: Agents) -> None:
     agent = agents.start(content("DRAIN"), environment=settling(LONG))
     agent.reload(content("UP"), b"UP READY\n")
     assert agent.log()[-1] == "hapgent: DRAIN -> UP (SIGHUP)"
@@ -178,7 +178,7 @@ def test_after_a_while_just_the_state(agents: Agents) -> None:
     agent.await_answer(b"UP\n")
 
 
-def test_a_minute_unless_told_otherwise(agents: Agents, tmp_path: Path) -> None:
+def test_a_minute_unless_set_otherwise(agents: Agents, tmp_path: Path) -> None:
     status_socket = str(tmp_path / "socket")
     agent = agents.start(
         content("DRAIN"),
@@ -273,7 +273,7 @@ def with_reason(status: str, reason: str = "kernel upgrade", **fields: object) -
         (with_reason("DRAIN", "Störung, 50% \\o/"), "DRAIN UP # Störung, 50% \\o/"),
     ],
 )
-def test_reason_is_told_steadily(agents: Agents, state: bytes, answer: str) -> None:
+def test_reason_is_sent_steadily(agents: Agents, state: bytes, answer: str) -> None:
     # There was no change that settles.
     agent = agents.start(state, environment=settling(LONG))
     assert {ask(agent, SAW) for _round in range(3)} == {answer}
@@ -368,9 +368,9 @@ def test_seconds_count_from_the_first_answer_to_each(agents: Agents, eventually:
     ],
 )
 def test_changes_while_it_was_away(agents: Agents, eventually: Eventually, statuses: list[str], answer: str) -> None:
-    told, *others = statuses
-    agent = agents.start(content(told), environment=settling(LONG))
-    assert ask(agent, SAW) == told
+    first, *others = statuses
+    agent = agents.start(content(first), environment=settling(LONG))
+    assert ask(agent, SAW) == first
     for status in others:
         change(agent, status, eventually)
     assert ask(agent, SAW) == answer
@@ -415,17 +415,17 @@ def test_ends_although_the_weight_changes_all_the_time(agents: Agents, eventuall
     agent = agents.start(content("DRAIN"), environment=settling(SHORT))
     assert ask(agent, SAW) == "DRAIN"
     weights = itertools.cycle(range(1, 256))
-    told = set()
+    sent = set()
 
     def ends() -> bool:
         agent.write_state(content("UP", weight=next(weights)))
         agent.send(signal.SIGHUP)
         time.sleep(SHORT / 8)
-        told.add(ask(agent, SAW).partition("%")[0].rstrip("0123456789"))
-        return "UP " in told
+        sent.add(ask(agent, SAW).partition("%")[0].rstrip("0123456789"))
+        return "UP " in sent
 
     eventually(ends, "READY is told no longer")
-    assert "UP READY " in told
+    assert "UP READY " in sent
 
 
 # Nothing changes
@@ -597,7 +597,7 @@ def a_memory(**fields: object) -> dict[str, object]:
 
 def a_peer(**fields: object) -> dict[str, object]:
     times = {"first_seen": 1, "last_seen": 9e12, "checks": 1, "interval": 1}
-    return {"told": [{"status": "UP"}], "undo": {}, "address": SAW, "line": "UP\n", **times, **fields}
+    return {"received": [{"status": "UP"}], "undo": {}, "address": SAW, "line": "UP\n", **times, **fields}
 
 
 def without(memory: dict[str, object], name: str) -> dict[str, object]:
@@ -625,7 +625,7 @@ UNUSABLE = {
         f"{name} {value!r:.20} of a peer": json.dumps(a_memory(peers=[a_peer(**{name: value})])).encode()
         for name, value in [
             *[("address", "\ud83d"), ("address", "x" * 65), ("address", "\x1b[2J"), ("line", "x" * 300), ("line", 5)],
-            *[("checks", math.inf), ("interval", math.nan), ("last_seen", math.nan), ("told", [{"status": "up"}])],
+            *[("checks", math.inf), ("interval", math.nan), ("last_seen", math.nan), ("received", [{"status": "up"}])],
         ]
     },
     "checks of 4,301 digits": json.dumps(a_memory(peers=[a_peer(checks="x")]))

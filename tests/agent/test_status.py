@@ -38,10 +38,10 @@ PROMTOOL = ROOT / ".cache" / "prometheus" / "usr" / "bin" / "promtool"
 MONITORING = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 
 STATUSES = ["UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED"]
-MOST_PEERS = 1024
+MAX_PEERS = 1024
 RETRY_SECONDS = 0.1
 # Of a UNIX socket's path, see unix(7).
-MOST_PATH_BYTES = 107
+MAX_PATH_BYTES = 107
 # Standard input, output and error: none is left for a client.
 NO_DESCRIPTORS_LEFT = 3
 # Between two looks at the clock: somebody may set it a little.
@@ -136,7 +136,7 @@ def path(tmp_path: Path) -> Path:
 # What it tells
 
 
-def test_tells_all_that_the_agent_is_and_tells(agents: Agents, python: str, path: Path) -> None:
+def test_reports_all_that_the_agent_is_and_answers(agents: Agents, python: str, path: Path) -> None:
     state = {"status": "DRAIN", "weight": 50, "maxconn": 9, "reason": 'Grüße, "q"'}
     before = time.time() - CLOCK_SECONDS
     agent = start(agents, path, json.dumps(state).encode(), settle=7, python=python)
@@ -170,7 +170,7 @@ def test_tells_all_that_the_agent_is_and_tells(agents: Agents, python: str, path
                 "checks": 1,
                 "interval": None,
                 "line": 'DRAIN UP 50% maxconn:9 # Grüße, "q"',
-                "has_it": True,
+                "received": True,
                 "settles_for": 0.0,
                 "polls": False,
             }
@@ -211,7 +211,7 @@ def test_remembers_each_load_balancer(agents: Agents, path: Path) -> None:
     assert known["127.0.0.3"]["last_seen"] < known["127.0.0.2"]["last_seen"]
 
 
-def test_tells_which_load_balancer_was_told_what(agents: Agents, path: Path, eventually: Eventually) -> None:
+def test_reports_which_load_balancer_received_what(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path, b'{"status": "DRAIN"}', settle=60)
     for address in ["127.0.0.2", "127.0.0.3"]:
         assert ask_from(agent, address) == b"DRAIN\n"
@@ -219,8 +219,8 @@ def test_tells_which_load_balancer_was_told_what(agents: Agents, path: Path, eve
     assert ask_from(agent, "127.0.0.2") == b"UP READY\n"
 
     known = peers(path)
-    told = {address: (peer["has_it"], peer["line"]) for address, peer in known.items()}
-    assert told == {"127.0.0.2": (True, "UP READY"), "127.0.0.3": (False, "DRAIN")}
+    received = {address: (peer["received"], peer["line"]) for address, peer in known.items()}
+    assert received == {"127.0.0.2": (True, "UP READY"), "127.0.0.3": (False, "DRAIN")}
     assert 0 < known["127.0.0.2"]["settles_for"] <= 60
     assert known["127.0.0.3"]["settles_for"] == 0
 
@@ -280,7 +280,7 @@ def test_absence_is_no_interval(agents: Agents, path: Path) -> None:
     assert 2 <= peers(path)["127.0.0.2"]["interval"] < 4
 
 
-def test_tells_who_has_stopped_asking(agents: Agents, path: Path, eventually: Eventually) -> None:
+def test_reports_who_has_stopped_polling(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path)
     for _check in range(5):
         before = time.monotonic()
@@ -320,7 +320,7 @@ def test_load_balancers_are_known_after_a_restart(agents: Agents, path: Path) ->
     assert after["counters"]["checks"] == 0
     assert len(after["peers"]) == 2
     for then, now in zip(before["peers"], after["peers"], strict=True):
-        for name in ["address", "checks", "interval", "line", "has_it"]:
+        for name in ["address", "checks", "interval", "line", "received"]:
             assert now[name] == then[name]
         for name in ["first_seen", "last_seen"]:
             assert now[name] == pytest.approx(then[name], abs=CLOCK_SECONDS)
@@ -359,7 +359,7 @@ def test_since_stays_when_a_reason_is_dropped(agents: Agents, path: Path) -> Non
     assert status(path)["since"] > first
 
 
-def test_tells_the_last_error_of_the_state_file(agents: Agents, path: Path, eventually: Eventually) -> None:
+def test_reports_the_last_error_of_the_state_file(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path)
 
     def await_error(text: str, before: float) -> dict[str, Any]:
@@ -448,17 +448,17 @@ def test_counts_failed_accepts(agents: Agents, path: Path) -> None:
 
 def test_counts_load_balancers_that_it_forgot(agents: Agents, path: Path) -> None:
     agent = start(agents, path)
-    addresses = [f"127.1.{number // 200}.{1 + number % 200}" for number in range(MOST_PEERS + 5)]
-    for address in addresses[:MOST_PEERS]:
+    addresses = [f"127.1.{number // 200}.{1 + number % 200}" for number in range(MAX_PEERS + 5)]
+    for address in addresses[:MAX_PEERS]:
         ask_from(agent, address)
     assert counters(path)["forgotten_peers"] == 0
     # It asks again: it is not among those that asked least.
     ask_from(agent, addresses[0])
-    for address in addresses[MOST_PEERS:]:
+    for address in addresses[MAX_PEERS:]:
         ask_from(agent, address)
     assert counters(path)["forgotten_peers"] == 5
     known = peers(path).keys()
-    assert len(known) == MOST_PEERS
+    assert len(known) == MAX_PEERS
     assert {addresses[0], addresses[-1]} <= known <= set(addresses)
 
 
@@ -553,7 +553,7 @@ def occupy_with_a_folder(folder: Path) -> Path:
         occupy_with_a_file,
         occupy_with_a_folder,
         lambda folder: folder / "missing" / "status.sock",
-        lambda folder: folder / ("x" * (MOST_PATH_BYTES + 1)),
+        lambda folder: folder / ("x" * (MAX_PATH_BYTES + 1)),
     ],
     ids=["a file", "a folder", "in no folder", "too long"],
 )
@@ -609,13 +609,13 @@ def test_table(agents: Agents, python: str, path: Path, eventually: Eventually) 
         assert all(row[column - 1] == " " != row[column] for row in lines[9:])
 
 
-def test_table_leaves_out_what_is_not_told(agents: Agents, path: Path) -> None:
+def test_table_leaves_out_what_is_not_reported(agents: Agents, path: Path) -> None:
     start(agents, path)
     lines = shown(path).splitlines()
     assert [line.partition("  ")[0] for line in lines[:4]] == ["state", "since", "answers on", "state file"]
 
 
-def test_table_says_who_has_it_and_asks(agents: Agents, path: Path, eventually: Eventually) -> None:
+def test_table_shows_who_received_it_and_polls(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path)
 
     def row() -> str:
@@ -641,23 +641,23 @@ def test_table_shows_what_is_wrong_with_the_state_file(agents: Agents, path: Pat
 
 def test_json_is_the_document(agents: Agents, path: Path) -> None:
     agent = start(agents, path, json.dumps({"status": "DRAIN", "reason": 'Grüße, "q" \\'}).encode())
-    told = status(path)
+    reported = status(path)
     printed = shown("--json", path)
     assert "Grüße" in printed
     document = json.loads(printed)
-    assert document.pop("started") == pytest.approx(told.pop("started"), abs=CLOCK_SECONDS)
-    assert document == told
+    assert document.pop("started") == pytest.approx(reported.pop("started"), abs=CLOCK_SECONDS)
+    assert document == reported
     ask_from(agent, "127.0.0.2")
     (peer,) = json.loads(shown(path, "--json"))["peers"]
-    assert (peer["address"], peer["checks"], peer["has_it"]) == ("127.0.0.2", 1, True)
+    assert (peer["address"], peer["checks"], peer["received"]) == ("127.0.0.2", 1, True)
 
 
 def test_socket_is_the_argument_or_that_of_the_environment(agents: Agents, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
-    told = {path: start(agents, path).pid for path in (one, other)}
+    pids = {path: start(agents, path).pid for path in (one, other)}
     environment = {"HAPGENT_SOCKET": str(one)}
-    assert json.loads(shown("--json", environment=environment))["pid"] == told[one]
-    assert json.loads(shown("--json", other, environment=environment))["pid"] == told[other]
+    assert json.loads(shown("--json", environment=environment))["pid"] == pids[one]
+    assert json.loads(shown("--json", other, environment=environment))["pid"] == pids[other]
 
 
 def test_socket_is_that_of_the_role_by_default() -> None:
@@ -685,13 +685,13 @@ def ended_agent(agents: Agents, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def another_program(path: Path, tells: bytes) -> Iterator[None]:
+def another_program(path: Path, sends: bytes) -> Iterator[None]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen()
         number = listener.fileno()
         code = f"import socket\nlistener = socket.socket(fileno={number})\n"
-        code += f"while True:\n    with listener.accept()[0] as client: client.sendall({tells!r})"
+        code += f"while True:\n    with listener.accept()[0] as client: client.sendall({sends!r})"
         command = [sys.executable, "-I", "-S", "-c", code]
         with subprocess.Popen(command, pass_fds=[number]) as program:
             try:
@@ -704,16 +704,16 @@ def hangs_up(_agents: Agents, path: Path) -> contextlib.AbstractContextManager[N
     return another_program(path, b"")
 
 
-def tells_a_list(_agents: Agents, path: Path) -> contextlib.AbstractContextManager[None]:
+def sends_a_list(_agents: Agents, path: Path) -> contextlib.AbstractContextManager[None]:
     return another_program(path, b"[1]\n")
 
 
-def tells_no_json(_agents: Agents, path: Path) -> contextlib.AbstractContextManager[None]:
+def sends_no_json(_agents: Agents, path: Path) -> contextlib.AbstractContextManager[None]:
     return another_program(path, b"\xff\x00 220 ready\r\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["table", "json"])
-@pytest.mark.parametrize("situation", [nothing_there, killed_agent, ended_agent, hangs_up, tells_a_list, tells_no_json])
+@pytest.mark.parametrize("situation", [nothing_there, killed_agent, ended_agent, hangs_up, sends_a_list, sends_no_json])
 def test_no_agent_is_an_error(
     agents: Agents,
     path: Path,
@@ -728,7 +728,7 @@ def test_no_agent_is_an_error(
         assert word in line
 
 
-@pytest.mark.parametrize("unusable", ["", "x" * (MOST_PATH_BYTES + 1), "/"], ids=["empty", "too long", "a folder"])
+@pytest.mark.parametrize("unusable", ["", "x" * (MAX_PATH_BYTES + 1), "/"], ids=["empty", "too long", "a folder"])
 def test_path_that_can_be_no_socket_is_an_error(unusable: str) -> None:
     done = hapgent(unusable)
     assert (done.returncode, done.stdout) == (1, "")
@@ -805,7 +805,7 @@ def test_promtool_accepts_the_metrics(agents: Agents, tmp_path: Path, promtool: 
     assert_accepted(promtool, shown("--prometheus", environment={"HAPGENT_SOCKET": str(odd)}))
 
 
-def test_metrics_tell_what_the_status_tells(
+def test_metrics_report_what_the_status_reports(
     agents: Agents, tmp_path: Path, promtool: Promtool, eventually: Eventually
 ) -> None:
     odd = tmp_path / 'of "web" \\.sock'
@@ -816,34 +816,34 @@ def test_metrics_tell_what_the_status_tells(
     ask_from(agent, "127.0.0.2")
     # Nothing changes any more but how long it still settles.
     eventually(lambda: not peers(odd)["127.0.0.2"]["polls"], "it has stopped asking")
-    told = status(odd)
+    reported = status(odd)
     metrics = shown("--prometheus", odd)
     assert_accepted(promtool, metrics)
 
     found = samples(metrics)
     label = 'socket="' + str(odd).replace("\\", "\\\\").replace('"', '\\"') + '"'
     settling = found.pop(f'hapgent_peer_settles_for_seconds{{{label},peer="127.0.0.2"}}')
-    assert 0 < settling <= told["peers"][0]["settles_for"]
+    assert 0 < settling <= reported["peers"][0]["settles_for"]
     since = found.pop(f"hapgent_state_since_timestamp_seconds{{{label}}}")
-    assert since == round(told["since"], 3)
+    assert since == round(reported["since"], 3)
     assert since > found[f"hapgent_start_timestamp_seconds{{{label}}}"]
     expected = {
         f"hapgent_up{{{label}}}": 1,
-        f'hapgent_info{{{label},version="{told["version"]}"}}': 1,
+        f'hapgent_info{{{label},version="{reported["version"]}"}}': 1,
         **{f'hapgent_state{{{label},status="{name}"}}': int(name == "DRAIN") for name in STATUSES},
         f"hapgent_weight{{{label}}}": 25,
-        f"hapgent_start_timestamp_seconds{{{label}}}": told["started"],
+        f"hapgent_start_timestamp_seconds{{{label}}}": reported["started"],
         f"hapgent_state_file_ok{{{label}}}": 1,
-        **{f"hapgent_{name}_total{{{label}}}": count for name, count in told["counters"].items()},
+        **{f"hapgent_{name}_total{{{label}}}": count for name, count in reported["counters"].items()},
         f'hapgent_peer_settles_for_seconds{{{label},peer="127.0.0.3"}}': 0,
-        f'hapgent_peer_interval_seconds{{{label},peer="127.0.0.2"}}': told["peers"][0]["interval"],
+        f'hapgent_peer_interval_seconds{{{label},peer="127.0.0.2"}}': reported["peers"][0]["interval"],
     }
     # One that asked once has no interval.
-    assert told["peers"][1]["interval"] is None
-    for peer in told["peers"]:
+    assert reported["peers"][1]["interval"] is None
+    for peer in reported["peers"]:
         labels = f'{{{label},peer="{peer["address"]}"}}'
         expected |= {
-            f"hapgent_peer_has_state{labels}": int(peer["address"] == "127.0.0.2"),
+            f"hapgent_peer_received_state{labels}": int(peer["address"] == "127.0.0.2"),
             f"hapgent_peer_polls{labels}": 0,
             f"hapgent_peer_last_seen_timestamp_seconds{labels}": peer["last_seen"],
             f"hapgent_peer_checks_total{labels}": peer["checks"],
@@ -884,11 +884,11 @@ def metrics_of_all_kinds(agents: Agents, path: Path) -> str:
 
 
 def test_documentation_names_each_metric(agents: Agents, path: Path) -> None:
-    told = names(metrics_of_all_kinds(agents, path))
+    reported = names(metrics_of_all_kinds(agents, path))
     rows = [line for line in MONITORING.splitlines() if line.startswith("| `hapgent_")]
-    assert told == set(re.findall(r"\bhapgent_\w+", "\n".join(rows)))
+    assert reported == set(re.findall(r"\bhapgent_\w+", "\n".join(rows)))
     used = set(re.findall(r"\bhapgent_\w+", " ".join(rule["expr"] for rule in documented_alerts())))
-    assert used <= told
+    assert used <= reported
 
 
 def test_promtool_accepts_the_alerts(tmp_path: Path, promtool: Promtool) -> None:
@@ -963,7 +963,7 @@ def metric(name: str, value: float, **labels: str) -> Series:
     return {"series": f"{name}{{{text}}}", "values": f"{value}+0x{MINUTES}"}
 
 
-def agent_tells(
+def agent_reports(
     instance: str = WEB1,
     path: str = SOCKET,
     *,
@@ -979,9 +979,9 @@ def agent_tells(
         *[metric("hapgent_state", int(name == state), **labels, status=name) for name in STATUSES],
         metric("hapgent_state_file_ok", state_file_ok, **labels),
     ]
-    for address, (has_state, polls) in ({"192.0.2.1": (1, 1)} if peers is None else peers).items():
+    for address, (received_state, polls) in ({"192.0.2.1": (1, 1)} if peers is None else peers).items():
         found += [
-            metric("hapgent_peer_has_state", has_state, **labels, peer=address),
+            metric("hapgent_peer_received_state", received_state, **labels, peer=address),
             metric("hapgent_peer_polls", polls, **labels, peer=address),
             metric("hapgent_peer_last_seen_timestamp_seconds", last_seen, **labels, peer=address),
         ]
@@ -1000,81 +1000,83 @@ NOBODY_ASKS, DOES_NOT_KNOW, STATE_FILE, DRAINED, SILENT = (
 # What is told, after which time, and the alerts that fire then.
 Situation = tuple[list[Series], str, dict[str, list[dict[str, str]]]]
 SITUATIONS: dict[str, Situation] = {
-    "all is well": (agent_tells(), "26h", {}),
-    "nobody has asked": (agent_tells(peers={}), "3m", {NOBODY_ASKS: [of_agent()]}),
-    "nobody has asked yet": (agent_tells(peers={}), "1m", {}),
+    "all is well": (agent_reports(), "26h", {}),
+    "nobody has asked": (agent_reports(peers={}), "3m", {NOBODY_ASKS: [of_agent()]}),
+    "nobody has asked yet": (agent_reports(peers={}), "1m", {}),
     "all have stopped asking": (
-        agent_tells(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 0)}),
+        agent_reports(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 0)}),
         "3m",
         {NOBODY_ASKS: [of_agent()]},
     ),
-    "one has stopped asking": (agent_tells(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}), "3m", {}),
+    "one has stopped asking": (agent_reports(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}), "3m", {}),
     "another agent there is asked": (
-        agent_tells(peers={}) + agent_tells(path="/run/hapgent/other/status.sock"),
+        agent_reports(peers={}) + agent_reports(path="/run/hapgent/other/status.sock"),
         "3m",
         {NOBODY_ASKS: [of_agent()]},
     ),
     "an agent elsewhere is asked": (
-        agent_tells(peers={}) + agent_tells("web2:9100"),
+        agent_reports(peers={}) + agent_reports("web2:9100"),
         "3m",
         {NOBODY_ASKS: [of_agent()]},
     ),
     "an agent elsewhere is no longer asked": (
-        agent_tells() + agent_tells("web2:9100", peers={"192.0.2.1": (1, 0)}),
+        agent_reports() + agent_reports("web2:9100", peers={"192.0.2.1": (1, 0)}),
         "3m",
         {NOBODY_ASKS: [of_agent("web2:9100")]},
     ),
     "one stopped asking without the state": (
-        agent_tells(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1), "192.0.2.3": (0, 0)}),
+        agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1), "192.0.2.3": (0, 0)}),
         "2m",
         {DOES_NOT_KNOW: [of_agent(peer="192.0.2.1"), of_agent(peer="192.0.2.3")]},
     ),
     "one stopped asking without the state just now": (
-        agent_tells(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}),
+        agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}),
         "0m",
         {},
     ),
-    "one is to ask next": (agent_tells(peers={"192.0.2.1": (0, 1)}), "26h", {}),
+    "one is to ask next": (agent_reports(peers={"192.0.2.1": (0, 1)}), "26h", {}),
     "one is to ask next, another does not ask any more": (
-        agent_tells(peers={"192.0.2.1": (0, 1), "192.0.2.2": (1, 0)}),
+        agent_reports(peers={"192.0.2.1": (0, 1), "192.0.2.2": (1, 0)}),
         "3m",
         {},
     ),
     # It has the state of the other agent there, which it does not ask any more.
     "one asks two agents": (
-        agent_tells(peers={"192.0.2.1": (0, 1)})
-        + agent_tells(path="/run/hapgent/other/status.sock", peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}),
+        agent_reports(peers={"192.0.2.1": (0, 1)})
+        + agent_reports(path="/run/hapgent/other/status.sock", peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}),
         "3m",
         {},
     ),
     "one asks two hosts": (
-        agent_tells(peers={"192.0.2.1": (0, 1)})
-        + agent_tells("web2:9100", peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}),
+        agent_reports(peers={"192.0.2.1": (0, 1)})
+        + agent_reports("web2:9100", peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}),
         "3m",
         {},
     ),
     "one was taken out of service for less than a day": (
-        agent_tells(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
+        agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
         "23h",
         {DOES_NOT_KNOW: [of_agent(peer="192.0.2.1")]},
     ),
     "one was taken out of service": (
-        agent_tells(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
+        agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
         "26h",
         {},
     ),
     "the state file is broken": (
-        agent_tells(state_file_ok=0) + agent_tells("web2:9100"),
+        agent_reports(state_file_ok=0) + agent_reports("web2:9100"),
         "0m",
         {STATE_FILE: [of_agent()]},
     ),
     "drained for long": (
-        agent_tells(state="DRAIN") + agent_tells("web2:9100", state="MAINT") + agent_tells("web3:9100", state="READY"),
+        agent_reports(state="DRAIN")
+        + agent_reports("web2:9100", state="MAINT")
+        + agent_reports("web3:9100", state="READY"),
         "26h",
         {DRAINED: [of_agent(status="DRAIN"), of_agent("web2:9100", status="MAINT")]},
     ),
-    "drained for less than a day": (agent_tells(state="DRAIN"), "23h", {}),
-    "down for long": (agent_tells(state="DOWN"), "26h", {}),
+    "drained for less than a day": (agent_reports(state="DRAIN"), "23h", {}),
+    "down for long": (agent_reports(state="DOWN"), "26h", {}),
     "there is no agent": (
         [metric("hapgent_up", 0, instance=WEB1, job="node", socket=SOCKET)],
         "26h",

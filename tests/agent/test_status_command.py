@@ -33,7 +33,7 @@ PROMTOOL = ROOT / ".cache" / "prometheus" / "usr" / "bin" / "promtool"
 
 MEBIBYTE = b" " * (1 << 20)
 # Far more than a status has. The program here sends it in pieces, so a reader that never stops costs only this much.
-MOST_MEBIBYTES = 256
+MAX_MEBIBYTES = 256
 # Much longer than the command may take, and short enough to end a test that fails.
 DRIP_SECONDS = 60.0
 FORMATS: dict[str, list[str]] = {"table": [], "json": ["--json"], "prometheus": ["--prometheus"]}
@@ -46,15 +46,15 @@ with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
 same_examples = settings(derandomize=True, database=None, deadline=None)
 
 # What an agent of any release reports at least.
-LEAST: dict[str, Any] = {
+MINIMAL: dict[str, Any] = {
     "version": "0.9.0",
     "state": {"status": "DRAIN"},
     "since": 1_790_000_000,
     "state_file": "/etc/hapgent/state.json",
-    "peers": [{"address": "192.0.2.1", "has_it": True}],
+    "peers": [{"address": "192.0.2.1", "received": True}],
 }
 ALL: dict[str, Any] = {
-    **LEAST,
+    **MINIMAL,
     "answers_as": "0.3.2",
     "pid": 12,
     "address": "::",
@@ -75,7 +75,7 @@ ALL: dict[str, Any] = {
             "checks": 7,
             "interval": 2.0,
             "line": "DRAIN",
-            "has_it": False,
+            "received": False,
             "settles_for": 3.5,
             "polls": True,
         }
@@ -158,7 +158,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], path: Path, arguments
 # What is no status
 
 
-BAD_PEER = {"address": "192.0.2.1", "has_it": 1}
+BAD_PEER = {"address": "192.0.2.1", "received": 1}
 NOT_A_STATUS: dict[str, Callable[[], Iterator[bytes]]] = {
     "empty object": sent({}),
     "another object": sent({"status": "ok", "uptime": 7}),
@@ -182,7 +182,7 @@ NOT_A_STATUS: dict[str, Callable[[], Iterator[bytes]]] = {
     "deep lists": lambda: iter([b"[" * 100_000]),
     "deep objects": lambda: iter([b'{"state":' * 100_000]),
     "names with escapes": sent({**ALL, "since": HOSTILE}),
-    "256 MiB": lambda: itertools.repeat(MEBIBYTE, MOST_MEBIBYTES),
+    "256 MiB": lambda: itertools.repeat(MEBIBYTE, MAX_MEBIBYTES),
     "half a status": lambda: iter([json.dumps(ALL).encode()[:-20]]),
     "two statuses": lambda: iter([json.dumps(ALL).encode() * 2]),
     "nothing": lambda: iter([]),
@@ -198,7 +198,7 @@ def test_what_is_no_status_is_refused(path: Path, pieces: Callable[[], Iterator[
     assert_refused(done, path, arguments)
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", MINIMAL)
 def test_each_field_that_every_agent_reports_is_required(path: Path, name: str) -> None:
     with responding(path, sent(without(ALL, name))):
         done = run(path)
@@ -245,7 +245,7 @@ def test_waits_for_its_turn(path: Path) -> None:
                 time.sleep(0.5)
                 listener.accept()[0].close()
                 with listener.accept()[0] as client:
-                    client.sendall(json.dumps(LEAST).encode())
+                    client.sendall(json.dumps(MINIMAL).encode())
                 assert waiting.stdout
                 assert waiting.stdout.readline() == "state       DRAIN\n"
 
@@ -254,13 +254,13 @@ def test_waits_for_its_turn(path: Path) -> None:
 
 
 def test_fields_that_are_missing_are_left_out(path: Path, python: str) -> None:
-    with responding(path, sent(LEAST)):
+    with responding(path, sent(MINIMAL)):
         table = run(path, python=python).stdout.splitlines()
     assert [line.partition("  ")[0] for line in table[:4]] == ["state", "since", "state file", ""]
     assert re.fullmatch(r"192\.0\.2\.1 +- +- +received", table[-1])
 
 
-@pytest.mark.parametrize("document", [LEAST, ALL], ids=["less", "all"])
+@pytest.mark.parametrize("document", [MINIMAL, ALL], ids=["less", "all"])
 def test_fields_that_are_new_are_ignored(path: Path, document: dict[str, Any]) -> None:
     newer = copy.deepcopy(document)
     newer["state"]["status"] = "PAUSED"
@@ -385,7 +385,7 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
         command.known(command.ask("/run/status.sock"))
 
 
-@pytest.mark.parametrize("document", [LEAST, ALL, hostile()], ids=["least", "all", "hostile"])
+@pytest.mark.parametrize("document", [MINIMAL, ALL, hostile()], ids=["minimal", "all", "hostile"])
 @pytest.mark.parametrize("peers", [0, 1, 2], ids=["no peer", "a peer", "a peer twice"])
 def test_promtool_accepts_the_metrics_of_odd_agents(path: Path, document: dict[str, Any], peers: int) -> None:
     assert PROMTOOL.exists(), f"there is no {PROMTOOL}: run tests/tools/install"

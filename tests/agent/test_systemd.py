@@ -55,7 +55,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     manager.close()
 
 
-def assert_tells_status(line: str, answer: str) -> None:
+def assert_reports_status(line: str, answer: str) -> None:
     assert re.fullmatch(rf"STATUS={re.escape(answer)} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d \w+", line)
 
 
@@ -145,26 +145,26 @@ def test_descriptor_that_is_no_socket(agents: Agents, what: str) -> None:
 # Notification
 
 
-def test_tells_when_it_answers(agents: Agents, python: str, manager: Manager) -> None:
+def test_reports_when_it_answers(agents: Agents, python: str, manager: Manager) -> None:
     agent = agents.start(FULL, python=python, environment={"NOTIFY_SOCKET": manager.address}, wait=False)
     ready, status = manager.receive()
     # At once: this is what systemd waits for before it starts what comes after the agent.
     assert agent.ask() == b"UP 77% maxconn:300\n"
     assert ready == "READY=1"
-    assert_tells_status(status, "UP 77% maxconn:300")
+    assert_reports_status(status, "UP 77% maxconn:300")
 
 
-def test_tells_each_change(agents: Agents, python: str, manager: Manager) -> None:
+def test_reports_each_change(agents: Agents, python: str, manager: Manager) -> None:
     agent = agents.start(FULL, python=python, environment={"NOTIFY_SOCKET": manager.address})
     manager.receive()
 
     agent.send(signal.SIGUSR2)
     (status,) = manager.receive()
-    assert_tells_status(status, "DOWN 77% maxconn:300")
+    assert_reports_status(status, "DOWN 77% maxconn:300")
 
     agent.send(signal.SIGUSR1)
     (status,) = manager.receive()
-    assert_tells_status(status, "UP 77% maxconn:300")
+    assert_reports_status(status, "UP 77% maxconn:300")
 
     agent.write_state(b'{"status": "DRAIN"}')
     before = time.monotonic_ns() // 1000
@@ -177,14 +177,14 @@ def test_tells_each_change(agents: Agents, python: str, manager: Manager) -> Non
     assert name == "MONOTONIC_USEC"
     assert before <= int(value) <= time.monotonic_ns() // 1000
     assert ready == "READY=1"
-    assert_tells_status(status, "DRAIN")
+    assert_reports_status(status, "DRAIN")
 
     agent.send(signal.SIGTERM)
     assert manager.receive() == ["STOPPING=1"]
     assert agent.await_exit() == 0
 
 
-def test_tells_that_a_file_made_it_fail(agents: Agents, manager: Manager) -> None:
+def test_reports_that_a_file_made_it_fail(agents: Agents, manager: Manager) -> None:
     agent = agents.start(environment={"NOTIFY_SOCKET": manager.address})
     manager.receive()
     agent.write_state(b"")
@@ -192,7 +192,7 @@ def test_tells_that_a_file_made_it_fail(agents: Agents, manager: Manager) -> Non
     assert manager.receive()[0] == "RELOADING=1"
     ready, status = manager.receive()
     assert ready == "READY=1"
-    assert_tells_status(status, "FAIL")
+    assert_reports_status(status, "FAIL")
 
 
 def test_reload_that_changes_nothing(agents: Agents, manager: Manager) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 
 
-def told(item: str, **servers: bool) -> Result:
+def balancer(item: str, **servers: bool) -> Result:
     rows = [
         {
             "backend": "web",
@@ -40,11 +40,11 @@ def agent(item: str, status: str) -> Result:
 # A call of each filter, as documented, and its result.
 CALLS: dict[str, tuple[str, object]] = {
     "_fleet_table": (
-        "{{ ['web1'] | hapgent.agent._fleet_table(['web1'], [[]], [agent], [told]) }}",
-        ["host  state  since  reason  told  lb1", f"{'web1  UP':34}UP"],
+        "{{ ['web1'] | hapgent.agent._fleet_table(['web1'], [[]], [agent], [balancer]) }}",
+        ["host  state  since  reason  received  lb1", f"{'web1  UP':38}UP"],
     ),
     "_kept_out_by": (
-        "{{ {'status': 'DRAIN'} | hapgent.agent._kept_out_by('release 4.2', [told], 'web1') }}",
+        "{{ {'status': 'DRAIN'} | hapgent.agent._kept_out_by('release 4.2', [balancer], 'web1') }}",
         "its agent reports DRAIN",
     ),
 }
@@ -65,7 +65,7 @@ def test_filters_work_in_playbooks(run_playbook: RunPlaybook, tmp_path: Path) ->
     play = {
         "hosts": "web1",
         "gather_facts": False,
-        "vars": {"told": told("lb1", web1=True), "agent": agent("web1", "UP"), "view": view},
+        "vars": {"balancer": balancer("lb1", web1=True), "agent": agent("web1", "UP"), "view": view},
         "tasks": [*tasks, refused],
     }
     (tmp_path / "playbook.yml").write_text(json.dumps([play]), encoding="utf-8")

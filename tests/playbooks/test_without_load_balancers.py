@@ -188,7 +188,7 @@ def test_drain_and_undrain(run_playbook: RunPlaybook, agent: Agent, address: str
         assert saved(agent) == {"status": "UP"}
 
 
-def test_drain_that_no_load_balancer_is_told(run_playbook: RunPlaybook, agent: Agent) -> None:
+def test_drain_that_no_load_balancer_receives(run_playbook: RunPlaybook, agent: Agent) -> None:
     variables = variables_of(agent, hapgent_wait_timeout=1, hapgent_wait_for=["192.0.2.1"])
     said = run_playbook("hapgent.agent.drain", LIMIT, "-e", variables, succeeds=False)
     assert "192.0.2.1 (never seen)" in said

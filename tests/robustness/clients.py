@@ -124,7 +124,7 @@ def await_end_of_input() -> None:
     enough.set()
 
 
-def tell_that_they_have_begun() -> None:
+def report_that_they_have_begun() -> None:
     while not met:
         time.sleep(0.005)
     print("begun", flush=True)
@@ -132,12 +132,12 @@ def tell_that_they_have_begun() -> None:
 
 def main() -> None:
     kind, ip, port, count, *rest = sys.argv[1:]
-    telling = threading.Thread(target=tell_that_they_have_begun)
-    telling.start()
+    reporting = threading.Thread(target=report_that_they_have_begun)
+    reporting.start()
     threading.Thread(target=await_end_of_input, daemon=True).start()
     kinds = {"ask": ask, "send": send, "drip": drip, "reset": reset}
     kinds[kind]((ip, int(port)), int(count), int(rest[0]) if rest else 0)
-    telling.join()
+    reporting.join()
     print(json.dumps(met), flush=True)
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tests.robustness.conftest import ClientsOf, Observer
 
 LOAD_BALANCER = "127.0.0.9"
-MOST_PEERS = 1024
-MOST_READERS = 8
+MAX_PEERS = 1024
+MAX_READERS = 8
 # In JSON too: that writes a backslash as two.
 REASON = "\\" * 120
 LONGEST = json.dumps({"status": "DRAIN", "weight": 255, "maxconn": 65535, "reason": REASON}).encode()
@@ -139,17 +139,17 @@ def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path,
     assert len(set(addresses)) == 5000
     ask_from_all(addresses[:2000])
     await_remembered(LOAD_BALANCER)
-    assert len(load_balancers()) == MOST_PEERS
+    assert len(load_balancers()) == MAX_PEERS
     before = observer.figures(agent)
     ask_from_all(addresses[2000:])
     await_remembered(addresses[4999])
     known = load_balancers()
     observer.assert_flat(agent, before)
 
-    assert len(known) == MOST_PEERS
+    assert len(known) == MAX_PEERS
     assert known[LOAD_BALANCER] == asked
     # 127.0.0.1 waited for the start.
-    assert observer.status(status_socket)["counters"]["forgotten_peers"] == 5000 + 2 - MOST_PEERS
+    assert observer.status(status_socket)["counters"]["forgotten_peers"] == 5000 + 2 - MAX_PEERS
     # All of this can be remembered too.
     agent.send(signal.SIGTERM)
     assert agent.await_exit() == 0
@@ -202,7 +202,7 @@ def test_load_balancer_that_asks_more_seldom_than_a_thousand_others_come(
     settled = answers.index(b"UP\n")
     assert answers == [b"UP READY\n"] * settled + [b"UP\n"] * 3
     known = {peer["address"]: peer["checks"] for peer in observer.status(status_socket)["peers"]}
-    assert len(known) == MOST_PEERS
+    assert len(known) == MAX_PEERS
     assert known[LOAD_BALANCER] == 8 + len(answers)
 
 
@@ -211,7 +211,7 @@ def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observe
     agent = agents.start(environment={"HAPGENT_SOCKET": str(path)})
     agent.reload(LONGEST, LONGEST_ANSWER)
     # Their status is more than the kernel keeps for a reader that does not read.
-    for address in many_addresses(MOST_PEERS):
+    for address in many_addresses(MAX_PEERS):
         assert ask_from(agent, address) == LONGEST_ANSWER
     agent.reload(b'{"status": "UP"}', b"UP\n")
     size = len(json.dumps(observer.status(path)))
@@ -227,7 +227,7 @@ def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observe
 
     with contextlib.ExitStack() as stuck, clients(agent, "ask", 16) as met:
         held = [stuck.enter_context(connect()) for _reader in range(3)]
-        assert len(observer.status(path)["peers"]) == MOST_PEERS
+        assert len(observer.status(path)["peers"]) == MAX_PEERS
         # Nobody had to leave for that.
         waiting = select.poll()
         for reader in held:
@@ -237,15 +237,15 @@ def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observe
         for _reader in range(20):
             connect().close()
         stuck.enter_context(connect()).sendall(b"x" * 10_000)
-        assert len(observer.status(path)["peers"]) == MOST_PEERS
+        assert len(observer.status(path)["peers"]) == MAX_PEERS
         # As many as come, the next one is served.
         for _reader in range(30):
             stuck.enter_context(connect())
-        assert len(observer.status(path)["peers"]) == MOST_PEERS
+        assert len(observer.status(path)["peers"]) == MAX_PEERS
         agent.send(signal.SIGUSR2)
         agent.await_answer(b"DOWN\n")
     assert set(met) <= {"UP\n", "DOWN\n"}
     assert observer.status(path)["state"] == {"status": "DOWN"}
     assert not agent.spins()
     # What each reader had that was served at the same time may be kept for the next ones.
-    observer.assert_flat(agent, before, kilobytes=2048 + MOST_READERS * size // 1024)
+    observer.assert_flat(agent, before, kilobytes=2048 + MAX_READERS * size // 1024)

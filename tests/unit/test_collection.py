@@ -115,7 +115,7 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
             "other_services",
         },
         "hapgent.agent.hapgent_info": {"instances"},
-        "hapgent.agent.hapgent_state": {"before", "after", "kept", "answer", "seen_by", "not_seen_by"},
+        "hapgent.agent.hapgent_state": {"before", "after", "kept", "answer", "received_by", "not_received_by"},
         "hapgent.agent.haproxy_server_info": {"cause", "servers", "unreadable", "haproxy", "agent_check_warnings"},
     }
     assert set(modules) == set(returned)

@@ -106,11 +106,11 @@ def of_string(written: str) -> str | None:
         return None
 
 
-def in_range(written: str, most: int) -> int | str | None:
+def in_range(written: str, maximum: int) -> int | str | None:
     if written == "null":
         return None
     # As a double, like everywhere in JSON: 50.0 and 5e1 are 50.
-    wrong = written.startswith('"') or not 0 <= float(written) <= most or float(written) != int(float(written))
+    wrong = written.startswith('"') or not 0 <= float(written) <= maximum or float(written) != int(float(written))
     return "wrong" if wrong else int(float(written))
 
 
@@ -597,11 +597,11 @@ class Backend:
         self.reached = True
         # Else until when the agent says what it has to know, once others at its address, or answers that were lost,
         # have begun that time.
-        self.told_until: float | None = None
+        self.sent_until: float | None = None
         # Whether it was not reached in that time.
         self.missed_it = False
         # Whether it is as the agent's last answer left it.
-        self.as_told = False
+        self.as_sent = False
 
 
 class LoadBalancer:
@@ -638,7 +638,7 @@ class LoadBalancer:
         self.known = self.settled = self.remembered = False
         for backend in self.backends:
             backend.drain_stays = False
-            backend.missed_it |= self.changes_since_seen > 1 or backend.told_until is not None
+            backend.missed_it |= self.changes_since_seen > 1 or backend.sent_until is not None
 
 
 WEEK = 7 * 86400
@@ -820,8 +820,8 @@ class Changes(RuleBasedStateMachine):
             if balancer.bare_from is not None:
                 balancer.bare_from = min(balancer.bare_from + stopped_for, self._clock.wall + self._settle)
             for backend in balancer.backends:
-                if backend.told_until is not None:
-                    backend.told_until = min(backend.told_until + stopped_for, self._clock.wall + self._settle)
+                if backend.sent_until is not None:
+                    backend.sent_until = min(backend.sent_until + stopped_for, self._clock.wall + self._settle)
             if balancer.last_seen is not None and balancer.last_seen <= self._clock.wall - WEEK:
                 balancer.is_forgotten()
         self._expect(self._in_file)
@@ -864,16 +864,16 @@ class Changes(RuleBasedStateMachine):
             return
         self._see_line(balancer, answer)
         for other in balancer.backends:
-            if not other.reached and other.told_until is None:
-                other.told_until = self._clock.wall + self._settle
+            if not other.reached and other.sent_until is None:
+                other.sent_until = self._clock.wall + self._settle
             # A limit: the agent cannot know who is behind an address, and what is lost on the way. See the README.
-            other.missed_it |= other.told_until is not None and self._clock.wall >= other.told_until
+            other.missed_it |= other.sent_until is not None and self._clock.wall >= other.sent_until
         if fate == "lost":  # Then the agent does not know.
-            backend.as_told = False
+            backend.as_sent = False
             return
         backend.server.obey(answer)
-        backend.reached = backend.as_told = True
-        backend.told_until = None
+        backend.reached = backend.as_sent = True
+        backend.sent_until = None
         if {"READY", "DRAIN", "MAINT"} & set(answer.decode().partition("#")[0].split()):
             backend.by_hand = False
         self._see_server(backend)
@@ -934,7 +934,7 @@ class Changes(RuleBasedStateMachine):
         backend = balancer.backends[which % len(balancer.backends)]
         backend.server.administer(word)
         backend.by_hand = word == "drain"
-        backend.as_told = False
+        backend.as_sent = False
         backend.drain_stays = backend.by_hand and balancer.settled and self._state.status in UP_AND_DOWN
 
     @invariant()
@@ -946,13 +946,13 @@ class Changes(RuleBasedStateMachine):
             assert all(0 <= peer["settles_for"] <= self._settle for peer in peers)
 
     @invariant()
-    def who_is_said_to_have_the_state_has_it(self) -> None:
+    def who_is_reported_to_have_the_state_has_received_it(self) -> None:
         if self._agent and self._settle:
-            have_it = [peer["address"] for peer in self._agent.peers() if peer["has_it"]]
+            have_received = [peer["address"] for peer in self._agent.peers() if peer["received"]]
             for balancer in self._balancers:
                 # Of more than one, the address has it when the first one has it.
                 backend = balancer.backends[0]
-                if balancer.address in have_it and len(balancer.backends) == 1 and backend.as_told:
+                if balancer.address in have_received and len(balancer.backends) == 1 and backend.as_sent:
                     wrong = backend.server.differs_from(self._state, backend.by_hand)
                     assert not wrong, f"the agent says of {backend.server} that it has the state: {wrong}"
 
@@ -1012,7 +1012,7 @@ def test_who_asks_all_the_time_is_known_after_a_kill_however_long_nothing_change
     )
 
 
-def test_who_comes_back_after_a_week_and_is_not_remembered_is_told_what_undoes_the_last_change() -> None:
+def test_who_comes_back_after_a_week_and_is_not_remembered_is_sent_what_undoes_the_last_change() -> None:
     weighted = Meant("UP", 0)
     killed = [("poll", 0, 0), ("wait", 9 * 86400.0), ("change", weighted), ("poll", 0, 0), ("kill",)]
     do(UP, [*killed, ("edit_while_stopped", UP), ("start",), ("poll", 0, 0)])
@@ -1066,7 +1066,7 @@ def crash(folder: Path, before: Meant, act: Meant | signal.Signals, after: Meant
     old.obey(agent.ask("198.51.100.11"))
     agent.receive(signal.SIGALRM)
 
-    def tell() -> None:
+    def send() -> None:
         old.obey(agent.ask("198.51.100.11"))
         new.obey(agent.ask("198.51.100.12"))
 
@@ -1082,20 +1082,20 @@ def crash(folder: Path, before: Meant, act: Meant | signal.Signals, after: Meant
     else:
         number = act
     try:
-        with killed_at(point, tell):
+        with killed_at(point, send):
             agent.receive(number)
     except KilledError:
         killed = True
     else:
         killed = False
-        tell()
+        send()
     agent.kill()
     if after:
         put(after)
     state = what_it_says(file.read_bytes())
     assert state
     agent = RunningAgent(file, 60)
-    tell()
+    send()
     for server in (old, new):
         assert not server.differs_from(state), f"{before}, {act}, killed at {point}, then {after}"
     agent.kill()
@@ -1104,7 +1104,7 @@ def crash(folder: Path, before: Meant, act: Meant | signal.Signals, after: Meant
 
 @pytest.mark.parametrize("before", [Meant(status) for status in STATUSES], ids=STATUSES)
 @pytest.mark.parametrize("after", [None, Meant("UP"), Meant("DRAIN"), Meant("READY", 50)], ids=str)
-def test_what_was_told_before_a_kill_is_undone_at_every_point(
+def test_what_was_sent_before_a_kill_is_undone_at_every_point(
     tmp_path: Path, before: Meant, after: Meant | None
 ) -> None:
     weighted = [Meant(status, 30) for status in STATUSES]
@@ -1144,13 +1144,13 @@ def test_the_agent_remembers_a_bounded_number_of_peers_and_reads_that_again(tmp_
 class Asked:
     """Peers as the agent keeps them, at a time that the test says."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
         self.peers = hapgent["peers"].Peers(60)
         self._change = hapgent["peers"].Change(hapgent["state"].FAIL, 0.0)
 
     def by(self, address: str, now: float) -> None:
-        with mock.patch.object(hapgent["peers"], "MOST_PEERS", self._most):
+        with mock.patch.object(hapgent["peers"], "MAX_PEERS", self._maximum):
             peer = self.peers.see(address, now)
         self.peers.given(peer, *peer.answer(self._change, now, 60), self._change)
 
@@ -1159,7 +1159,7 @@ class Asked:
 
 
 def test_new_addresses_never_push_out_one_that_asks_for_longer() -> None:
-    asked = Asked(most=100)
+    asked = Asked(maximum=100)
     chance = random.Random(1)
     with mock.patch.object(os, "urandom", chance.randbytes):
         for second in range(10):
@@ -1176,7 +1176,7 @@ def test_new_addresses_never_push_out_one_that_asks_for_longer() -> None:
 
 
 def test_an_address_that_no_longer_asks_makes_room_first() -> None:
-    asked = Asked(most=3)
+    asked = Asked(maximum=3)
     for second in range(100):
         asked.by("gone", float(second))
     for number, address in enumerate(["a", "b", "c", "d"]):

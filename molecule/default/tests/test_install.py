@@ -65,8 +65,8 @@ def test_agent_listens_only_on_the_socket_that_systemd_opened(host: Host) -> Non
 
 
 def test_systemctl_status_shows_the_state(host: Host) -> None:
-    told = ask(HOSTS[hostname(host)]).split()[0]
-    assert f'Status: "{told}' in host.check_output("systemctl status hapgent")
+    answered = ask(HOSTS[hostname(host)]).split()[0]
+    assert f'Status: "{answered}' in host.check_output("systemctl status hapgent")
 
 
 def test_journal_entries_have_priorities(host: Host) -> None:

@@ -22,18 +22,18 @@ def pid(host: str) -> str:
 
 
 def test_no_check_is_refused_during_a_restart(host: str) -> None:
-    told, before = status(host), pid(host)
+    answered, before = status(host), pid(host)
     with Checks(HOSTS[host]) as checks:
         while checks.outcomes.total() < 400:
             assert run(host, "systemctl restart hapgent").returncode == 0
     assert pid(host) != before
-    assert {outcome.split()[0] for outcome in checks.outcomes} == {told}
+    assert {outcome.split()[0] for outcome in checks.outcomes} == {answered}
 
 
 def test_killed_agent_is_restarted(host: str) -> None:
-    told, before = status(host), pid(host)
+    answered, before = status(host), pid(host)
     run(host, "systemctl kill --signal=KILL hapgent")
-    assert status(host) == told
+    assert status(host) == answered
     assert pid(host) != before
 
 

@@ -58,9 +58,9 @@ def _up() -> None:
 def test_each_status_reaches_haproxy(status: str, seen: str) -> None:
     result = set_state(f"status={status} weight=50 maxconn=10")
     assert result["answer"] == f"{status} 50% maxconn:10"
-    told = ask(ADDRESS).split()
+    answered = ask(ADDRESS).split()
     # Keywords that reset the previous state may come in between; the scenario settling tests them.
-    assert (told[0], told[-2:]) == (status, ["50%", "maxconn:10"])
+    assert (answered[0], answered[-2:]) == (status, ["50%", "maxconn:10"])
     await_status(seen)
     again = set_state(f"status={status}")
     assert again["changed"] is False

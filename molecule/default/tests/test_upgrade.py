@@ -33,7 +33,7 @@ def other_release(tmp_path: Path) -> str:
 
 
 def test_upgrade_and_downgrade_refuse_no_check(other_release: str) -> None:
-    told = {host: ask(address).split()[0] for host, address in HOSTS.items()}
+    answered = {host: ask(address).split()[0] for host, address in HOSTS.items()}
     shipped = versions()
     with contextlib.ExitStack() as asking:
         checks = {host: asking.enter_context(Checks(address, per_second=50)) for host, address in HOSTS.items()}
@@ -44,7 +44,7 @@ def test_upgrade_and_downgrade_refuse_no_check(other_release: str) -> None:
         assert back.returncode == 0, back.stdout
     assert versions() == shipped
     for host, check in checks.items():
-        assert {outcome.split()[0] for outcome in check.outcomes} == {told[host]}
+        assert {outcome.split()[0] for outcome in check.outcomes} == {answered[host]}
         assert check.outcomes.total() > 1000
 
 

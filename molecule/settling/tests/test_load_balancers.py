@@ -59,7 +59,7 @@ def await_settled(agent: str, line: str) -> None:
 
 def set_and_wait(agent: str, arguments: str) -> str:
     result = set_state(agent, f"{arguments} wait=true")
-    assert (result.get("seen_by"), result.get("not_seen_by")) == (ADDRESSES, []), result
+    assert (result.get("received_by"), result.get("not_received_by")) == (ADDRESSES, []), result
     return str(result["answer"])
 
 
@@ -178,7 +178,7 @@ def test_unreachable_load_balancers_receive_the_change_when_they_return() -> Non
         run_on_each(f"ip route add blackhole {address}/32", [AGENTS_HOST])
 
     result = set_state("returning", "status=UP wait=true wait_timeout=5")
-    assert (result["seen_by"], result["not_seen_by"]) == ([reachable], unreachable)
+    assert (result["received_by"], result["not_received_by"]) == ([reachable], unreachable)
     assert re.search(rf": {unreachable[0]} \(last seen \d+ s ago\), {unreachable[1]} \(last seen ", result["msg"])
     assert reachable not in result["msg"]
     table = run_on_each("hapgent status /run/hapgent/returning/status.sock", [AGENTS_HOST])[0]
@@ -188,8 +188,8 @@ def test_unreachable_load_balancers_receive_the_change_when_they_return() -> Non
     assert set_state("returning-bare", "status=UP")["changed"] is True
 
     # The agent has settled with the load balancer that was reachable.
-    told = {reachable: "UP", **dict.fromkeys(unreachable, "DRAIN")}
-    assert eventually(lambda: last_lines("returning"), told, SETTLE_SECONDS + 15) == told
+    expected = {reachable: "UP", **dict.fromkeys(unreachable, "DRAIN")}
+    assert eventually(lambda: last_lines("returning"), expected, SETTLE_SECONDS + 15) == expected
     seen = shown("returning")
     assert seen.pop(AGENTS_HOST) == "UP"
     assert "UP" not in seen.values()
@@ -267,7 +267,7 @@ def test_hapgent_info_reports_the_agent_of_the_role() -> None:
     assert agent["state_file"] == "/etc/hapgent/state.json"
     assert agent["status_socket"] == "/run/hapgent/hapgent/status.sock"
     assert agent["settle"] == SETTLE_SECONDS
-    polling = {peer["address"]: peer["has_it"] for peer in agent["peers"] if peer["polls"]}
+    polling = {peer["address"]: peer["received"] for peer in agent["peers"] if peer["polls"]}
     assert {address: polling.get(address) for address in ADDRESSES} == dict.fromkeys(ADDRESSES, True)
 
 

@@ -65,8 +65,8 @@ def shown(suffix: str = "") -> dict[str, dict[str, str]]:
 
 
 def set_statuses(step: int) -> None:
-    told = ansible("ansible-playbook", "set_statuses.yml", f"--extra-vars=step={step}", "--forks=8")
-    assert told.returncode == 0, told.stdout
+    changed = ansible("ansible-playbook", "set_statuses.yml", f"--extra-vars=step={step}", "--forks=8")
+    assert changed.returncode == 0, changed.stdout
 
 
 def set_statuses_without_settling(step: int) -> None:
@@ -74,8 +74,8 @@ def set_statuses_without_settling(step: int) -> None:
     for pair in PAIRS:
         name = "-".join(pair) + WITHOUT_SETTLING
         script += f"""echo '{{"status": "{pair[step]}"}}' >{name}/state.json; systemctl reload hapgent-of@{name}\n"""
-    told = run(AGENTS_HOST, script)
-    assert told.returncode == 0, told.stderr
+    changed = run(AGENTS_HOST, script)
+    assert changed.returncode == 0, changed.stderr
 
 
 def lines() -> dict[str, set[str]]:

@@ -361,7 +361,8 @@ class Fleet:
 
     def _is_up(self) -> bool:
         seen = [
-            {peer["address"] for peer in self.status(name)["peers"] if peer["polls"] and peer["has_it"]} for name in WEB
+            {peer["address"] for peer in self.status(name)["peers"] if peer["polls"] and peer["received"]}
+            for name in WEB
         ]
         return self.statuses() == dict.fromkeys(LOAD_BALANCERS, dict.fromkeys(WEB, "UP")) and all(
             set(LOAD_BALANCERS.values()) <= addresses for addresses in seen

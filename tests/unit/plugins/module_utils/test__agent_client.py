@@ -205,9 +205,9 @@ def test_reading_the_status_does_not_count_as_a_poll(agents: Agents, tmp_path: P
     ],
 )
 def test_answer_matches_the_state(state: State, answer: str, while_it_may_settle: bool, bare: bool) -> None:
-    assert Instance(Process(os.getpid()), "", "").tells(state, answer) == while_it_may_settle
-    assert Instance(Process(os.getpid()), "", "", settles=False).tells(state, answer) == bare
-    assert Instance(Process(os.getpid()), "", "/run/hapgent/hapgent/status.sock").tells(state, answer) == bare
+    assert Instance(Process(os.getpid()), "", "").reports(state, answer) == while_it_may_settle
+    assert Instance(Process(os.getpid()), "", "", settles=False).reports(state, answer) == bare
+    assert Instance(Process(os.getpid()), "", "/run/hapgent/hapgent/status.sock").reports(state, answer) == bare
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -37,7 +37,7 @@ PEER = {
     "checks": 3,
     "interval": 2.0,
     "line": "UP",
-    "has_it": True,
+    "received": True,
     "settles_for": 0.0,
     "polls": True,
 }

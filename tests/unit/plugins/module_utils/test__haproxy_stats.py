@@ -68,24 +68,24 @@ def by_title(statistics: Statistics) -> dict[str, Server]:
     return {server.title: server for server in statistics.servers}
 
 
-AGENT_OR_HAND, TRACKING = ["agent_or_hand"], ["tracking"]
+AGENT_OR_OPERATOR, TRACKING = ["agent_or_operator"], ["tracking"]
 
 # Status, whether it takes new sessions, administrative state, what set that state, weight, and configured weight.
 SERVERS: dict[str, tuple[str, bool, str, list[str], int, int]] = {
     "web/up": ("UP", True, "ready", [], 100, 100),
-    "web/drain": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
-    "web/drainup": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
-    "web/drainreason": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
-    "web/handdrain": ("DRAIN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
-    "web/nocheckdrain": ("DRAIN", False, "drain", ["hand"], 1, 1),
-    "web/maint": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
-    "web/maintup": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
-    "web/handmaint": ("MAINT", False, "maint", AGENT_OR_HAND, 100, 100),
+    "web/drain": ("DRAIN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
+    "web/drainup": ("DRAIN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
+    "web/drainreason": ("DRAIN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
+    "web/handdrain": ("DRAIN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
+    "web/nocheckdrain": ("DRAIN", False, "drain", ["operator"], 1, 1),
+    "web/maint": ("MAINT", False, "maint", AGENT_OR_OPERATOR, 100, 100),
+    "web/maintup": ("MAINT", False, "maint", AGENT_OR_OPERATOR, 100, 100),
+    "web/handmaint": ("MAINT", False, "maint", AGENT_OR_OPERATOR, 100, 100),
     "web/conf": ("MAINT", False, "maint", ["configuration"], 100, 100),
     # This server is disabled in the configuration and was enabled manually, which leaves a bit set.
     "web/confready": ("UP", True, "ready", [], 100, 100),
     "web/down": ("DOWN (agent)", False, "ready", [], 100, 100),
-    "web/draindown": ("DOWN (agent)", False, "drain", AGENT_OR_HAND, 100, 100),
+    "web/draindown": ("DOWN (agent)", False, "drain", AGENT_OR_OPERATOR, 100, 100),
     "web/downhealth": ("DOWN", False, "ready", [], 100, 100),
     "web/half": ("UP", True, "ready", [], 50, 100),
     "web/zero": ("UP", False, "ready", [], 0, 100),
@@ -286,7 +286,7 @@ def test_unreadable_state_affects_only_its_server(line: str) -> None:
     statistics = parse_socket(lines(answer.replace(usual, line)))
     assert ("web/up" in by_title(statistics)) == (line == "5")
     assert len(statistics.unreadable) == 1
-    assert by_title(statistics)["web/drain"].admin_by == AGENT_OR_HAND
+    assert by_title(statistics)["web/drain"].admin_by == AGENT_OR_OPERATOR
     assert statistics.unreadable_warning()
 
 
@@ -343,10 +343,10 @@ def mutated(draw: st.DrawFn, kind: str) -> str:
 
 def assert_usable(statistics: Statistics) -> None:
     """Check that everything that was parsed can be returned and printed."""
-    told = [server.describe() for server in statistics.select([], [])]
+    described = [server.describe() for server in statistics.select([], [])]
     texts = [*statistics.warnings(statistics.servers), statistics.unreadable_warning()]
     texts += [server.left() for server in statistics.servers]
-    assert json.loads(json.dumps(told)) == told
+    assert json.loads(json.dumps(described)) == described
     assert all(text.isprintable() for text in texts)
     for server in statistics.servers:
         assert {server.meets(wanted, 0) for wanted in WAITS} <= {True, False}
@@ -457,22 +457,22 @@ def test_description_of_a_server(fields: dict[str, Any], left: str) -> None:
         (0x00, 0x16, "ready", []),
         (0x04, 0x16, "ready", []),
         (0x40, 0x16, "ready", []),
-        (0x08, 0x00, "drain", ["hand"]),
-        (0x08, 0x16, "drain", ["agent_or_hand"]),
+        (0x08, 0x00, "drain", ["operator"]),
+        (0x08, 0x16, "drain", ["agent_or_operator"]),
         # The agent may have set it before its check was disabled.
-        (0x08, 0x12, "drain", ["agent_or_hand"]),
+        (0x08, 0x12, "drain", ["agent_or_operator"]),
         (0x10, 0x00, "drain", ["tracking"]),
-        (0x18, 0x00, "drain", ["hand", "tracking"]),
-        (0x01, 0x00, "maint", ["hand"]),
-        (0x01, 0x16, "maint", ["agent_or_hand"]),
+        (0x18, 0x00, "drain", ["operator", "tracking"]),
+        (0x01, 0x00, "maint", ["operator"]),
+        (0x01, 0x16, "maint", ["agent_or_operator"]),
         (0x05, 0x16, "maint", ["configuration"]),
-        (0x21, 0x16, "maint", ["agent_or_hand", "resolution"]),
+        (0x21, 0x16, "maint", ["agent_or_operator", "resolution"]),
         (0x28, 0x16, "maint", ["resolution"]),
         (0x02, 0x00, "maint", ["tracking"]),
-        (0x03, 0x00, "maint", ["hand", "tracking"]),
+        (0x03, 0x00, "maint", ["operator", "tracking"]),
         (0x20, 0x16, "maint", ["resolution"]),
         # Maintenance takes precedence over a drain.
-        (0x09, 0x00, "maint", ["hand"]),
+        (0x09, 0x00, "maint", ["operator"]),
     ],
 )
 def test_administrative_state(admin: int, agent_state: int, state: str, by: list[str]) -> None:

@@ -55,7 +55,7 @@ def test_special_characters_are_escaped(text: object, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "most", "shown"),
+    ("text", "maximum", "shown"),
     [
         ("abcdef", 6, "abcdef"),
         ("abcdefg", 6, "abc..."),
@@ -67,8 +67,8 @@ def test_special_characters_are_escaped(text: object, shown: str) -> None:
         (10**4000, 10, "1000000..."),
     ],
 )
-def test_long_text_is_shortened(text: object, most: int, shown: str) -> None:
-    assert printable(text, most) == shown
+def test_long_text_is_shortened(text: object, maximum: int, shown: str) -> None:
+    assert printable(text, maximum) == shown
 
 
 @same_examples
@@ -76,12 +76,12 @@ def test_long_text_is_shortened(text: object, most: int, shown: str) -> None:
     text=st.one_of(
         st.text(alphabet=st.characters()), st.binary(), st.integers(), st.lists(st.text()), st.just(1 << 100_000)
     ),
-    most=st.integers(4, 300),
+    maximum=st.integers(4, 300),
 )
-def test_any_text_is_printable_and_short(text: object, most: int) -> None:
-    shown = printable(text, most)
-    assert len(shown) <= most
+def test_any_text_is_printable_and_short(text: object, maximum: int) -> None:
+    shown = printable(text, maximum)
+    assert len(shown) <= maximum
     assert not [character for character in shown if unicodedata.category(character)[0] == "C"]
     assert shown.splitlines() in ([], [shown])
     # Text may be escaped in several places.
-    assert printable(shown, most) == shown
+    assert printable(shown, maximum) == shown

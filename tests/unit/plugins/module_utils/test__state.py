@@ -412,8 +412,8 @@ def test_reset_keywords_leave_nothing_of_the_previous_state(before: State, after
 def test_reset_keywords_leave_nothing_of_two_previous_states(first: State, second: State, third: State) -> None:
     # It is unknown whether a load balancer has received the second state.
     line = third.answer(third.undoing(second) | second.undoing(first))
-    for told in ([first], [first, second], [second]):
-        assert in_haproxy(*(state.answer() for state in told), line) == in_haproxy(third.answer())
+    for received in ([first], [first, second], [second]):
+        assert in_haproxy(*(state.answer() for state in received), line) == in_haproxy(third.answer())
 
 
 # All responses of one state

@@ -17,9 +17,9 @@ A, B, C = "198.51.100.11", "198.51.100.12", "2001:db8::13"
 
 
 def peer(address: str, *words: str, last_seen: float = 0.0) -> dict[str, Any]:
-    """What an agent reports about a load balancer, which has_it or polls if these words are given."""
-    assert set(words) <= {"has_it", "polls"}
-    return {"address": address, "has_it": "has_it" in words, "polls": "polls" in words, "last_seen": last_seen}
+    """What an agent reports about a load balancer, which received or polls if these words are given."""
+    assert set(words) <= {"received", "polls"}
+    return {"address": address, "received": "received" in words, "polls": "polls" in words, "last_seen": last_seen}
 
 
 # The option wait_for
@@ -124,108 +124,122 @@ def test_error_about_a_long_value_is_short(wanted: object) -> None:
 # wait_for, the load balancers that polled before the change, and the agent's report; then the load balancers that have
 # received the state, those that have not, and whether waiting is complete.
 Row = tuple[object, list[str], list[dict[str, Any]], list[str], list[str], bool]
-ACCOUNTS: dict[str, Row] = {
+RESULTS: dict[str, Row] = {
     "no load balancer": ("auto", [], [], [], [], False),
-    "one has it": ("auto", [A], [peer(A, "has_it", "polls")], [A], [], True),
+    "one has it": ("auto", [A], [peer(A, "received", "polls")], [A], [], True),
     "one does not have it": ("auto", [A], [peer(A, "polls")], [], [A], False),
-    "both have it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B, "has_it", "polls")], [A, B], [], True),
-    "one of two has it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [B], False),
+    "both have it": ("auto", [A, B], [peer(A, "received", "polls"), peer(B, "received", "polls")], [A, B], [], True),
+    "one of two has it": ("auto", [A, B], [peer(A, "received", "polls"), peer(B, "polls")], [A], [B], False),
     "one appeared after the change without it": (
         "auto",
         [A],
-        [peer(A, "has_it", "polls"), peer(B, "polls")],
+        [peer(A, "received", "polls"), peer(B, "polls")],
         [A],
         [B],
         False,
     ),
-    "one appeared after the change with it": ("auto", [], [peer(A, "has_it", "polls")], [A], [], True),
+    "one appeared after the change with it": ("auto", [], [peer(A, "received", "polls")], [A], [], True),
     # A silent load balancer may continue to send sessions to the server.
-    "one became silent without it": ("auto", [A, B], [peer(A, "has_it", "polls"), peer(B)], [A], [B], False),
+    "one became silent without it": ("auto", [A, B], [peer(A, "received", "polls"), peer(B)], [A], [B], False),
     "one became silent with it": (
         "auto",
         [A, B],
-        [peer(A, "has_it", "polls"), peer(B, "has_it")],
+        [peer(A, "received", "polls"), peer(B, "received")],
         [A, B],
         [],
         True,
     ),
-    "all became silent with it": ("auto", [A, B], [peer(A, "has_it"), peer(B, "has_it")], [A, B], [], True),
-    "one was forgotten": ("auto", [A, B], [peer(A, "has_it", "polls")], [A], [B], False),
+    "all became silent with it": ("auto", [A, B], [peer(A, "received"), peer(B, "received")], [A, B], [], True),
+    "one was forgotten": ("auto", [A, B], [peer(A, "received", "polls")], [A], [B], False),
     "one that was forgotten has returned": (
         "auto",
         [A, B],
-        [peer(A, "has_it", "polls"), peer(B, "has_it")],
+        [peer(A, "received", "polls"), peer(B, "received")],
         [A, B],
         [],
         True,
     ),
     "all were forgotten": ("auto", [B, A], [], [], [A, B], False),
-    "one was always silent": ("auto", [A], [peer(A, "has_it", "polls"), peer(B)], [A], [], True),
-    "one that was always silent has it": ("auto", [], [peer(B, "has_it")], [], [], False),
+    "one was always silent": ("auto", [A], [peer(A, "received", "polls"), peer(B)], [A], [], True),
+    "one that was always silent has it": ("auto", [], [peer(B, "received")], [], [], False),
     "all were always silent": ("auto", [], [peer(A), peer(B)], [], [], False),
     "addresses are sorted": (
         "auto",
         [],
-        [peer(C, "polls"), peer(B, "has_it", "polls"), peer(A, "has_it", "polls")],
+        [peer(C, "polls"), peer(B, "received", "polls"), peer(A, "received", "polls")],
         [A, B],
         [C],
         False,
     ),
     "one is wanted, none has it": (1, [A], [peer(A, "polls")], [], [], False),
-    "one is wanted, one has it": (1, [A], [peer(A, "has_it", "polls")], [A], [], True),
-    "two are wanted, one has it": (2, [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], False),
-    "two are wanted, two have it": (2, [], [peer(B, "has_it", "polls"), peer(A, "has_it", "polls")], [A, B], [], True),
-    "one is wanted, two have it": (1, [], [peer(A, "has_it", "polls"), peer(B, "has_it", "polls")], [A, B], [], True),
-    "one is wanted, one of two has it": (1, [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], True),
+    "one is wanted, one has it": (1, [A], [peer(A, "received", "polls")], [A], [], True),
+    "two are wanted, one has it": (2, [A, B], [peer(A, "received", "polls"), peer(B, "polls")], [A], [], False),
+    "two are wanted, two have it": (
+        2,
+        [],
+        [peer(B, "received", "polls"), peer(A, "received", "polls")],
+        [A, B],
+        [],
+        True,
+    ),
+    "one is wanted, two have it": (
+        1,
+        [],
+        [peer(A, "received", "polls"), peer(B, "received", "polls")],
+        [A, B],
+        [],
+        True,
+    ),
+    "one is wanted, one of two has it": (1, [A, B], [peer(A, "received", "polls"), peer(B, "polls")], [A], [], True),
     "two are wanted, one of them became silent": (
         2,
         [],
-        [peer(A, "has_it", "polls"), peer(B, "has_it")],
+        [peer(A, "received", "polls"), peer(B, "received")],
         [A],
         [],
         False,
     ),
     "one is wanted, none polls": (1, [], [], [], [], False),
-    "an address that has it": ([A], [], [peer(A, "has_it", "polls")], [A], [], True),
-    "an address that has it and is silent": ([A], [], [peer(A, "has_it")], [A], [], True),
+    "an address that has it": ([A], [], [peer(A, "received", "polls")], [A], [], True),
+    "an address that has it and is silent": ([A], [], [peer(A, "received")], [A], [], True),
     "an address that does not have it": ([A], [], [peer(A, "polls")], [], [A], False),
-    "an address that was never seen": ([A], [], [peer(B, "has_it", "polls")], [], [A], False),
-    "another address does not have it": ([A], [A, B], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [], True),
-    "one of two addresses has it": ([B, A], [], [peer(A, "has_it", "polls"), peer(B, "polls")], [A], [B], False),
-    "addresses keep their order": ([B, A], [], [peer(A, "has_it"), peer(B, "has_it")], [B, A], [], True),
-    "an address in another notation": (["2001:DB8::0:13"], [], [peer(C, "has_it")], [C], [], True),
+    "an address that was never seen": ([A], [], [peer(B, "received", "polls")], [], [A], False),
+    "another address does not have it": ([A], [A, B], [peer(A, "received", "polls"), peer(B, "polls")], [A], [], True),
+    "one of two addresses has it": ([B, A], [], [peer(A, "received", "polls"), peer(B, "polls")], [A], [B], False),
+    "addresses keep their order": ([B, A], [], [peer(A, "received"), peer(B, "received")], [B, A], [], True),
+    "an address in another notation": (["2001:DB8::0:13"], [], [peer(C, "received")], [C], [], True),
 }
 
 
-@pytest.mark.parametrize("row", ACCOUNTS.values(), ids=ACCOUNTS)
+@pytest.mark.parametrize("row", RESULTS.values(), ids=RESULTS)
 def test_received_and_missing_load_balancers(row: Row) -> None:
     wanted, polled_before, peers, *expected = row
-    assert WaitFor(wanted).account(peers, polled_before) == tuple(expected)
+    assert WaitFor(wanted).result(peers, polled_before) == tuple(expected)
 
 
 def test_polling_load_balancers_are_listed() -> None:
-    assert polling([peer(A, "polls"), peer(B, "has_it"), peer(C, "has_it", "polls")]) == [A, C]
+    assert polling([peer(A, "polls"), peer(B, "received"), peer(C, "received", "polls")]) == [A, C]
     assert polling([]) == []
 
 
 def test_missing_load_balancers_are_listed_with_their_last_poll() -> None:
     now = time.time()
-    peers = [peer(A, "has_it", "polls"), peer(B, last_seen=now - 300), peer(C, last_seen=now - 7200)]
-    account = WaitFor([A, B, C, "198.51.100.14"]).account(peers, [])
+    peers = [peer(A, "received", "polls"), peer(B, last_seen=now - 300), peer(C, last_seen=now - 7200)]
+    result = WaitFor([A, B, C, "198.51.100.14"]).result(peers, [])
     earlier = [peer(B, "polls", last_seen=now - 900)]
-    told = re.fullmatch(
+    missing = re.fullmatch(
         rf"{B} \(last seen (\d+) s ago\), {C} \(last seen (\d+) s ago\), 198\.51\.100\.14 \(never seen\)",
-        account.missing([*earlier, *peers]),
+        result.missing([*earlier, *peers]),
     )
-    assert told
+    assert missing
     # The numbers depend on how long the test takes.
-    assert 300 <= int(told[1]) < 360
-    assert 7200 <= int(told[2]) < 7260
+    assert 300 <= int(missing[1]) < 360
+    assert 7200 <= int(missing[2]) < 7260
 
 
 def test_no_load_balancer_is_missing() -> None:
-    peers = [peer(A, "has_it", "polls")]
-    assert WaitFor("auto").account(peers, []).missing(peers) == ""
+    peers = [peer(A, "received", "polls")]
+    assert WaitFor("auto").result(peers, []).missing(peers) == ""
 
 
 # The option wait_except
@@ -236,13 +250,13 @@ def test_excluded_load_balancers_are_not_waited_for() -> None:
 
     If no load balancer is left, waiting is not complete.
     """
-    silent = [peer(A, "polls", "has_it"), peer(B, "polls"), peer(C, "polls", "has_it")]
-    assert not WaitFor("auto").account(silent, [A, B]).complete
+    silent = [peer(A, "polls", "received"), peer(B, "polls"), peer(C, "polls", "received")]
+    assert not WaitFor("auto").result(silent, [A, B]).complete
     for wanted, seen in (("auto", [A, C]), (2, [A, C]), ([A, B], [A])):
-        account = WaitFor(wanted, [f"::ffff:{B}"]).account(silent, [A, B])
-        assert (account.seen_by, account.not_seen_by, account.complete) == (seen, [], True)
-    assert not WaitFor("auto", [A, B, C]).account(silent, [A, B]).complete
-    assert not WaitFor(3, [B]).account(silent, []).complete
+        result = WaitFor(wanted, [f"::ffff:{B}"]).result(silent, [A, B])
+        assert (result.received_by, result.not_received_by, result.complete) == (seen, [], True)
+    assert not WaitFor("auto", [A, B, C]).result(silent, [A, B]).complete
+    assert not WaitFor(3, [B]).result(silent, []).complete
 
 
 def test_excluded_values_must_be_addresses() -> None:

@@ -185,9 +185,9 @@ def test_state_and_load_balancers_are_returned(host: Host, tmp_path: Path, event
     # The module itself does not count as a load balancer.
     missed, seen = instance["peers"]
     assert (missed["address"], missed["checks"], missed["interval"]) == ("127.0.0.2", 1, None)
-    assert (missed["has_it"], missed["line"]) == (False, "DRAIN 5%")
+    assert (missed["received"], missed["line"]) == (False, "DRAIN 5%")
     assert (seen["address"], seen["checks"], seen["polls"]) == ("127.0.0.3", 2, True)
-    assert (seen["has_it"], seen["line"]) == (True, "UP READY 5% # new disk")
+    assert (seen["received"], seen["line"]) == (True, "UP READY 5% # new disk")
     assert before <= seen["first_seen"] < seen["last_seen"] <= time.time()
     assert 0 < seen["interval"] <= seen["last_seen"] - seen["first_seen"] + 1
     assert 0 < seen["settles_for"] <= LONG
@@ -224,11 +224,11 @@ def test_results_match_the_documentation(host: Host, tmp_path: Path) -> None:
     for address in ["127.0.0.2", "127.0.0.3", "127.0.0.3"]:
         poll_from(agent, address)
 
-    told, not_told = sorted(host.instances(), key=lambda instance: instance["status_socket"] is None)
+    received, not_received = sorted(host.instances(), key=lambda instance: instance["status_socket"] is None)
 
-    assert set(told) == set(not_told) == set(documented)
-    assert_types(told, documented)
-    for peer in told["peers"]:
+    assert set(received) == set(not_received) == set(documented)
+    assert_types(received, documented)
+    for peer in received["peers"]:
         assert set(peer) == set(documented["peers"]["contains"])
         assert_types(peer, documented["peers"]["contains"])
 
@@ -372,8 +372,8 @@ def test_agent_that_hangs_does_not_hide_others(host: Host, tmp_path: Path, other
     (warning,) = result["warnings"]
     for word in [str(agent.state_file), str(path), "timed out", "log"]:
         assert word in str(warning)
-    told = {instance["status_socket"]: instance["answer"] for instance in result["instances"]}
-    assert told == {str(path): None, **{str(tmp_path / f"{number}.sock"): "UP" for number in range(others)}}
+    answers = {instance["status_socket"]: instance["answer"] for instance in result["instances"]}
+    assert answers == {str(path): None, **{str(tmp_path / f"{number}.sock"): "UP" for number in range(others)}}
 
 
 def test_error_if_the_only_selected_agent_hangs(host: Host, tmp_path: Path) -> None:
@@ -674,7 +674,7 @@ client = listen()
 bad = {ESCAPES!r}
 client.sendall(json.dumps(dict(state=dict(status="UP", reason=chr(0x202e)), answer="UP" + bad, state_file=state_file,
     last_error=bad, version=bad, counters={{bad: 1}}, since=1e300, settle=bad,
-    peers=[dict(address=bad, line=bad, has_it=True, polls=True, last_seen=1)])).encode())
+    peers=[dict(address=bad, line=bad, received=True, polls=True, last_seen=1)])).encode())
 client.close()
 """,
 }

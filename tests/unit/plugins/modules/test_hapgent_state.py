@@ -506,9 +506,9 @@ def test_kept_state_is_loaded_and_waited_for(agents: Agents, tmp_path: Path, eve
     agent.write_state(DRAINED)
     with polled(agent, eventually, {FAST: 0.1}) as balancers:
         result = change(agent, status="UP", only_if={"reason": "release"}, wait=True)
-    assert (result["kept"], result["changed"], result["seen_by"]) == (True, True, [FAST])
+    assert (result["kept"], result["changed"], result["received_by"]) == (True, True, [FAST])
     assert saved(agent) == json.loads(DRAINED)
-    assert balancers[FAST].told[-1] == b"DRAIN UP # disk\n"
+    assert balancers[FAST].received[-1] == b"DRAIN UP # disk\n"
 
 
 # Arguments
@@ -705,16 +705,16 @@ def test_agent_is_reloaded_if_its_answer_differs_from_its_file(agents: Agents, d
 
 
 @pytest.mark.parametrize(
-    ("told", "edited"),
+    ("reported", "edited"),
     [
         ({"status": "UP", "weight": 100}, {"status": "UP"}),
         ({"status": "DRAIN", "weight": 100, "maxconn": 5}, {"status": "DRAIN", "maxconn": 5}),
     ],
 )
 def test_agent_is_reloaded_if_weight_100_was_removed_from_its_file(
-    agents: Agents, told: Result, edited: Result
+    agents: Agents, reported: Result, edited: Result
 ) -> None:
-    agent = agents.start(json.dumps(told).encode())
+    agent = agents.start(json.dumps(reported).encode())
     agent.write_state(json.dumps(edited).encode())
     done = change(agent, status=edited["status"])
     assert (done["changed"], done["before"], done["after"]) == (True, edited, edited)
@@ -893,17 +893,17 @@ def test_second_run_changes_nothing_while_the_agent_settles(
 ) -> None:
     agent = start(agents, tmp_path)
     assert agent.ask() == b"UP\n"
-    for wanted, answer, told in WHILE_IT_SETTLES:
+    for wanted, answer, sent in WHILE_IT_SETTLES:
         done = change(agent, **wanted)
         assert (done["changed"], done["answer"]) == (True, answer)
         assert f"agent answers: {answer}\n" in done["diff"]["after"]
-        assert agent.ask() == f"{told}\n".encode()
+        assert agent.ask() == f"{sent}\n".encode()
 
         again = change(agent, **wanted)
         assert (again["changed"], again["answer"]) == (False, answer)
         assert again["diff"]["before"] == again["diff"]["after"]
-        assert "seen_by" not in done
-        assert "not_seen_by" not in done
+        assert "received_by" not in done
+        assert "not_received_by" not in done
 
 
 @with_and_without_status
@@ -989,7 +989,7 @@ class LoadBalancer:
 
     def __init__(self, agent: Agent, address: str, inter: float) -> None:
         self.address = address
-        self.told: list[bytes] = []
+        self.received: list[bytes] = []
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._poll, args=(agent, inter))
         self._thread.start()
@@ -1002,7 +1002,7 @@ class LoadBalancer:
         while not self._stopped.is_set():
             # The agent may still be starting.
             with contextlib.suppress(ConnectionError):
-                self.told.append(poll_from(agent, self.address))
+                self.received.append(poll_from(agent, self.address))
             self._stopped.wait(inter)
 
 
@@ -1067,7 +1067,7 @@ def relayed(agent: Agent, inspect: Callable[[Relay, dict[str, Any]], None]) -> I
         relay.join()
 
 
-def hold_until_told(eventually: Eventually, *balancers: LoadBalancer) -> Callable[[Relay, dict[str, Any]], None]:
+def hold_until_sent(eventually: Eventually, *balancers: LoadBalancer) -> Callable[[Relay, dict[str, Any]], None]:
     """Hold back the first status after the change until these load balancers have received the change.
 
     The module starts to wait after that, so the load balancers cannot be too late on a slow machine.
@@ -1075,12 +1075,14 @@ def hold_until_told(eventually: Eventually, *balancers: LoadBalancer) -> Callabl
 
     def inspect(_relay: Relay, status: dict[str, Any]) -> None:
         if status["answer"] == "DRAIN":
-            eventually(lambda: all(balancer.told[-1] == b"DRAIN UP\n" for balancer in balancers), "all were told")
+            eventually(
+                lambda: all(balancer.received[-1] == b"DRAIN UP\n" for balancer in balancers), "all have received it"
+            )
 
     return inspect
 
 
-def assert_not_told(result: Result, agent: Agent, *named: str) -> None:
+def assert_not_received(result: Result, agent: Agent, *named: str) -> None:
     """Check that the module failed because not all load balancers received its change, and its message."""
     assert result["failed"]
     assert result["changed"]
@@ -1098,10 +1100,10 @@ def test_wait_includes_all_load_balancers_that_poll(agents: Agents, tmp_path: Pa
     with polled(agent, eventually, {FAST: 0.3, SLOW: 1.5}) as balancers:
         result = change(agent, status="DRAIN", wait=True)
     assert (result["changed"], result["answer"]) == (True, "DRAIN")
-    assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
+    assert (result["received_by"], result["not_received_by"]) == ([FAST, SLOW], [])
     for balancer in balancers.values():
-        assert balancer.told[0] == b"UP\n"
-        assert balancer.told[-1] == b"DRAIN UP\n"
+        assert balancer.received[0] == b"UP\n"
+        assert balancer.received[-1] == b"DRAIN UP\n"
 
 
 # The option wait_for, and the possible values of seen_by.
@@ -1117,18 +1119,18 @@ WAIT_FOR: dict[str, tuple[object, list[list[str]]]] = {
 }
 
 
-@pytest.mark.parametrize(("wait_for", "seen_by"), WAIT_FOR.values(), ids=WAIT_FOR)
+@pytest.mark.parametrize(("wait_for", "received_by"), WAIT_FOR.values(), ids=WAIT_FOR)
 def test_wait_for_selects_the_load_balancers(
-    agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, seen_by: list[list[str]]
+    agents: Agents, tmp_path: Path, eventually: Eventually, wait_for: object, received_by: list[list[str]]
 ) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.05, SLOW: 0.2}) as balancers:
         result = change(agent, status="DRAIN", wait=True, wait_for=wait_for)
     assert result["changed"]
-    assert result["seen_by"] in seen_by
-    assert result["not_seen_by"] == []
-    for address in result["seen_by"]:
-        assert balancers[address].told[-1] == b"DRAIN UP\n"
+    assert result["received_by"] in received_by
+    assert result["not_received_by"] == []
+    for address in result["received_by"]:
+        assert balancers[address].received[-1] == b"DRAIN UP\n"
 
 
 def test_wait_for_accepts_any_notation_of_an_ipv6_address(
@@ -1137,7 +1139,7 @@ def test_wait_for_accepts_any_notation_of_an_ipv6_address(
     agent = start_with_status(agents, tmp_path, ip="::1")
     with polled(agent, eventually, {"::1": 0.1}):
         result = change(agent, status="DRAIN", wait=True, wait_for=["0:0:0:0:0:0:0:1"])
-    assert result["seen_by"] == ["::1"]
+    assert result["received_by"] == ["::1"]
 
 
 def test_ansible_can_pass_wait_for_as_text(
@@ -1147,7 +1149,7 @@ def test_ansible_can_pass_wait_for_as_text(
     arguments = f"status=DRAIN wait=yes wait_for={FAST},{SLOW} state_file={agent.state_file} service={SERVICE}"
     with polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}):
         result = run_ansible("hapgent_state", arguments)
-    assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
+    assert (result["received_by"], result["not_received_by"]) == ([FAST, SLOW], [])
 
 
 @pytest.mark.parametrize("forgets", [False, True], ids=["", "forgotten"])
@@ -1156,7 +1158,7 @@ def test_load_balancer_that_stops_polling_during_the_change_is_waited_for(
 ) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.2, SLOW: 0.3}) as balancers:
-        hold = hold_until_told(eventually, balancers[FAST])
+        hold = hold_until_sent(eventually, balancers[FAST])
 
         def stop(relay: Relay, status: dict[str, Any]) -> None:
             # The load balancer stops after the module has read that it polls.
@@ -1171,23 +1173,23 @@ def test_load_balancer_that_stops_polling_during_the_change_is_waited_for(
 
         with relayed(agent, stop):
             result = change(agent, status="DRAIN", wait=True, wait_timeout=0.5)
-    assert_not_told(result, agent, f" {SLOW} (last seen ", " 0.5 s")
-    assert (result["seen_by"], result["not_seen_by"]) == ([FAST], [SLOW])
-    assert set(balancers[SLOW].told) == {b"UP\n"}
+    assert_not_received(result, agent, f" {SLOW} (last seen ", " 0.5 s")
+    assert (result["received_by"], result["not_received_by"]) == ([FAST], [SLOW])
+    assert set(balancers[SLOW].received) == {b"UP\n"}
 
 
 def test_error_if_no_load_balancer_polls(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     result = change(agent, status="DRAIN", wait=True, wait_timeout=0.5)
-    assert_not_told(result, agent, "no load balancer ", " 0.5 s", "agent-check", "agent-port", "firewall")
-    assert (result["seen_by"], result["not_seen_by"]) == ([], [])
+    assert_not_received(result, agent, "no load balancer ", " 0.5 s", "agent-check", "agent-port", "firewall")
+    assert (result["received_by"], result["not_received_by"]) == ([], [])
 
 
 def test_error_if_all_load_balancers_are_excluded(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.1}):
         result = change(agent, status="DRAIN", wait=True, wait_except=[FAST], wait_timeout=0.5)
-    assert_not_told(result, agent, "wait_except")
+    assert_not_received(result, agent, "wait_except")
     assert "agent-check" not in result["msg"]
 
 
@@ -1213,13 +1215,13 @@ def test_error_if_not_all_load_balancers_receive_the_change(
     agent = start_with_status(agents, tmp_path)
     with (
         polled(agent, eventually, {FAST: 0.1, SLOW: 0.2}) as balancers,
-        relayed(agent, hold_until_told(eventually, *balancers.values())),
+        relayed(agent, hold_until_sent(eventually, *balancers.values())),
     ):
         result = change(agent, status="DRAIN", wait=True, wait_for=wait_for, wait_timeout=1)
-    assert_not_told(result, agent, *named)
+    assert_not_received(result, agent, *named)
     listed = str(wait_for)
-    assert result["seen_by"] == [address for address in (FAST, SLOW) if wait_for == 3 or address in listed]
-    assert result["not_seen_by"] == [address for address in (UNKNOWN, "198.51.100.11") if address in listed]
+    assert result["received_by"] == [address for address in (FAST, SLOW) if wait_for == 3 or address in listed]
+    assert result["not_received_by"] == [address for address in (UNKNOWN, "198.51.100.11") if address in listed]
 
 
 def test_missing_load_balancers_are_named_even_if_the_agent_is_slow(agents: Agents, tmp_path: Path) -> None:
@@ -1227,14 +1229,14 @@ def test_missing_load_balancers_are_named_even_if_the_agent_is_slow(agents: Agen
     # The timeout ends while the module reads the status for the last time.
     with relayed(agent, lambda _relay, _status: time.sleep(0.2)):
         result = change(agent, status="DRAIN", wait=True, wait_for=[UNKNOWN], wait_timeout=0.5)
-    assert_not_told(result, agent, f": {UNKNOWN} (never seen).", " 0.5 s")
+    assert_not_received(result, agent, f": {UNKNOWN} (never seen).", " 0.5 s")
 
 
 def test_time_of_the_last_poll_is_named(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     poll_from(agent, UNKNOWN)
     result = change(agent, status="DRAIN", wait=True, wait_for=[UNKNOWN], wait_timeout=0.5)
-    assert_not_told(result, agent, f": {UNKNOWN} (last seen ", " 0.5 s")
+    assert_not_received(result, agent, f": {UNKNOWN} (last seen ", " 0.5 s")
 
 
 def test_wait_works_even_if_nothing_changes(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
@@ -1244,7 +1246,7 @@ def test_wait_works_even_if_nothing_changes(agents: Agents, tmp_path: Path, even
     with polled(agent, eventually, {FAST: 0.2, SLOW: 0.4}):
         result = change(agent, status="DRAIN", wait=True)
     assert (result["changed"], result["answer"]) == (False, "DRAIN")
-    assert (result["seen_by"], result["not_seen_by"]) == ([FAST, SLOW], [])
+    assert (result["received_by"], result["not_received_by"]) == ([FAST, SLOW], [])
 
 
 def test_error_if_no_load_balancer_polls_and_nothing_changes(agents: Agents, tmp_path: Path) -> None:
@@ -1261,15 +1263,15 @@ def test_wait_works_if_only_the_agent_is_reloaded(agents: Agents, tmp_path: Path
     agent.write_state(b'{"status": "DRAIN"}')
     with polled(agent, eventually, {FAST: 0.1}) as balancers:
         result = change(agent, status="DRAIN", wait=True)
-    assert (result["changed"], result["seen_by"]) == (True, [FAST])
-    assert balancers[FAST].told[-1] == b"DRAIN UP\n"
+    assert (result["changed"], result["received_by"]) == (True, [FAST])
+    assert balancers[FAST].received[-1] == b"DRAIN UP\n"
 
 
 def test_check_mode_does_not_wait(agents: Agents, tmp_path: Path) -> None:
     agent = start_with_status(agents, tmp_path)
     result = change(agent, check=True, status="DRAIN", wait=True)
     assert (result["changed"], result["answer"]) == (True, "DRAIN")
-    assert not {"seen_by", "not_seen_by"} & set(result)
+    assert not {"received_by", "not_received_by"} & set(result)
     assert saved(agent) == {"status": "UP"}
 
 
@@ -1328,10 +1330,10 @@ def test_wait_continues_if_another_run_changes_another_field(
         assert change(agent, weight=5)["changed"]
         with polled(agent, eventually, {FAST: 0.1}) as balancers:
             result = run.result()
-    assert (result["changed"], result["seen_by"]) == (True, [FAST])
+    assert (result["changed"], result["received_by"]) == (True, [FAST])
     assert (result["after"], result["answer"]) == ({"status": "DRAIN", "weight": 5}, "DRAIN 5%")
-    assert b"DRAIN" in balancers[FAST].told[-1].split()
-    assert b"5%" in balancers[FAST].told[-1].split()
+    assert b"DRAIN" in balancers[FAST].received[-1].split()
+    assert b"5%" in balancers[FAST].received[-1].split()
 
 
 def test_wait_reports_why_the_agent_sends_fail(agents: Agents, tmp_path: Path) -> None:
@@ -1370,7 +1372,7 @@ def test_error_if_the_agent_ends_while_the_module_waits(agents: Agents, tmp_path
 
     with relayed(agent, kill):
         result = change(agent, status="DRAIN", wait=True, wait_for=[FAST], wait_timeout=0.5)
-    assert_not_told(result, agent, "unknown", str(tmp_path / "status.sock"))
+    assert_not_received(result, agent, "unknown", str(tmp_path / "status.sock"))
 
 
 def test_wait_continues_if_the_agent_restarts(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
@@ -1387,4 +1389,4 @@ def test_wait_continues_if_the_agent_restarts(agents: Agents, tmp_path: Path, ev
         )
         assert poll_from(again, FAST).split()[0] == b"DRAIN"
         result = run.result()
-    assert (result["changed"], result["seen_by"], result["not_seen_by"]) == (True, [FAST], [])
+    assert (result["changed"], result["received_by"], result["not_received_by"]) == (True, [FAST], [])

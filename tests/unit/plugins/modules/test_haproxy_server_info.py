@@ -355,14 +355,14 @@ def test_all_fields_of_servers_are_returned(balancer: LoadBalancer, eventually: 
 
     servers = balancer.servers()
 
-    told = ("status", "takes_new_sessions", "admin_state", "admin_by", "weight", "configured_weight", "sessions")
-    assert {name: tuple(server[key] for key in told) for name, server in servers.items()} == {
+    keys = ("status", "takes_new_sessions", "admin_state", "admin_by", "weight", "configured_weight", "sessions")
+    assert {name: tuple(server[key] for key in keys) for name, server in servers.items()} == {
         "web/up": ("UP", True, "ready", [], 50, 100, 1),
-        "web/drained": ("DRAIN (agent)", False, "drain", ["agent_or_hand"], 100, 100, 0),
-        "web/kept": ("MAINT", False, "maint", ["agent_or_hand"], 100, 100, 0),
+        "web/drained": ("DRAIN (agent)", False, "drain", ["agent_or_operator"], 100, 100, 0),
+        "web/kept": ("MAINT", False, "maint", ["agent_or_operator"], 100, 100, 0),
         "web/down": ("DOWN (agent)", False, "ready", [], 100, 100, 0),
         "web/configured": ("MAINT", False, "maint", ["configuration"], 100, 100, 0),
-        "web/hand": ("DRAIN", False, "drain", ["hand"], 100, 100, 0),
+        "web/hand": ("DRAIN", False, "drain", ["operator"], 100, 100, 0),
         "web/free": ("no check", True, "ready", [], 20, 20, 0),
         "api/drained": ("DRAIN (agent)", False, "drain", ["tracking"], 1, 1, 0),
     }
@@ -382,9 +382,9 @@ def test_all_fields_of_servers_are_returned(balancer: LoadBalancer, eventually: 
 
 def test_version_and_process_are_returned(balancer: LoadBalancer) -> None:
     simple(balancer)
-    told = dict(line.split(": ", 1) for line in balancer.send("show info").splitlines() if ": " in line)
+    reported = dict(line.split(": ", 1) for line in balancer.send("show info").splitlines() if ": " in line)
     result = balancer.run_module()
-    assert (result["haproxy"]["version"], result["haproxy"]["pid"]) == (told["Version"], int(told["Pid"]))
+    assert (result["haproxy"]["version"], result["haproxy"]["pid"]) == (reported["Version"], int(reported["Pid"]))
     assert 0 <= result["haproxy"]["uptime"] < 60
 
 
@@ -824,8 +824,8 @@ def test_haproxy_enterprise_is_accepted(balancer: LoadBalancer) -> None:
     simple(balancer)
 
     def answer() -> bytes:
-        told = balancer.send("show info;show stat;show servers state").encode()
-        return told.replace(b"Name: HAProxy\n", b"Name: hapee-lb\n")
+        reported = balancer.send("show info;show stat;show servers state").encode()
+        return reported.replace(b"Name: HAProxy\n", b"Name: hapee-lb\n")
 
     with FakeServer(answer) as fake:
         result = run_module(socket=fake.address)
@@ -837,8 +837,8 @@ def test_unreadable_row_affects_only_its_server(balancer: LoadBalancer) -> None:
     balancer.start()
 
     def answer() -> bytes:
-        told = balancer.send("show info;show stat;show servers state").encode()
-        return told.replace(b"\nweb,web7,", b"\nweb,web7,one more column,")
+        reported = balancer.send("show info;show stat;show servers state").encode()
+        return reported.replace(b"\nweb,web7,", b"\nweb,web7,one more column,")
 
     with FakeServer(answer) as fake:
         result = run_module(socket=fake.address)
@@ -903,7 +903,7 @@ def test_servers_that_were_never_in_rotation_are_recognizable(
     balancer.await_status(eventually, enabled="MAINT", kept="MAINT")
     never = {"auto1": ["resolution"], "auto2": ["resolution"]}
     disabled = {"spare": ["configuration"], "spareunchecked": ["configuration"]}
-    was_in = {"web1": [], "enabled": ["hand"], "kept": ["hand"], "backup": []}
+    was_in = {"web1": [], "enabled": ["operator"], "kept": ["operator"], "backup": []}
     result = balancer.run_module()
     assert {server["server"]: server["admin_by"] for server in result["servers"]} == {**never, **disabled, **was_in}
     # A server without an address has no agent that could respond.
@@ -1054,17 +1054,17 @@ def test_useless_agent_checks_cause_warnings(
     }
     result: Result = {}
 
-    def told() -> dict[str, str]:
+    def reported() -> dict[str, str]:
         return dict(warning.split(": ", 1) for warning in result["agent_check_warnings"])
 
     def has_expected_warnings() -> bool:
         # HAProxy does not show the response of an agent that it is polling at the moment.
         result.update(balancer.run_module())
-        return set(told()) == set(expected)
+        return set(reported()) == set(expected)
 
     eventually(has_expected_warnings, "there are exactly the expected warnings")
     for server, words in expected.items():
-        assert all(word in told()[server] for word in words), told()[server]
+        assert all(word in reported()[server] for word in words), reported()[server]
     for warning in result["agent_check_warnings"]:
         assert json.dumps(warning) in warnings(result)
     assert balancer.run_module(server="well")["agent_check_warnings"] == []

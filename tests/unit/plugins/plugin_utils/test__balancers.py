@@ -128,42 +128,46 @@ def test_advised_pattern(pattern: Any, names: list[str], advised: str) -> None:
 # The module's result, the excluded load balancers, their pattern, and what must and must not be in the report.
 CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] = {
     "a known load balancer": (
-        {"msg": "not to 198.51.100.12 (never seen).", "not_seen_by": ["198.51.100.12"], "after": {"status": "DRAIN"}},
+        {
+            "msg": "not to 198.51.100.12 (never seen).",
+            "not_received_by": ["198.51.100.12"],
+            "after": {"status": "DRAIN"},
+        },
         [],
         "lb",
         ["198.51.100.12 (lb2)", " The agent stays in DRAIN. ", "hapgent_load_balancers='lb,!lb2'"],
         ["hapgent_source_addresses"],
     ),
     "a load balancer with two addresses": (
-        {"msg": "not to some.", "not_seen_by": ["198.51.100.12", "2001:db8::12"]},
+        {"msg": "not to some.", "not_received_by": ["198.51.100.12", "2001:db8::12"]},
         [],
         "lb",
         ["'lb,!lb2'"],
         ["stays", "!lb2,!lb2"],
     ),
     "hosts with different load balancers": (
-        {"msg": "not to 198.51.100.12.", "not_seen_by": ["198.51.100.12"]},
+        {"msg": "not to 198.51.100.12.", "not_received_by": ["198.51.100.12"]},
         [],
         "",
         ["hapgent_load_balancers"],
         ["hapgent_load_balancers=", "!"],
     ),
     "an unknown address": (
-        {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
+        {"msg": "not to 192.0.2.9.", "not_received_by": ["192.0.2.9"]},
         [],
         "lb",
         ["192.0.2.9", "hapgent_source_addresses"],
         ["!"],
     ),
     "an unknown address, and one load balancer is excluded": (
-        {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"]},
+        {"msg": "not to 192.0.2.9.", "not_received_by": ["192.0.2.9"]},
         ["lb3"],
         "lb,!lb3",
         ["192.0.2.9", "lb3", "hapgent_source_addresses"],
         ["hapgent_load_balancers"],
     ),
     "no load balancers configured": (
-        {"msg": "not to 192.0.2.9.", "not_seen_by": ["192.0.2.9"], "seen_by": ["192.0.2.7", "192.0.2.8"]},
+        {"msg": "not to 192.0.2.9.", "not_received_by": ["192.0.2.9"], "received_by": ["192.0.2.7", "192.0.2.8"]},
         [],
         "",
         ["hapgent_wait_for='192.0.2.7,192.0.2.8'"],
@@ -180,8 +184,8 @@ CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] 
         {
             "kept": True,
             "after": {"status": "MAINT", "reason": "disk\u202e"},
-            "seen_by": [],
-            "not_seen_by": ["192.0.2.9"],
+            "received_by": [],
+            "not_received_by": ["192.0.2.9"],
         },
         [],
         "lb",
@@ -193,12 +197,12 @@ CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] 
 
 
 @pytest.mark.parametrize(
-    ("told", "left_out", "pattern", "parts", "others"), CHANGE_PROBLEMS.values(), ids=CHANGE_PROBLEMS
+    ("result", "left_out", "pattern", "parts", "others"), CHANGE_PROBLEMS.values(), ids=CHANGE_PROBLEMS
 )
 def test_report_on_a_failed_change(
-    told: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]
+    result: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]
 ) -> None:
-    report = change_problem(told, KNOWN, left_out, pattern)
+    report = change_problem(result, KNOWN, left_out, pattern)
     for part in parts:
         assert part in report
     for part in others:
@@ -261,8 +265,8 @@ ONE, TWO = ["192.0.2.9"], ["192.0.2.9", "192.0.2.10"]
 def test_advice_about_addresses_without_a_name(
     missing: list[str], left_out: list[str], pattern: str, advice: str
 ) -> None:
-    told = {"msg": "not to some.", "not_seen_by": missing, "seen_by": ["192.0.2.7"]}
-    assert change_problem(told, {}, left_out, pattern) == f"not to some. {advice}"
+    result = {"msg": "not to some.", "not_received_by": missing, "received_by": ["192.0.2.7"]}
+    assert change_problem(result, {}, left_out, pattern) == f"not to some. {advice}"
 
 
 def test_names_are_added_to_addresses() -> None:
@@ -270,7 +274,7 @@ def test_names_are_added_to_addresses() -> None:
     assert with_names(text, KNOWN) == (
         "not to 198.51.100.12 (lb2), 198.51.100.121, 2001:db8::12 (lb2) and 198.51.100.11 (lb1)."
     )
-    assert with_names("told lb2", {}) == "told lb2"
+    assert with_names("polled lb2", {}) == "polled lb2"
 
 
 def test_addresses_of_hosts() -> None:

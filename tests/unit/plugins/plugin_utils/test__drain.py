@@ -27,7 +27,7 @@ def asked(*rows: Row) -> list[dict[str, Any]]:
     return [*({"item": f"lb{number}", "servers": [shown]} for number, shown in enumerate(rows, 1)), {"item": "lb9"}]
 
 
-IN_USE = asked(row(), row(), row("maint", "agent_or_hand", name="web2"))
+IN_USE = asked(row(), row(), row("maint", "agent_or_operator", name="web2"))
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -49,17 +49,17 @@ def test_drain_changes_only_servers_in_rotation(status: str, reason: str, their_
 IN_HAPROXY: dict[str, tuple[list[Row], str]] = {
     "no load balancers": ([], "changed"),
     "in rotation everywhere": ([row(), row()], "changed"),
-    "drained manually": ([row(), row("drain", "agent_or_hand")], "changed"),
-    "maintenance on one": ([row(), row("maint", "agent_or_hand")], "refused"),
-    "maintenance on one, the other drained": ([row("drain", "hand"), row("maint", "agent_or_hand")], "refused"),
+    "drained manually": ([row(), row("drain", "agent_or_operator")], "changed"),
+    "maintenance on one": ([row(), row("maint", "agent_or_operator")], "refused"),
+    "maintenance on one, the other drained": ([row("drain", "operator"), row("maint", "agent_or_operator")], "refused"),
     "maintenance on one, from its page": ([row(), row("maint")], "refused"),
     "maintenance by configuration on one": ([row(), row("maint", "configuration")], "refused"),
-    "maintenance everywhere": ([row("maint", "agent_or_hand"), row("maint", "configuration")], "left"),
-    "maintenance, one by tracking": ([row("maint", "agent_or_hand"), row("maint", "tracking")], "left"),
+    "maintenance everywhere": ([row("maint", "agent_or_operator"), row("maint", "configuration")], "left"),
+    "maintenance, one by tracking": ([row("maint", "agent_or_operator"), row("maint", "tracking")], "left"),
     "tracking": ([row(), row("maint", "tracking")], "changed"),
     "not resolved": ([row(), row("maint", "resolution")], "changed"),
-    "maintenance, which no agent can end": ([row(), row("maint", "hand", agent_check=None)], "changed"),
-    "another server": ([row(), row("maint", "agent_or_hand", name="web2")], "changed"),
+    "maintenance, which no agent can end": ([row(), row("maint", "operator", agent_check=None)], "changed"),
+    "another server": ([row(), row("maint", "agent_or_operator", name="web2")], "changed"),
 }
 
 
@@ -117,5 +117,5 @@ def test_text_from_agents_and_haproxy_is_escaped() -> None:
     state = {"status": "MAINT", "reason": "gone\u202e"}
     for plan in (drain(state, "", [], "web1"), undrain(state, "", ""), undrain(state, OURS, "")):
         assert plan["note"].isprintable()
-    hostile = asked(row(), {**row("maint", "agent_or_hand"), "backend": "\x1b[2J"})
+    hostile = asked(row(), {**row("maint", "agent_or_operator"), "backend": "\x1b[2J"})
     assert drain({"status": "UP"}, "", hostile, "web1")["refusal"].isprintable()

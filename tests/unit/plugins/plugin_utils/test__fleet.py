@@ -62,7 +62,7 @@ def server(name: str = "web1", status: str = "UP", *, backend: str = "web", **fi
     return Server(backend=backend, name=name, status=shown, **{**usual, **fields}).describe()
 
 
-def told(item: str, *servers: Result, warnings: list[str] | None = None) -> Result:
+def balancer(item: str, *servers: Result, warnings: list[str] | None = None) -> Result:
     """The result of a load balancer with these servers."""
     return {
         "item": item,
@@ -81,8 +81,8 @@ def unreachable(item: str) -> Result:
 
 
 def peer(address: str, *words: str) -> Result:
-    """What an agent reports about a load balancer, which has_it or polls if these words are given."""
-    assert set(words) <= {"has_it", "polls"}
+    """What an agent reports about a load balancer, which received or polls if these words are given."""
+    assert set(words) <= {"received", "polls"}
     return {
         "address": address,
         "first_seen": 1795480000.1,
@@ -90,13 +90,13 @@ def peer(address: str, *words: str) -> Result:
         "checks": 600,
         "interval": 2.0,
         "line": "UP",
-        "has_it": "has_it" in words,
+        "received": "received" in words,
         "settles_for": 0.0,
         "polls": "polls" in words,
     }
 
 
-BOTH = [peer("198.51.100.11", "polls", "has_it"), peer("198.51.100.12", "polls", "has_it")]
+BOTH = [peer("198.51.100.11", "polls", "received"), peer("198.51.100.12", "polls", "received")]
 
 
 def agent(item: str = "web1", peers: list[Result] | None = None, **state: Any) -> Result:
@@ -132,7 +132,7 @@ def without_status_socket(result: Result) -> Result:
 def test_results_in_these_tests_have_the_documented_fields() -> None:
     documented = yaml.safe_load(haproxy_server_info.RETURN)
     # Only failed results have a cause.
-    assert set(told("lb1")) - {"item", "changed", "failed"} == set(documented) - {"cause"}
+    assert set(balancer("lb1")) - {"item", "changed", "failed"} == set(documented) - {"cause"}
     assert set(server()) == set(documented["servers"]["contains"])
     documented = yaml.safe_load(hapgent_info.RETURN)["instances"]["contains"]
     assert set(agent()["instances"][0]) == set(documented)
@@ -143,7 +143,7 @@ def test_results_in_these_tests_have_the_documented_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    ("min_up", "total", "least"),
+    ("min_up", "total", "required"),
     [
         (0, 8, 0),
         (3, 8, 3),
@@ -163,8 +163,8 @@ def test_results_in_these_tests_have_the_documented_fields() -> None:
         ("75%", 0, 0),
     ],
 )
-def test_min_up_is_converted_to_a_number_of_servers(min_up: object, total: int, least: int) -> None:
-    assert at_least(min_up, total) == least
+def test_min_up_is_converted_to_a_number_of_servers(min_up: object, total: int, required: int) -> None:
+    assert at_least(min_up, total) == required
 
 
 @pytest.mark.parametrize(
@@ -294,15 +294,15 @@ MIN_UPS = st.integers(0, 9) | st.integers(0, 100).map(lambda percent: f"{percent
 
 @given(NAMES, NAMES, NAMES, NAMES, st.tuples(MIN_UPS, MIN_UPS))
 def test_refusal_remains_for_more_servers_or_a_higher_min_up(
-    is_in: set[str], is_out: set[str], leaving: set[str], more: set[str], leasts: tuple[Any, Any]
+    is_in: set[str], is_out: set[str], leaving: set[str], more: set[str], min_ups: tuple[Any, Any]
 ) -> None:
     servers = Pool("here", {**dict.fromkeys(is_out, (False, "DOWN")), **dict.fromkeys(is_in, (True, "UP"))})
-    less, least = sorted(leasts, key=lambda min_up: at_least(min_up, len(servers.members)))
-    if refusal_of(servers, leaving, less):
-        assert refusal_of(servers, leaving | more, less)
-        assert refusal_of(servers, leaving, least)
+    lower, higher = sorted(min_ups, key=lambda min_up: at_least(min_up, len(servers.members)))
+    if refusal_of(servers, leaving, lower):
+        assert refusal_of(servers, leaving | more, lower)
+        assert refusal_of(servers, leaving, higher)
     else:
-        assert len(is_in - leaving) >= at_least(less, len(servers.members)) or not is_in & leaving
+        assert len(is_in - leaving) >= at_least(lower, len(servers.members)) or not is_in & leaving
 
 
 # Pools
@@ -310,7 +310,7 @@ def test_refusal_remains_for_more_servers_or_a_higher_min_up(
 
 def test_pools_are_the_backends_with_one_of_the_servers() -> None:
     asked = [
-        told(
+        balancer(
             "lb1",
             server("web1"),
             server("web2", "DRAIN", sessions=2),
@@ -319,8 +319,8 @@ def test_pools_are_the_backends_with_one_of_the_servers() -> None:
             server("web3", backend="api"),
             server("db1", backend="db"),
         ),
-        told("lb2", server("web1", "MAINT"), server("web2")),
-        told("lb3"),
+        balancer("lb2", server("web1", "MAINT"), server("web2")),
+        balancer("lb3"),
         unreachable("lb4"),
     ]
     # The same name on another load balancer or in another backend means a different server.
@@ -340,12 +340,12 @@ def test_servers_that_were_never_in_rotation_do_not_count() -> None:
     up = [server(f"web{number}") for number in range(1, 4)]
     off = server("canary", "MAINT by configuration")
     weightless = server("spare", weight=0, configured_weight=0)
-    (pool,) = backends([told("lb1", *slots, *up, *on_page, off, weightless)], ["web1"])
+    (pool,) = backends([balancer("lb1", *slots, *up, *on_page, off, weightless)], ["web1"])
     assert list(pool.members) == ["web1", "web2", "web3"]
     assert refusal_of(pool, ["web1"], "50%") == ""
     # A server that was enabled later counts, and so does one that the agent or an operator took out of rotation.
     rows = [server("canary"), server("web1", "MAINT"), server("web2", weight=0)]
-    assert list(backends([told("lb1", *rows)], ["web1"])[0].members) == ["canary", "web1", "web2"]
+    assert list(backends([balancer("lb1", *rows)], ["web1"])[0].members) == ["canary", "web1", "web2"]
 
 
 # Merged refusals
@@ -360,12 +360,12 @@ def view(
 def test_equal_refusals_are_merged() -> None:
     """There is one refusal for all load balancers and hosts, with the servers that leave and those that stay."""
     three = [server("web1"), server("web2"), server("web3")]
-    asked = [told("lb1", *three), told("lb2", *three)]
+    asked = [balancer("lb1", *three), balancer("lb2", *three)]
     (refusal,) = refusals([view("web1", asked=asked), view("web2", asked=asked)])
     assert "web on lb1 and of web on lb2" in refusal
     assert "Leaving: web1, web2. Staying: web3. " in refusal
     # A load balancer with other statuses leads to another refusal.
-    asked[1] = told("lb2", server("web1"), server("web2", "DOWN"), server("web3"))
+    asked[1] = balancer("lb2", server("web1"), server("web2", "DOWN"), server("web3"))
     assert len(refusals([view("web1", asked=asked)])) == 2
     assert refusals([view("web1", 1, asked=asked)]) == refusals([]) == []
 
@@ -374,7 +374,7 @@ def test_equal_refusals_are_merged() -> None:
     ("total", "min_up", "never"), [(3, "75%", True), (3, 3, True), (4, "76%", True), (4, 3, False)]
 )
 def test_min_up_that_lets_no_server_ever_leave_is_pointed_out(total: int, min_up: Any, never: bool) -> None:
-    asked = [told("lb1", *(server(f"web{number}") for number in range(total - 1)), server("last", "DOWN"))]
+    asked = [balancer("lb1", *(server(f"web{number}") for number in range(total - 1)), server("last", "DOWN"))]
     (refusal,) = refusals([view("web0", min_up, asked=asked)])
     assert ("ever leave" in refusal) is never
 
@@ -394,16 +394,16 @@ def test_hosts_with_and_without_a_fleet() -> None:
 @pytest.mark.parametrize("min_up", ["half", "101%"])
 def test_invalid_min_up_is_refused_even_without_servers(min_up: str) -> None:
     with pytest.raises(FleetError):
-        refusals([view("web1", min_up, asked=[told("lb1")])])
+        refusals([view("web1", min_up, asked=[balancer("lb1")])])
 
 
 def test_refusal_is_printable() -> None:
-    (refusal,) = refusals([view("web1", 3, asked=[told("lb1", server("web1"), server("\x1b[2J"))])])
+    (refusal,) = refusals([view("web1", 3, asked=[balancer("lb1", server("web1"), server("\x1b[2J"))])])
     assert refusal.isprintable()
 
 
 def test_backup_servers_do_not_count_and_may_leave() -> None:
-    asked = [told("lb1", server("web1"), server("web9", backup=True))]
+    asked = [balancer("lb1", server("web1"), server("web9", backup=True))]
     (servers,) = backends(asked, ["web1"])
     assert list(servers.members) == ["web1"]
     assert refusal_of(servers, ["web1"], 1)
@@ -411,7 +411,7 @@ def test_backup_servers_do_not_count_and_may_leave() -> None:
 
 
 def test_server_with_weight_0_is_out_of_rotation() -> None:
-    (servers,) = backends([told("lb1", server("web1", weight=0), server("web2"))], ["web2"])
+    (servers,) = backends([balancer("lb1", server("web1", weight=0), server("web2"))], ["web2"])
     assert servers.members["web1"] == (False, "UP")
 
 
@@ -449,7 +449,7 @@ def test_pool_of_agents() -> None:
 
 # What else keeps a server out of rotation
 
-ALL_WELL = [told("lb1", server("web1")), told("lb2", server("web1"))]
+ALL_WELL = [balancer("lb1", server("web1")), balancer("lb2", server("web1"))]
 
 # The state of the agent, the results of the load balancers, and what keeps the server out.
 KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
@@ -482,52 +482,52 @@ KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
     ),
     "only our drain": (
         {"status": "DRAIN", "reason": REASON},
-        [told("lb1", server("web1", "DRAIN")), told("lb2", server("web1", "DRAIN"))],
+        [balancer("lb1", server("web1", "DRAIN")), balancer("lb2", server("web1", "DRAIN"))],
         "",
     ),
     "our drain and manual maintenance": (
         {"status": "DRAIN", "reason": REASON},
-        [told("lb1", server("web1", "DRAIN")), told("lb2", server("web1", "MAINT"))],
+        [balancer("lb1", server("web1", "DRAIN")), balancer("lb2", server("web1", "MAINT"))],
         "lb2 has web/web1 in MAINT, and its agent reports DRAIN",
     ),
     "manually, on one load balancer": (
         {"status": "UP"},
-        [told("lb1", server("web1")), told("lb2", server("web1", "DRAIN"))],
+        [balancer("lb1", server("web1")), balancer("lb2", server("web1", "DRAIN"))],
         "lb2 has web/web1 in DRAIN, and its agent reports UP",
     ),
     "manually, on both": (
         {"status": "READY"},
-        [told("lb1", server("web1", "MAINT")), told("lb2", server("web1", "DRAIN"))],
+        [balancer("lb1", server("web1", "MAINT")), balancer("lb2", server("web1", "DRAIN"))],
         "lb1 has web/web1 in MAINT, lb2 has web/web1 in DRAIN, and its agent reports READY",
     ),
     "manually, in one backend": (
         {"status": "UP"},
-        [told("lb1", server("web1"), server("web1", "MAINT", backend="api"))],
+        [balancer("lb1", server("web1"), server("web1", "MAINT", backend="api"))],
         "lb1 has api/web1 in MAINT, and its agent reports UP",
     ),
     "manually, and down": (
         {"status": "UP"},
-        [told("lb1", server("web1", "DOWN", admin=BITS["DRAIN"]))],
+        [balancer("lb1", server("web1", "DOWN", admin=BITS["DRAIN"]))],
         "lb1 has web/web1 in DRAIN, and its agent reports UP",
     ),
     "tracking": (
         {"status": "UP"},
-        [told("lb1", server(status="MAINT (via api/web1)", admin=0x02))],
+        [balancer("lb1", server(status="MAINT (via api/web1)", admin=0x02))],
         "lb1 has web/web1 in MAINT (via api/web1), and its agent reports UP",
     ),
     "its configuration": (
         {"status": "UP"},
-        [told("lb1", server("web1", "MAINT by configuration"))],
+        [balancer("lb1", server("web1", "MAINT by configuration"))],
         "lb1 has web/web1 in MAINT, and its agent reports UP",
     ),
-    "nothing: it is only down": ({"status": "UP"}, [told("lb1", server("web1", "DOWN"))], ""),
+    "nothing: it is only down": ({"status": "UP"}, [balancer("lb1", server("web1", "DOWN"))], ""),
     # The stats page does not contain the administrative state of such a server.
     "nothing known: it is down": (
         {"status": "UP"},
-        [told("lb1", server("web1", "DOWN", admin=None))],
+        [balancer("lb1", server("web1", "DOWN", admin=None))],
         "",
     ),
-    "nothing: another server is out": ({"status": "UP"}, [told("lb1", server("web2", "MAINT"))], ""),
+    "nothing: another server is out": ({"status": "UP"}, [balancer("lb1", server("web2", "MAINT"))], ""),
 }
 
 
@@ -547,13 +547,15 @@ def test_table_of_a_fleet_without_problems() -> None:
         [[], []],
         [agent(status="UP", weight=50), drained],
         [
-            told("lb1", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"])),
-            told("lb2", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"]), server("other", "DOWN")),
+            balancer("lb1", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"])),
+            balancer(
+                "lb2", server("web1"), server("web2", "DRAIN (agent)", admin=BITS["DRAIN"]), server("other", "DOWN")
+            ),
         ],
     ) == [
-        "host                   state   since                    reason          told    lb1            lb2",
-        f"web1                   UP 50%  {SINCE_SHOWN}                  2 of 2  UP             UP",
-        f"long-name.example.org  DRAIN   {SINCE_SHOWN}  kernel upgrade  2 of 2  DRAIN (agent)  DRAIN (agent)",
+        "host                   state   since                    reason          received  lb1            lb2",
+        f"web1                   UP 50%  {SINCE_SHOWN}                  2 of 2    UP             UP",
+        f"long-name.example.org  DRAIN   {SINCE_SHOWN}  kernel upgrade  2 of 2    DRAIN (agent)  DRAIN (agent)",
     ]
 
 
@@ -582,44 +584,49 @@ TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
     "no load balancers": (agent(), [], ["UP", "", "2 of 2"], []),
     "down by its health check": (
         agent(),
-        [told("lb1", server(status="DOWN"))],
+        [balancer("lb1", server(status="DOWN"))],
         ["UP", "", "2 of 2", "DOWN !"],
         [f"web1: {differs('UP', 'DOWN')}"],
     ),
     "drained manually on one of two": (
         agent(),
-        [told("lb1", server()), told("lb2", server(status="DRAIN"))],
+        [balancer("lb1", server()), balancer("lb2", server(status="DRAIN"))],
         ["UP", "", "2 of 2", "UP", "DRAIN !"],
         [f"web1: {differs('UP', 'DRAIN', on='lb2')}"],
     ),
     "not drained": (
         agent(**SAYS_DRAIN),
-        [told("lb1", server(status="DRAIN")), told("lb2", server())],
+        [balancer("lb1", server(status="DRAIN")), balancer("lb2", server())],
         ["DRAIN", REASON, "2 of 2", "DRAIN", "UP !"],
         [f"web1: {differs('DRAIN', 'UP', on='lb2', new='new sessions')}"],
     ),
     "weight 0 took effect": (
         agent(status="UP", weight=0),
-        [told("lb1", server(weight=0))],
+        [balancer("lb1", server(weight=0))],
         ["UP 0%", "", "2 of 2", "UP"],
         [],
     ),
-    "FAIL is DOWN": (agent(status="FAIL"), [told("lb1", server(status="DOWN"))], ["FAIL", "", "2 of 2", "DOWN"], []),
+    "FAIL is DOWN": (
+        agent(status="FAIL"),
+        [balancer("lb1", server(status="DOWN"))],
+        ["FAIL", "", "2 of 2", "DOWN"],
+        [],
+    ),
     "one has not received the state": (
         agent(peers=[BOTH[0], peer("198.51.100.12", "polls")], **SAYS_DRAIN),
-        [told("lb1", server(status="DRAIN"))],
+        [balancer("lb1", server(status="DRAIN"))],
         ["DRAIN", REASON, "1 of 2 !", "DRAIN"],
         ["web1: 198.51.100.12 has not received the state yet"],
     ),
     "one that stopped polling does not count": (
-        agent(peers=[BOTH[0], peer("198.51.100.12"), peer("198.51.100.13", "has_it")]),
-        [told("lb1", server())],
+        agent(peers=[BOTH[0], peer("198.51.100.12"), peer("198.51.100.13", "received")]),
+        [balancer("lb1", server())],
         ["UP", "", "1 of 1", "UP"],
         [],
     ),
     "none polls": (
-        agent(peers=[peer("198.51.100.12", "has_it")]),
-        [told("lb1", server())],
+        agent(peers=[peer("198.51.100.12", "received")]),
+        [balancer("lb1", server())],
         ["UP", "", "0 of 0 !", "UP"],
         [f"web1: {NOT_POLLED}"],
     ),
@@ -631,46 +638,51 @@ TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
     ),
     "no status socket": (
         without_status_socket(agent(**SAYS_DRAIN)),
-        [told("lb1", server())],
+        [balancer("lb1", server())],
         ["DRAIN", REASON, "", "UP !"],
         [f"web1: {differs('DRAIN', 'UP', new='new sessions')}"],
     ),
-    "load balancer does not have the server": (agent(), [told("lb1", server("web2"))], ["UP", "", "2 of 2", "-"], []),
+    "load balancer does not have the server": (
+        agent(),
+        [balancer("lb1", server("web2"))],
+        ["UP", "", "2 of 2", "-"],
+        [],
+    ),
     "load balancer cannot be queried": (
         agent(),
-        [unreachable("lb1"), told("lb2", server())],
+        [unreachable("lb1"), balancer("lb2", server())],
         ["UP", "", "2 of 2", "-", "UP"],
         [f"lb1 {CANNOT_BE_QUERIED}"],
     ),
     "agent cannot be queried": (
         {"failed": False, "msg": "No service hapgent runs."},
-        [told("lb1", server(status="DOWN")), told("lb2", server())],
+        [balancer("lb1", server(status="DOWN")), balancer("lb2", server())],
         ["unknown", "", "", "DOWN", "UP"],
         ["web1: its agent cannot be queried: No service hapgent runs"],
     ),
     "several backends that agree": (
         agent(),
-        [told("lb1", server(), server(backend="api"))],
+        [balancer("lb1", server(), server(backend="api"))],
         ["UP", "", "2 of 2", "UP"],
         [],
     ),
     "several backends that differ": (
         agent(),
-        [told("lb1", server(), server(backend="api", status="MAINT"))],
+        [balancer("lb1", server(), server(backend="api", status="MAINT"))],
         ["UP", "", "2 of 2", "web UP, api MAINT !"],
         [f"web1: {differs('UP', 'MAINT', backend='api')}"],
     ),
     "several backends that differ in the weight": (
         agent(),
-        [told("lb1", server(), server(backend="api", weight=0))],
+        [balancer("lb1", server(), server(backend="api", weight=0))],
         ["UP", "", "2 of 2", "web UP, api UP !"],
         [f"web1: {differs('UP', 'UP', backend='api')}"],
     ),
     "useless agent checks": (
         agent(),
         [
-            told("lb1", server(), warnings=["web/web2: no agent can drain it.", "web/web1: the agent is silent."]),
-            told("lb2", server(), warnings=["web/web2: no agent can drain it."]),
+            balancer("lb1", server(), warnings=["web/web2: no agent can drain it.", "web/web1: the agent is silent."]),
+            balancer("lb2", server(), warnings=["web/web2: no agent can drain it."]),
         ],
         ["UP", "", "2 of 2", "UP", "UP"],
         ["web/web1: the agent is silent.", "web/web2: no agent can drain it."],
@@ -686,7 +698,7 @@ def test_cells_and_remarks(result: Result, asked: list[Result], cells: list[str]
 
 
 def test_table_names_the_load_balancers_that_have_not_received_the_state() -> None:
-    late = {**BOTH[0], "address": "198.51.100.11", "has_it": False, "polls": True}
+    late = {**BOTH[0], "address": "198.51.100.11", "received": False, "polls": True}
     result = agent()
     result = {**result, "instances": [{**result["instances"][0], "peers": [late]}]}
     lines = table(["web1"], ["web1"], [[]], [result], [], known={"198.51.100.11": "lb1"})
@@ -701,7 +713,7 @@ def test_time_of_the_last_change_is_shown() -> None:
 def test_invalid_state_file_is_remarked_without_a_status_socket() -> None:
     result = without_status_socket(agent())
     result["instances"][0]["state"] = None
-    (_host, state, *_rest), below = one_host(result, [told("lb1", server(status="DOWN"))])
+    (_host, state, *_rest), below = one_host(result, [balancer("lb1", server(status="DOWN"))])
     assert state == "unknown"
     assert below == ["web1: its agent has an invalid state file, /etc/hapgent/state.json"]
 
@@ -714,7 +726,7 @@ def test_order_of_hosts_and_remarks() -> None:
         ["s2", "s1"],
         [[], []],
         [unreachable("web2"), agent(peers=[])],
-        [told("lb1", server("s1", "DOWN"), server("s2"), warnings=["web/s2: is deaf."]), unreachable("lb2")],
+        [balancer("lb1", server("s1", "DOWN"), server("s2"), warnings=["web/s2: is deaf."]), unreachable("lb2")],
     )
     assert [line.split("  ")[0] for line in lines[:3]] == ["host", "web2", "web1"]
     assert lines[3:] == [
@@ -734,7 +746,7 @@ def test_load_balancers_without_agents_are_not_in_the_table() -> None:
         ["web1", "lb1", "lb2", "state"],
         [[], [], [], []],
         [agent(), unreachable("lb1"), agent("lb2"), unreachable("state")],
-        [told("lb1", server()), told("lb2", server())],
+        [balancer("lb1", server()), balancer("lb2", server())],
     )
     assert [line.split("  ")[0] for line in lines] == [
         *("host", "web1", "lb2", "state", ""),
@@ -743,14 +755,14 @@ def test_load_balancers_without_agents_are_not_in_the_table() -> None:
 
 
 def test_load_balancer_that_is_also_a_server_is_in_the_table() -> None:
-    asked = [told("lb1", server("lb1", "DOWN"))]
+    asked = [balancer("lb1", server("lb1", "DOWN"))]
     lines = table(["lb1"], ["lb1"], [[]], [unreachable("lb1")], asked)
     assert lines[1].startswith("lb1") and lines[1].endswith("DOWN")
     assert lines[2:] == ["", f"lb1: its agent {CANNOT_BE_QUERIED}"]
 
 
 def test_table_shows_only_the_given_backends() -> None:
-    asked = [told("lb1", server(), server(backend="api", status="MAINT"))]
+    asked = [balancer("lb1", server(), server(backend="api", status="MAINT"))]
     assert one_host(agent(), asked, "web")[0][-1] == "UP"
     cells, below = one_host(agent(), asked, "api")
     assert cells[-1] == "MAINT !"
@@ -762,7 +774,7 @@ def test_text_from_agents_and_haproxy_is_escaped_in_the_table() -> None:
     hostile = "\x1b[2J\u202e"
     result = agent(status="DRAIN", reason=hostile)
     lines = table(
-        ["web1"], ["web1"], [[]], [result], [told("lb1", server(status=hostile)), {"item": "lb2", "msg": hostile}]
+        ["web1"], ["web1"], [[]], [result], [balancer("lb1", server(status=hostile)), {"item": "lb2", "msg": hostile}]
     )
     assert all(line.isprintable() for line in lines)
     assert len(lines) > 3

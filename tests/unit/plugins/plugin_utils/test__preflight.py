@@ -76,8 +76,26 @@ def test_valid_values_are_accepted(name: str, value: Any) -> None:
     ("name", "values"),
     [
         *(
-            (name, [-1, "-1", most + 1, f"{most + 1}", "", " 1", "1 ", "1\n", "+1", "01", "1_0", "0x1", "1e1", "1.0"])
-            for name, most in [
+            (
+                name,
+                [
+                    -1,
+                    "-1",
+                    maximum + 1,
+                    f"{maximum + 1}",
+                    "",
+                    " 1",
+                    "1 ",
+                    "1\n",
+                    "+1",
+                    "01",
+                    "1_0",
+                    "0x1",
+                    "1e1",
+                    "1.0",
+                ],
+            )
+            for name, maximum in [
                 ("hapgent_port", 65535),
                 ("hapgent_settle", 86400),
                 ("hapgent_weight", 255),

@@ -18,7 +18,7 @@ OURS = "release 10"
 VIEW = {"host": "web1", "server": "s1", "backends": ["web"]}
 
 
-def told(backend: str, admin: str) -> Result:
+def balancer(backend: str, admin: str) -> Result:
     row = {"backend": backend, "server": "s1", "status": admin.upper(), "admin_state": admin}
     return {"item": "lb1", "servers": [row]}
 
@@ -26,13 +26,17 @@ def told(backend: str, admin: str) -> Result:
 # The results of the agent and the load balancers; whether there is a problem and what keeps it out, done and begun.
 HOST_CHECKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]]] = {
     "open": ({"before": {"status": "UP"}}, [], (False, False, False, False)),
-    "done": ({"before": {"status": "UP", "reason": OURS}}, [told("web", "ready")], (False, False, True, False)),
+    "done": ({"before": {"status": "UP", "reason": OURS}}, [balancer("web", "ready")], (False, False, True, False)),
     "done by another update": ({"before": {"status": "UP", "reason": "release 9"}}, [], (False, False, False, False)),
-    "begun": ({"before": {"status": "DRAIN", "reason": OURS}}, [told("web", "drain")], (False, False, False, True)),
+    "begun": ({"before": {"status": "DRAIN", "reason": OURS}}, [balancer("web", "drain")], (False, False, False, True)),
     "drained with another reason": ({"before": {"status": "DRAIN", "reason": "disk"}}, [], (False, True, False, False)),
     "in maintenance": ({"before": {"status": "MAINT"}}, [], (False, True, False, False)),
-    "drained in HAProxy": ({"before": {"status": "UP"}}, [told("web", "drain")], (False, True, False, False)),
-    "drained in another backend": ({"before": {"status": "UP"}}, [told("api", "drain")], (False, False, False, False)),
+    "drained in HAProxy": ({"before": {"status": "UP"}}, [balancer("web", "drain")], (False, True, False, False)),
+    "drained in another backend": (
+        {"before": {"status": "UP"}},
+        [balancer("api", "drain")],
+        (False, False, False, False),
+    ),
     "a load balancer that is silent": ({"before": {"status": "UP"}}, [{"item": "lb1"}], (False, False, False, False)),
     "cannot be reached": ({"unreachable": True, "msg": "No route"}, [], (True, False, False, False)),
     "no agent": ({"msg": "No service hapgent runs."}, [], (True, False, False, False)),
