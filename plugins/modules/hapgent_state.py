@@ -45,8 +45,8 @@ options:
       - V(UP) brings the server back into rotation, whatever its previous status was. V(DRAIN) sends the server no new
         sessions and lets existing sessions finish. V(MAINT) puts the server into maintenance. V(DOWN), V(FAIL) and
         V(STOPPED) mark the server as down immediately.
-      - V(READY) also brings the server back into rotation. As long as the agent reports it, it also cancels any drain
-        set manually in HAProxy.
+      - V(READY) also brings the server back into rotation. As long as the agent reports it, it also ends any drain or
+        maintenance set manually in HAProxy.
       - For a while after a change, the agent also sends each load balancer the keywords that reset the previous status.
         An agent that does not do this, which is hapgent 0.3.2 or an agent with C(HAPGENT_SETTLE) 0, needs V(READY)
         after V(DRAIN) or V(MAINT), and V(UP) after any other status.
