@@ -19,8 +19,9 @@ description:
     RV(instances[].problem), and the values that this agent would have reported are null.
   - Any user can start a process named C(hapgent). The module treats such a process as an agent only if it is the main
     process of a systemd service, or if it is run by root, by the user who runs this module, or by the owner of the
-    folder that contains its state file. The module lists all others in a warning. It does not query them, and does not
-    open any file that they name.
+    folder that contains its state file. Outside of services, a set-user-ID or set-group-ID program is never treated as
+    an agent. The module lists all others in a warning. It does not query them, and does not open any file that they
+    name.
   - The module uses a status socket only if the user who runs the agent owns the socket and also runs the process that
     answers there. All returned text has non-printable characters escaped.
   - Agents of other releases are supported. Fields that only they report are ignored, and fields that they do not
@@ -40,12 +41,12 @@ options:
     description:
       - The systemd service of the agent. The service must be running.
       - If neither this option nor O(state_file) is set, the module queries all agents that run on the host, except
-        those that run in containers.
+        those that run in containers, which means in another PID namespace.
     type: str
   state_file:
     description:
-      - The state file of the agent. The module queries the C(hapgent) process that serves this file. That process must
-        be run by root or by the owner of the file.
+      - The state file of the agent, as seen on the managed host. The module queries the C(hapgent) process that serves
+        this file, even if it runs in a container. That process must be run by root or by the owner of the file.
       - Ignored if O(service) is set and systemd runs on the host.
     type: path
   timeout:
@@ -93,8 +94,9 @@ instances:
       sample: 512
     state_file:
       description:
-        - Path of the state file, as seen by the agent. Null if the user who runs the module has no permission to
-          inspect the process.
+        - Path of the state file, as seen by the agent. For an agent in a container, it is a path inside the container,
+          and so is RV(instances[].status_socket). Null if the user who runs the module has no permission to inspect the
+          process.
       type: str
       sample: /etc/hapgent/state.json
     status_socket:
@@ -171,7 +173,9 @@ instances:
           type: int
           sample: 600
         interval:
-          description: The recent average interval between its checks, in seconds. Null if it has polled only once.
+          description:
+            - The recent average interval between its checks, in seconds. Gaps of more than five minutes do not count.
+              Null if it has polled only once, or only with such gaps.
           type: float
           sample: 2.0
         line:

@@ -45,8 +45,8 @@ options:
       - V(UP) brings the server back into rotation, whatever its previous status was. V(DRAIN) sends the server no new
         sessions and lets existing sessions finish. V(MAINT) puts the server into maintenance. V(DOWN), V(FAIL) and
         V(STOPPED) mark the server as down immediately.
-      - V(READY) also brings the server back into rotation. As long as the agent reports it, it also cancels any drain
-        set manually in HAProxy.
+      - V(READY) also brings the server back into rotation. As long as the agent reports it, it also ends any drain or
+        maintenance set manually in HAProxy.
       - For a while after a change, the agent also sends each load balancer the keywords that reset the previous status.
         An agent that does not do this, which is hapgent 0.3.2 or an agent with C(HAPGENT_SETTLE) 0, needs V(READY)
         after V(DRAIN) or V(MAINT), and V(UP) after any other status.
@@ -121,7 +121,8 @@ options:
         service to read the file again.
       - If the service does not exist, the module fails, lists the services that run agents, and changes nothing.
       - If systemd does not run on the host, the module signals the C(hapgent) process that serves O(state_file). That
-        process must be run by root or by the owner of the file.
+        process must be run by root or by the owner of the file, and its program must not be set-user-ID or
+        set-group-ID.
     type: str
     default: hapgent
   address:
@@ -138,7 +139,10 @@ options:
     default: 9777
   timeout:
     description:
-      - Seconds to wait for the lock of the state file and for the new answer of the agent, V(0) to V(86400).
+      - Seconds in total for the first query of the agent, the lock of the state file and the new answer of the agent,
+        V(0) to V(86400).
+      - The last query after this time may take up to 5 seconds more, and so may each access to the state file if its
+        file system hangs.
     type: float
     default: 10
   notify:
@@ -163,7 +167,7 @@ options:
         and have not polled since, and those that the agent has dropped because it records at most 1024 load balancers.
         If no load balancer polls the agent at all, the module fails, because no load balancer would act on the change.
       - A number, V(1) to V(1024), waits for that many of the load balancers that poll the agent.
-      - A list waits for the load balancers with these source addresses, as seen by the agent.
+      - A list, or text with commas, waits for the load balancers with these source addresses, as seen by the agent.
     type: raw
     default: auto
   wait_except:
@@ -175,7 +179,8 @@ options:
     default: []
   wait_timeout:
     description:
-      - Seconds to wait for the load balancers with O(wait=true), V(0) to V(86400).
+      - Seconds to wait for the load balancers with O(wait=true), V(0) to V(86400). The last query of the agent after
+        this time may take up to 5 seconds more.
     type: float
     default: 60
 seealso:

@@ -164,12 +164,14 @@ cause:
   description:
     - The kind of problem that made the module fail.
     - V(silent) means that HAProxy sent no response or only part of one. It may be down or unreachable.
-    - V(permission) means that access to the socket was denied, or that the page requires another user or password.
+    - V(permission) means that access to the socket was denied, or that the page requires another user or password (HTTP
+      status 401 or 403).
     - V(selection) means that HAProxy responded normally, but has no such backend or server.
-    - V(answer) means that the response is not HAProxy's or cannot be read, that the page returned HTTP status 500 or
-      higher, or that the certificate is not trusted.
+    - V(answer) means that the response is not HAProxy's or cannot be read, that the page returned another HTTP status
+      than 200, such as a redirect, 404 or 503, or that TLS fails, for example because the certificate is not trusted.
     - V(timeout) means that HAProxy responded normally, but not all servers reached O(wait_until) in time.
-    - V(settings) means that an option has an invalid value, such as a host that does not exist.
+    - V(settings) means that an option has an invalid value, such as a host that does not exist, or a path that is not a
+      socket.
     - Not returned if Ansible itself rejects an option, such as a word for a number.
   returned: on failure
   type: str
@@ -238,7 +240,8 @@ servers:
         - V(tracking) means that it is inherited from the server that this one tracks.
         - V(resolution) means that the server has a host name without an address, such as a placeholder of
           C(server-template).
-        - V(configuration) means C(disabled) on the server line, if the server has not been in rotation since HAProxy
+        - V(configuration) means C(disabled) on the server line. A manual maintenance of such a server also counts as
+          this if the server has no health check, or if it has not gone out of rotation before since HAProxy
           started.
         - V(agent_or_operator) means that it was set by the agent or manually. HAProxy uses the same bit for both, so
           they cannot be distinguished for a server with an agent check. Use M(hapgent.agent.hapgent_info) to see what

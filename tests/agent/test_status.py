@@ -993,41 +993,41 @@ def of_agent(instance: str = WEB1, path: str = SOCKET, **more: str) -> dict[str,
     return {"instance": instance, "job": "node", "socket": path, **more}
 
 
-NOBODY_ASKS, DOES_NOT_KNOW, STATE_FILE, DRAINED, SILENT = (
-    *["HapgentNobodyAsks", "HapgentLoadBalancerDoesNotKnow"],
-    *["HapgentStateFile", "HapgentDrainedForLong", "HapgentSilent"],
+NOT_POLLED, NOT_RECEIVED, STATE_FILE, DRAINED, NO_STATUS = (
+    *["HapgentNotPolled", "HapgentStateNotReceived"],
+    *["HapgentStateFile", "HapgentDrainedForLong", "HapgentNoStatus"],
 )
 # What is told, after which time, and the alerts that fire then.
 Situation = tuple[list[Series], str, dict[str, list[dict[str, str]]]]
 SITUATIONS: dict[str, Situation] = {
     "all is well": (agent_reports(), "26h", {}),
-    "nobody has asked": (agent_reports(peers={}), "3m", {NOBODY_ASKS: [of_agent()]}),
+    "nobody has asked": (agent_reports(peers={}), "3m", {NOT_POLLED: [of_agent()]}),
     "nobody has asked yet": (agent_reports(peers={}), "1m", {}),
     "all have stopped asking": (
         agent_reports(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 0)}),
         "3m",
-        {NOBODY_ASKS: [of_agent()]},
+        {NOT_POLLED: [of_agent()]},
     ),
     "one has stopped asking": (agent_reports(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}), "3m", {}),
     "another agent there is asked": (
         agent_reports(peers={}) + agent_reports(path="/run/hapgent/other/status.sock"),
         "3m",
-        {NOBODY_ASKS: [of_agent()]},
+        {NOT_POLLED: [of_agent()]},
     ),
     "an agent elsewhere is asked": (
         agent_reports(peers={}) + agent_reports("web2:9100"),
         "3m",
-        {NOBODY_ASKS: [of_agent()]},
+        {NOT_POLLED: [of_agent()]},
     ),
     "an agent elsewhere is no longer asked": (
         agent_reports() + agent_reports("web2:9100", peers={"192.0.2.1": (1, 0)}),
         "3m",
-        {NOBODY_ASKS: [of_agent("web2:9100")]},
+        {NOT_POLLED: [of_agent("web2:9100")]},
     ),
     "one stopped asking without the state": (
         agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1), "192.0.2.3": (0, 0)}),
         "2m",
-        {DOES_NOT_KNOW: [of_agent(peer="192.0.2.1"), of_agent(peer="192.0.2.3")]},
+        {NOT_RECEIVED: [of_agent(peer="192.0.2.1"), of_agent(peer="192.0.2.3")]},
     ),
     "one stopped asking without the state just now": (
         agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}),
@@ -1056,7 +1056,7 @@ SITUATIONS: dict[str, Situation] = {
     "one was taken out of service for less than a day": (
         agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
         "23h",
-        {DOES_NOT_KNOW: [of_agent(peer="192.0.2.1")]},
+        {NOT_RECEIVED: [of_agent(peer="192.0.2.1")]},
     ),
     "one was taken out of service": (
         agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
@@ -1080,7 +1080,7 @@ SITUATIONS: dict[str, Situation] = {
     "there is no agent": (
         [metric("hapgent_up", 0, instance=WEB1, job="node", socket=SOCKET)],
         "26h",
-        {SILENT: [of_agent()]},
+        {NO_STATUS: [of_agent()]},
     ),
 }
 
@@ -1141,8 +1141,8 @@ def test_alerts_on_the_metrics_of_a_real_agent(
     agent.await_log("SIGHUP")
     eventually(lambda: not status(path)["peers"][0]["polls"], "no load balancer asks")
     expected = {
-        NOBODY_ASKS: [of_agent(path=str(path))],
-        DOES_NOT_KNOW: [of_agent(path=str(path), peer="127.0.0.1")],
+        NOT_POLLED: [of_agent(path=str(path))],
+        NOT_RECEIVED: [of_agent(path=str(path), peer="127.0.0.1")],
         STATE_FILE: [of_agent(path=str(path))],
     }
     assert_alerts(promtool, tmp_path, scraped(), "5m", expected)
