@@ -78,7 +78,7 @@ class Subject:
         return self.agent.ask()
 
     def assert_right(self) -> None:
-        self.agent.see_that_it_runs()
+        self.agent.assert_running()
         self.agent.reload(GOOD, b"READY 1%\n")
 
 
