@@ -2,9 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Playbooks as users run them, on the Ansible of the tests.
+"""Fixtures that run playbooks as users do.
 
-Tests with the marker oldest_too run on the oldest one that the collection allows, too. See also fleet/test_releases.py.
+Playbooks run on the release of Ansible that is installed for the tests. Tests with the marker oldest_too also run on
+the oldest release that the collection supports. See also fleet/test_releases.py.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from ansible_collections.hapgent.agent.plugins.module_utils import _state
 from quick_python import quick_python
 
 COLLECTIONS = Path(_state.__file__).parents[5]
-# See tests/tools/install.
+# tests/tools/install installs both releases.
 ANSIBLE = {"ansible": Path(sys.executable).parent, "oldest": Path(__file__).parents[2] / ".cache" / "oldest" / "bin"}
 
 
 class RunPlaybook(Protocol):
     def __call__(self, *arguments: str, succeeds: bool = True) -> str:
-        """What ansible-playbook says when it is called with these arguments, in the folder of the test."""
+        """Run ansible-playbook with these arguments in the folder of the test, and return its output."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "oldest_too: run playbooks on the oldest Ansible that is allowed, too")
+    config.addinivalue_line("markers", "oldest_too: also run playbooks on the oldest supported release of Ansible")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,13 +50,13 @@ def module_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def local_connection(module_python: Path) -> str:
-    """The variables of a host in an inventory that is this machine."""
+    """The inventory variables of a host that is this machine."""
     return f"ansible_connection=local ansible_python_interpreter={module_python}"
 
 
 @pytest.fixture
 def run_playbook(request: pytest.FixtureRequest, tmp_path: Path, local_connection: str) -> RunPlaybook:
-    """Runs playbooks on the host web1, which is this machine."""
+    """A function that runs playbooks on the host web1, which is this machine."""
     program = ANSIBLE[request.param] / "ansible-playbook"
     assert program.exists(), f"there is no {program}: run tests/tools/install"
 
@@ -73,23 +74,23 @@ def run_playbook(request: pytest.FixtureRequest, tmp_path: Path, local_connectio
             env={
                 **os.environ,
                 "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
-                # Not everybody who runs tests has a home.
+                # Tests may run as a user without a home directory.
                 "ANSIBLE_HOME": str(tmp_path / "ansible"),
                 "ANSIBLE_PIPELINING": "true",
                 "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
             },
         )
-        said = done.stdout + done.stderr
-        assert (done.returncode == 0) == succeeds, said
-        # The text of a task is shown as JSON.
-        return said.replace('\\"', '"')
+        output = done.stdout + done.stderr
+        assert (done.returncode == 0) == succeeds, output
+        # Ansible shows the messages of tasks as JSON, with quotes escaped.
+        return output.replace('\\"', '"')
 
     return run
 
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PEM file with a certificate of 127.0.0.1 and its key."""
+    """A PEM file with a certificate for 127.0.0.1 and its key."""
     path = tmp_path_factory.mktemp("tls") / "lb.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lb -addext subjectAltName=IP:127.0.0.1"
     made = subprocess.run([*command.split(), "-keyout", "-", "-out", "-"], capture_output=True, check=True)
