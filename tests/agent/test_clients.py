@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""No client can keep the agent from answering other clients, whatever it does or does not do."""
+"""No client can keep the agent from answering others, whether it floods, stalls, resets or sends nothing."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ The tests compare the agent with models that share no code with it. The file has
 - The agent and load balancers: the simulation. RunningAgent is the real agent without its threads, signals and sockets,
   and Clock replaces the time. Backend and LoadBalancer record what the agent owes them.
 - Changes: a state machine of Hypothesis that changes, signals, restarts and kills the agent, and polls, reloads and
-  administers HAProxy, in random order. After each poll the server must have the agent's state. Documented limits are
-  part of the machine, marked "Limit:". ChangesWithoutSettling does the same with HAPGENT_SETTLE=0. Sequences that once
-  found a bug follow as separate tests.
+  administers HAProxy, in random order. After each poll the server must have the agent's state. Known limits are part of
+  the machine, marked "Limit:". ChangesWithoutSettling does the same with HAPGENT_SETTLE=0. Some sequences that random
+  order rarely produces follow as separate tests.
 - The agent killed at every system call: the next agent resets what the killed one sent.
 - Which load balancers the agent remembers, and which it forgets first.
 """
@@ -881,7 +881,7 @@ class Changes(RuleBasedStateMachine):
         for other in balancer.backends:
             if not other.reached and other.told_until is None:
                 other.told_until = self._clock.wall + self._settle
-            # Limit: the agent cannot know which servers share an address, or which answers are lost. See the README.
+            # Limit: the agent does not know which servers share an address or which answers are lost: docs/concepts.md.
             other.missed_it |= other.told_until is not None and self._clock.wall >= other.told_until
         if fate == "lost":  # The agent does not know that its answer did not arrive.
             backend.as_told = False
