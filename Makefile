@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
-# The tree itself for lint and unit tests; on hosts, the collection as users have it.
+# Lint and unit tests use the checkout itself; test hosts use the collection as users install it.
 CHECKOUT := $(CURDIR)/.cache/collections
 INSTALLED := $(CURDIR)/.cache/installed
 export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
@@ -15,50 +15,50 @@ demo demo-down hosts-ready shell scenario-default scenario-settling scenario-rol
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
 
-demo: ## watch it work: a small fleet is drained, rebooted, and restarted under load
+demo: ## start a small fleet, then drain, reboot and restart its hosts under load
 	tests/tools/install hosts
 	tests/tools/with-hosts python molecule/demo/show.py
 
-demo-shell: ## a shell on a host of the demo: make demo-shell HOST=demo-web1
+demo-shell: ## open a shell on a host of the demo: make demo-shell HOST=demo-web1
 	@if [ -z "$(HOST)" ]; then \
-		echo "Name a host, make demo-shell HOST=NAME, that runs (make demo starts them):"; \
+		echo "Usage: make demo-shell HOST=NAME. These hosts are running (make demo starts them):"; \
 		tests/tools/with-hosts podman ps --filter name=^demo- --format '{{.Names}}'; exit 1; \
 	fi
 	@tests/tools/with-hosts podman exec --interactive --tty $(HOST) bash
 
-demo-down: ## take the demo down
+demo-down: ## remove the demo
 	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo tests/tools/with-hosts molecule destroy --scenario-name demo
 
-# Scenarios wait more than they compute, so the playbooks run beside them, and let them go first.
-test: ## everything: check, what is meant to break the agent, the playbooks, the scenarios on real hosts
+# Scenarios mostly wait, so the playbooks run beside them, at a lower priority.
+test: ## run everything: check, robustness, playbooks and hosts
 	@mkdir -p .cache && rm -f .cache/stages
 	@result=0; \
 		{ $(MAKE) --no-print-directory check robustness hosts-ready && $(MAKE) --no-print-directory --jobs 3 \
 			--output-sync=target scenario-default scenario-rolling playbooks scenario-settling; } || result=$$?; \
 		echo "== stages"; cat .cache/stages; exit $$result
 
-check: lint unit ## what needs no test hosts: lint and unit tests
+check: lint unit ## run lint and the unit tests, which need no test hosts
 
-lint: ## format, types, documentation, licences, ansible-lint, ansible-test sanity
+lint: ## check format, types, documentation and licences; run ansible-lint and ansible-test sanity
 	@tests/tools/stage install tests/tools/install
 	@tests/tools/stage lint tests/tools/lint
 
 # Workers get one test at a time, the slowest tests first, so that no worker ends with a slow one.
 unit: TESTS = tests/unit tests/agent
-unit: ## agent, modules and packaging, with real processes, sockets and files; or those in TESTS
+unit: ## test the agent, modules and packaging with real processes, sockets and files; TESTS=PATH runs a part
 	@tests/tools/stage install tests/tools/install
 	@PYTHONPATH=$(CHECKOUT) tests/tools/stage unit pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
 
-robustness: ## storms, floods, kills and full disks against the agent, in namespaces of their own
+robustness: ## test the agent against signal storms, floods, kills and full disks, in separate namespaces
 	@tests/tools/stage install tests/tools/install
 	@tests/tools/stage robustness tests/tools/isolated env PYTHONPATH=$(CHECKOUT) pytest tests/robustness
 
 playbooks: TESTS = tests/playbooks
-playbooks: ## the playbooks on simulated fleets, with each release of Ansible; or those in TESTS
+playbooks: ## run the playbooks on simulated fleets, with each release of Ansible; or those in TESTS
 	@tests/tools/stage install tests/tools/install
 	@PYTHONPATH=$(CHECKOUT) tests/tools/stage playbooks nice -n 5 pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
 
-hosts: hosts-ready ## the molecule scenarios on real systemd hosts with a real HAProxy, two at a time
+hosts: hosts-ready ## run the molecule scenarios on real systemd hosts with a real HAProxy, two at a time
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target scenario-default scenario-rolling scenario-settling
 
 hosts-ready:
@@ -69,16 +69,16 @@ hosts-ready:
 scenario-%:
 	@tests/tools/stage $@ tests/tools/with-hosts molecule test --scenario-name $*
 
-docs: ## the tables of variables in the READMEs of the roles, and the drawings for dark pages
+docs: ## update the tables of variables in the READMEs of the roles, and the drawings for dark pages
 	tests/tools/install
 	python tests/tools/role_readme.py
 	for drawing in overview drain; do \
 		sed -f tests/tools/dark.sed docs/images/$$drawing.svg >docs/images/$$drawing-dark.svg; \
 	done
 
-shell: ## a shell with the environment of the scenarios, to run molecule by hand
+shell: ## open a shell with the environment of the scenarios, to run molecule manually
 	tests/tools/install hosts
 	@$${SHELL:-/bin/sh}
 
-build: ## the agent's zipapp in the role, from its source in files/
+build: ## build the agent's zipapp in the role from its source in files/
 	python3 files/build.py

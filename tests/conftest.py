@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Real agents for the tests: the zipapp that the role ships, on each Python that this machine has."""
+"""Fixtures that start real agents: the zipapp that the role ships, on each Python version that this machine has."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ ROOT = Path(__file__).parent.parent
 ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
 MINOR_VERSIONS = range(9, 15)
 
-# For what several folders of tests import.
+# Modules there are imported by several test folders.
 sys.path.append(str(ROOT / "tests" / "shared"))
 
-# Hypothesis keeps nothing between runs, and yet writes a folder.
+# The tests disable Hypothesis' example database, but it still creates its storage folder.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".cache" / "hypothesis"))
 
-# Long enough for a machine that is busy with other things. No test waits that long unless it fails.
+# Long enough for a busy machine. A test waits this long only if it fails.
 PATIENCE_SECONDS = 15.0
 
 
 def _find_interpreters() -> dict[str, str]:
-    """One Python for each version that the agent promises: version to path, the one that runs the tests first."""
+    """Map each Python version that the agent supports to one interpreter; the one that runs the tests is first."""
     own = f"3.{sys.version_info.minor}"
     found = {own: os.path.realpath(sys.executable)}
     question = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
     for version in (f"3.{minor}" for minor in MINOR_VERSIONS):
         for candidate in _candidates(version) if version not in found else []:
-            # Whether it runs is only known when it did: pyenv puts names on PATH that lead nowhere.
+            # Only running it shows whether it works: pyenv puts names on PATH that may not lead to an interpreter.
             answer = subprocess.run(
                 [candidate, "-I", "-S", "-c", question], capture_output=True, text=True, check=False
             )
-            says, _space, path = answer.stdout.strip().partition(" ")
-            if answer.returncode == 0 and says == version:
+            reported, _space, path = answer.stdout.strip().partition(" ")
+            if answer.returncode == 0 and reported == version:
                 found[version] = path
                 break
     return found
 
 
 def _candidates(version: str) -> Iterator[str]:
-    # Not by its names on PATH, which are slow.
+    # pyenv's interpreters are taken from its versions folder because its names on PATH start slowly.
     yield from map(str, sorted(Path(_pyenv_root(), "versions").glob(f"{version}.*/bin/python3")))
     found = shutil.which(f"python{version}")
     if found:
@@ -70,7 +70,7 @@ def _pyenv_root() -> str:
 
 
 INTERPRETERS = _find_interpreters()
-# For what is slow, or the same on each of them.
+# For tests that are slow, or whose outcome does not depend on the Python version.
 ONE_INTERPRETER = next(iter(INTERPRETERS.values()))
 
 
@@ -79,16 +79,20 @@ FreePort = Callable[[], int]
 
 
 def wait_until(condition: Callable[[], bool], expected: str) -> None:
-    """Wait until the condition holds; fail with what was expected if it does not."""
+    """Wait until the condition holds. If it never does, fail and report what was expected."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() >= deadline:
-            pytest.fail(f"waited {PATIENCE_SECONDS:g} s in vain for this: {expected}")
+            pytest.fail(f"still not true after {PATIENCE_SECONDS:g} s: {expected}")
         time.sleep(0.005)
 
 
 def _reserve_port(ip: str) -> socket.socket:
-    """A free port that nobody else gets. Agent and HAProxy do: all set SO_REUSEADDR, and this socket never listens."""
+    """Reserve a free port.
+
+    The system gives the port to no other process. Agents and HAProxy can still bind to it, because they set
+    SO_REUSEADDR like this socket, which never listens.
+    """
     reservation = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reservation.bind((ip, 0))
@@ -96,7 +100,7 @@ def _reserve_port(ip: str) -> socket.socket:
 
 
 class Agent:
-    """An agent that runs."""
+    """A running agent."""
 
     def __init__(self, process: subprocess.Popen[bytes], state_file: Path, log_file: Path, ip: str, port: int) -> None:
         self.process = process
@@ -106,13 +110,13 @@ class Agent:
         self.port = port
         self._log_file = log_file
 
-    # What HAProxy does
+    # Act as HAProxy
 
     def connect(self) -> socket.socket:
         return socket.create_connection((self.ip, self.port), timeout=PATIENCE_SECONDS)
 
     def ask(self, payload: bytes = b"") -> bytes:
-        """All that the agent sends to a client that sends this payload."""
+        """Send this payload and return everything that the agent sends."""
         with self.connect() as client:
             client.sendall(payload)
             return self.read_to_end(client)
@@ -123,7 +127,7 @@ class Agent:
 
     @contextlib.contextmanager
     def asked_by(self, clients: int) -> Iterator[list[bytes | OSError]]:
-        """Have so many clients ask without a pause. Their answers, and errors, are in the list."""
+        """Let this many clients poll without a pause. The list collects their answers and errors."""
         answers: list[bytes | OSError] = []
         enough = threading.Event()
 
@@ -138,53 +142,53 @@ class Agent:
         for thread in threads:
             thread.start()
         try:
-            wait_until(lambda: len(answers) >= clients, "the clients have begun to ask")
+            wait_until(lambda: len(answers) >= clients, "the clients have started polling")
             yield answers
         finally:
             enough.set()
             for thread in threads:
                 thread.join()
 
-    # What an operator does
+    # Act as an operator
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def write_state(self, content: bytes) -> None:
-        """Put another state file there, without a word to the agent."""
-        # What is there may be a FIFO, a device or a folder, from the test before.
+        """Replace the state file without signaling the agent."""
+        # The previous test may have left a FIFO, a device or a folder at this path.
         if self.state_file.is_dir():
             self.state_file.rmdir()
-        # At once, like every program that an agent may interrupt with a read.
+        # Atomically, like every program that writes a state file, because the agent may read it at any moment.
         new = self.state_file.with_name("new")
         new.write_bytes(content)
         new.replace(self.state_file)
 
     def reload(self, content: bytes, answer: bytes) -> None:
-        """Put another state file there, send HUP, and wait for the answer that it makes."""
+        """Replace the state file, send HUP, and wait for the answer that results."""
         self.write_state(content)
         self.send(signal.SIGHUP)
         self.await_answer(answer)
 
-    # What can be seen of it
+    # Observe the agent
 
     def await_answer(self, expected: bytes) -> None:
         def answered() -> bool:
-            self.see_that_it_runs()
+            self.assert_running()
             return self.ask() == expected
 
         wait_until(answered, f"answer {expected!r}")
 
     def saved(self) -> object:
-        """What the state file says."""
+        """Return the content of the state file."""
         return json.loads(self.state_file.read_bytes())
 
     def await_saved(self, expected: object) -> None:
-        """Wait until this is saved: the answer does not wait for that."""
+        """Wait until this is saved: the agent answers with a new state before it has saved it."""
         wait_until(lambda: self.state_file.exists() and self.saved() == expected, f"saved is {expected}")
 
     def await_loaded(self) -> None:
-        """Wait until it has loaded the state file as it is now, and remembers that."""
+        """Wait until the agent has loaded the current state file and recorded that in its memory file."""
         memory = self.state_file.with_name(f"{self.state_file.name}.memory")
 
         def is_loaded() -> bool:
@@ -193,9 +197,9 @@ class Agent:
 
         wait_until(is_loaded, "the state file is loaded")
 
-    def see_that_it_runs(self) -> None:
+    def assert_running(self) -> None:
         if self.process.poll() is not None:
-            pytest.fail(f"the agent has ended with {self.process.returncode}; its log: {self.log()}")
+            pytest.fail(f"the agent exited with {self.process.returncode}; its log: {self.log()}")
 
     def await_exit(self) -> int:
         return self.process.wait(PATIENCE_SECONDS)
@@ -207,37 +211,37 @@ class Agent:
         wait_until(lambda: self._has_logged(text), f"log line with {text!r}")
 
     def opened(self) -> list[str]:
-        """What its descriptors are: paths, sockets, pipes."""
+        """Return what the agent's file descriptors refer to: paths, sockets, pipes."""
         found = []
         for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
-            # That of a client may be closed by now.
+            # A client's descriptor may have been closed since the listing.
             with contextlib.suppress(FileNotFoundError):
                 found.append(os.readlink(descriptor))
         return found
 
     def spins(self) -> bool:
-        """Whether it uses the processor although it has nothing to do."""
+        """Return whether the agent uses CPU time although it has nothing to do."""
         seconds = 1.5
         before = self._cpu_seconds()
         time.sleep(seconds)
         return self._cpu_seconds() - before > seconds / 3
 
     def await_blocked(self, number: signal.Signals) -> None:
-        """Wait until the signal no longer ends the process, but is kept for sigwait."""
+        """Wait until the signal no longer kills the process, but stays pending for sigwait."""
 
         def blocked_or_waited_for() -> bool:
-            # The kernel does not count as blocked what sigwait waits for.
+            # The kernel does not report a signal as blocked while sigwait waits for it.
             return bool(self._signals("SigBlk") & 1 << (number - 1)) or self._has_logged("answering")
 
         wait_until(blocked_or_waited_for, f"{number.name} is blocked")
 
     def await_signals_taken(self) -> None:
-        """Of two signals that are pending, the kernel does not say which was sent first."""
+        """Wait until no signal is pending: the kernel may deliver two pending signals in either order."""
         wait_until(lambda: not self._signals("ShdPnd"), "no signal is pending")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the process: its clients wait in the backlog meanwhile."""
+        """Stop the process, so that its clients wait in the backlog."""
         self.send(signal.SIGSTOP)
         wait_until(lambda: self._stat()[0] == "T", "the agent has stopped")
         try:
@@ -257,18 +261,18 @@ class Agent:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def _signals(self, which: str) -> int:
-        self.see_that_it_runs()
+        self.assert_running()
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
         mask = next(line.split()[1] for line in status.splitlines() if line.startswith(f"{which}:"))
         return int(mask, 16)
 
     def _stat(self) -> list[str]:
-        """The fields of /proc/PID/stat from the third on: the second, the name, may contain spaces."""
+        """Return the fields of /proc/PID/stat after the second, the process name, which may contain spaces."""
         return Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 class Agents:
-    """Starts agents, and ends all of them."""
+    """Starts agents, and kills all of them at the end."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -290,10 +294,10 @@ class Agents:
         wait: bool = True,
         logs: bool = True,
     ) -> Agent:
-        """Start an agent with this content in its state file, and wait until it answers and has logged that.
+        """Start an agent with this content in its state file, and wait until it answers and has logged so.
 
-        C(before_exec) is Python code that runs in the same process before it becomes the agent. C(logs) is whether
-        its log can be read here.
+        C(before_exec) is Python code that runs in the same process before it becomes the agent. Set C(logs) to False
+        if the log cannot be read here.
         """
         number = len(self._started)
         if state_file is None:
@@ -316,12 +320,12 @@ class Agents:
                 stdout=log,
                 stderr=log,
                 pass_fds=pass_fds,
-                # Nothing else: these tests may run under systemd themselves.
+                # Nothing is inherited: these tests may run under systemd, whose variables would configure the agent.
                 env={
                     "HAPGENT_IP": ip,
                     "HAPGENT_PORT": str(port),
                     "HAPGENT_STATE_FILE": str(state_file),
-                    # The answer is then the state alone, at once.
+                    # Without settling, each answer is the bare state.
                     "HAPGENT_SETTLE": "0",
                     **(environment or {}),
                 },
@@ -342,7 +346,7 @@ class Agents:
     @staticmethod
     def _await_start(agent: Agent) -> None:
         def answers() -> bool:
-            agent.see_that_it_runs()
+            agent.assert_running()
             try:
                 return agent.ask() != b""
             except ConnectionError:
@@ -353,14 +357,14 @@ class Agents:
 
 @pytest.fixture(scope="session", params=INTERPRETERS.values(), ids=[f"py{version}" for version in INTERPRETERS])
 def python(request: pytest.FixtureRequest) -> str:
-    """The path of each Python that this machine has."""
+    """The path of a Python interpreter; a test that uses it runs once for each version on this machine."""
     path: str = request.param
     return path
 
 
 @pytest.fixture(scope="session")
 def eventually() -> Eventually:
-    """Waits until a condition holds."""
+    """A function that waits until a condition holds."""
     return wait_until
 
 
@@ -371,19 +375,19 @@ def free_ports() -> Iterator[FreePort]:
 
 @pytest.fixture
 def free_port() -> Iterator[FreePort]:
-    """Finds a port of 127.0.0.1 that nobody else gets during the test."""
+    """A function that reserves a port of 127.0.0.1 for the duration of the test."""
     yield from free_ports()
 
 
 @pytest.fixture(scope="session")
 def lasting_port() -> Iterator[FreePort]:
-    """Finds a port of 127.0.0.1 that nobody else gets during all tests."""
+    """A function that reserves a port of 127.0.0.1 until all tests are done."""
     yield from free_ports()
 
 
 @pytest.fixture
 def agents(tmp_path: Path) -> Iterator[Agents]:
-    """Starts the agents of one test."""
+    """Starts agents, which end with the test."""
     starter = Agents(tmp_path)
     yield starter
     starter.end_all()
@@ -391,7 +395,7 @@ def agents(tmp_path: Path) -> Iterator[Agents]:
 
 @pytest.fixture(scope="session")
 def agents_in() -> Iterator[Callable[[Path], Agents]]:
-    """Starts agents that last until the end of all tests, with their files in a folder."""
+    """A function that returns a starter of agents in this folder; they run until all tests are done."""
     with contextlib.ExitStack() as started:
 
         def start_in(folder: Path) -> Agents:
@@ -404,7 +408,7 @@ def agents_in() -> Iterator[Callable[[Path], Agents]]:
 
 @pytest.fixture(scope="session")
 def lasting_agent(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """One agent on each Python, for tests that bring it into a state of their own by HUP."""
+    """One agent for each Python version, shared by tests that first set the state they need with HUP."""
     starter = Agents(tmp_path_factory.mktemp("lasting"))
     try:
         yield starter.start(python=python)
@@ -413,7 +417,7 @@ def lasting_agent(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 class HangingDisk:
-    """Has one system call of a process hang, from hang() on until recover()."""
+    """Makes one system call of a process hang between hang() and recover()."""
 
     def __init__(self, library: Path, switch: Path) -> None:
         self._library = library
@@ -431,7 +435,7 @@ class HangingDisk:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """Makes a library for LD_PRELOAD from its source in C."""
+    """A function that compiles a library for LD_PRELOAD from C source."""
 
     def compile_library(source: Path) -> Path:
         path = tmp_path_factory.mktemp("library") / f"{source.stem}.so"

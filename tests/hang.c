@@ -2,8 +2,9 @@
  * GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
  * SPDX-License-Identifier: GPL-3.0-or-later
  *
- * A disk that hangs: with this in LD_PRELOAD, the system call that HANG_CALL names does not return as long as there is
- * a file HANG_FILE. fsync and rename hang for any file, open and read for paths that contain "state.json".
+ * Simulates a disk that hangs: with this library in LD_PRELOAD, the system call that HANG_CALL names does not return
+ * while the file HANG_FILE exists. fsync and rename hang for any file; open, read and write only for paths that contain
+ * "state.json".
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

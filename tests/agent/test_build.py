@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The zipapp in the role is what its source makes, wherever it is built."""
+"""The zipapp in the role matches its source, and building it gives the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def copy_source(folder: Path) -> Path:
 def test_each_python_builds_the_zipapp_in_the_role(python: str) -> None:
     code = "import runpy, sys; sys.stdout.buffer.write(runpy.run_path(sys.argv[1])['zipapp']())"
     built = subprocess.run([python, "-I", "-c", code, str(SOURCE / "build.py")], capture_output=True, check=True)
-    assert built.stdout == ZIPAPP.read_bytes(), "files/ has changed since the zipapp was built: make build"
+    assert built.stdout == ZIPAPP.read_bytes(), "files/ has changed since the zipapp was built: run make build"
 
 
-def test_dates_and_modes_change_nothing(tmp_path: Path) -> None:
+def test_dates_and_modes_of_the_source_do_not_matter(tmp_path: Path) -> None:
     source = copy_source(tmp_path)
     for path in source.rglob("*.py"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
@@ -45,7 +45,7 @@ def test_dates_and_modes_change_nothing(tmp_path: Path) -> None:
     assert build(source) == ZIPAPP.read_bytes()
 
 
-def test_what_is_no_source_changes_nothing(tmp_path: Path) -> None:
+def test_files_that_are_not_source_do_not_matter(tmp_path: Path) -> None:
     source = copy_source(tmp_path)
     (source / "hapgent" / "__pycache__").mkdir()
     (source / "hapgent" / "__pycache__" / "agent.cpython-311.pyc").write_bytes(b"compiled")
@@ -53,18 +53,18 @@ def test_what_is_no_source_changes_nothing(tmp_path: Path) -> None:
     assert build(source) == ZIPAPP.read_bytes()
 
 
-def test_another_source_is_another_zipapp(tmp_path: Path) -> None:
+def test_changed_source_gives_another_zipapp(tmp_path: Path) -> None:
     source = copy_source(tmp_path)
     with (source / "hapgent" / "agent.py").open("a", encoding="utf-8") as file:
         file.write("\n")
     assert build(source) != ZIPAPP.read_bytes()
 
 
-def test_build_brings_a_new_zipapp_and_its_checksum_into_the_role(tmp_path: Path) -> None:
+def test_build_writes_the_zipapp_and_its_checksum_into_the_role(tmp_path: Path) -> None:
     source = copy_source(tmp_path)
     role = shutil.copytree(ROLE, tmp_path / "roles" / "hapgent")
     right = {path: path.read_bytes() for path in role.rglob("*") if path.is_file()}
-    # As if the source had been another until now.
+    # Make the role look as if its zipapp had been built from other source.
     zipapp = role / "files" / "hapgent.pyz"
     new = hashlib.sha256(zipapp.read_bytes()).hexdigest().encode()
     with zipapp.open("ab") as file:
@@ -79,21 +79,21 @@ def test_build_brings_a_new_zipapp_and_its_checksum_into_the_role(tmp_path: Path
     assert os.access(zipapp, os.X_OK)
 
 
-def test_checksum_in_the_role_is_that_of_the_zipapp_and_in_one_file() -> None:
+def test_checksum_of_the_zipapp_is_in_one_file_of_the_role() -> None:
     checksum = hashlib.sha256(ZIPAPP.read_bytes()).hexdigest()
     found = [path for path in ROLE.rglob("*") if path.suffix in (".yml", ".md") and checksum in path.read_text("utf-8")]
     assert found == [ROLE / "vars" / "main.yml"]
 
 
-def test_zipapp_can_be_run() -> None:
+def test_zipapp_is_executable() -> None:
     assert os.access(ZIPAPP, os.X_OK)
 
 
-def test_version_is_that_of_the_collection() -> None:
+def test_agent_and_collection_have_the_same_version() -> None:
     galaxy = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))
     package = runpy.run_path(str(SOURCE / "hapgent" / "__init__.py"))
     assert package["VERSION"] == galaxy["version"]
 
 
-def test_agent_and_modules_share_what_a_state_is() -> None:
+def test_agent_and_modules_share_one_file_with_the_rules_of_the_state() -> None:
     assert (SOURCE / "hapgent" / "state.py").samefile(ROOT / "plugins" / "module_utils" / "_state.py")

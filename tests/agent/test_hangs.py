@@ -2,10 +2,18 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A host that is sick: system calls that hang, a service manager and a log that nobody reads.
+"""A hanging disk, service manager or log never keeps the agent from obeying signals and answering checks.
 
-Signals are obeyed, checks are answered, and SIGTERM ends the agent, whatever the disk does. What hangs here hangs until
-the test lets it go on, so that what waits for it fails however fast the machine is.
+The file has these parts:
+
+- the disk: one system call hangs while signals and checks arrive (tests/hang.c);
+- the lock: a module holds it between load and save;
+- the service manager: it reads nothing, or only later;
+- the log: it is a pipe that is full, or that is read only later;
+- kill -9 right after an answer.
+
+System calls hang until the test releases them. If the agent waited for one, the test would fail on any machine,
+however fast.
 """
 
 from __future__ import annotations
@@ -40,14 +48,14 @@ def test_signals_are_obeyed_while_the_disk_hangs(agents: Agents, disk: HangingDi
         send_and_await(agent, signal.SIGUSR2, b"DOWN\n")
         send_and_await(agent, signal.SIGUSR1, b"UP\n")
     send_and_await(agent, signal.SIGUSR2, b"DOWN\n")
-    # The last one is saved as soon as that is possible.
+    # The last state is saved as soon as the disk recovers.
     disk.recover()
     agent.await_saved({"status": "DOWN"})
 
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("hangs", ["before a signal", "after a signal", "since its start"])
-def test_term_ends_it_while_the_disk_hangs(agents: Agents, disk: HangingDisk, call: str, hangs: str) -> None:
+def test_term_ends_the_agent_while_the_disk_hangs(agents: Agents, disk: HangingDisk, call: str, hangs: str) -> None:
     if hangs == "since its start":
         disk.hang()
         agent = agents.start(environment=disk.environment(call), wait=False)
@@ -61,10 +69,10 @@ def test_term_ends_it_while_the_disk_hangs(agents: Agents, disk: HangingDisk, ca
     assert agent.await_exit() == 0
 
 
-def test_a_signal_while_a_module_holds_the_lock(agents: Agents) -> None:
+def test_signal_is_not_lost_while_a_module_holds_the_lock(agents: Agents) -> None:
     agent = agents.start()
     lock = agent.state_file.with_name("state.json.lock")
-    # As the module does between load and save.
+    # The module holds the lock like this between load and save.
     holder = subprocess.Popen(
         ["flock", "--no-fork", lock, "sh", "-c", "echo held; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -72,7 +80,7 @@ def test_a_signal_while_a_module_holds_the_lock(agents: Agents) -> None:
     assert holder.stdout
     assert holder.stdout.readline() == b"held\n"
     send_and_await(agent, signal.SIGUSR2, b"DOWN\n")
-    # It saves a state that it loaded before the signal, and has it read.
+    # The module now saves a state that it loaded before the signal, and sends HUP.
     agent.write_state(b'{"status": "UP", "weight": 50}')
     agent.send(signal.SIGHUP)
     agent.await_answer(b"DOWN 50%\n")
@@ -83,7 +91,10 @@ def test_a_signal_while_a_module_holds_the_lock(agents: Agents) -> None:
 
 
 def change_after_signals(agent: Agent, content: bytes, answer: bytes, eventually: Eventually) -> None:
-    """Put another state there. A signal that was not saved before that still counts: then once more."""
+    """Change the state file and send HUP until the agent answers with it.
+
+    The agent applies a signal that it has not saved yet on top of the new file, so one attempt may not be enough.
+    """
 
     def is_answered() -> bool:
         agent.write_state(content)
@@ -104,14 +115,16 @@ def assert_obeys_100_signals(agent: Agent, eventually: Eventually) -> None:
     assert agent.await_exit() == 0
 
 
-def test_service_manager_that_reads_nothing(agents: Agents, eventually: Eventually, tmp_path: Path) -> None:
+def test_obeys_signals_while_the_service_manager_reads_nothing(
+    agents: Agents, eventually: Eventually, tmp_path: Path
+) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         agent = agents.start(environment={"NOTIFY_SOCKET": str(tmp_path / "notify")})
         assert_obeys_100_signals(agent, eventually)
 
 
-def test_service_manager_that_was_away_gets_what_is_newest(
+def test_service_manager_that_reads_late_gets_the_newest_state(
     agents: Agents, eventually: Eventually, tmp_path: Path
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -126,11 +139,11 @@ def test_service_manager_that_was_away_gets_what_is_newest(
         received: list[str] = []
         while not (received and received[-1].startswith("READY=1\nSTATUS=MAINT since")):
             received.append(manager.recv(4096).decode())
-        # systemd waits for both of them, in this order, after a reload.
+        # After a reload, systemd waits for both messages in this order.
         assert "RELOADING=1" in received[-2]
 
 
-def test_log_that_nobody_reads(agents: Agents, eventually: Eventually) -> None:
+def test_obeys_signals_while_its_log_is_not_read(agents: Agents, eventually: Eventually) -> None:
     reader, writer = os.pipe()
     try:
         os.set_blocking(writer, False)
@@ -144,7 +157,7 @@ def test_log_that_nobody_reads(agents: Agents, eventually: Eventually) -> None:
     os.close(writer)
 
 
-def test_log_that_is_read_again_has_a_count_of_what_is_missing(agents: Agents) -> None:
+def test_log_that_is_read_late_has_the_number_of_missing_lines(agents: Agents) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     filled = 0
@@ -163,12 +176,12 @@ def test_log_that_is_read_again_has_a_count_of_what_is_missing(agents: Agents) -
             filled -= len(log.read(min(filled, 65_536)))
         send_and_await(agent, signal.SIGUSR1, b"UP\n")
         line = log.read(4096).decode()
-    # Its start, that it answers, and the first signal.
+    # Missing are the lines about the start, the listening address and the first signal.
     assert line.startswith("hapgent: 3 ")
     assert "DOWN -> UP (SIGUSR1)" in line
 
 
-def test_sent_and_killed_at_once_is_undone_each_time(agents: Agents) -> None:
+def test_answer_right_before_a_kill_is_always_reset(agents: Agents) -> None:
     settle = {"HAPGENT_SETTLE": "3600"}
     agent = agents.start(environment=settle)
     answers = []

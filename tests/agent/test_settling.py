@@ -2,7 +2,16 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""After a change, each load balancer is told for a while what undoes the state that it was told before."""
+"""For a while after a change, the agent also sends each load balancer the keywords that reset its previous state.
+
+The file has these parts:
+
+- what the agent sends after each change of the status, the weight, maxconn and the reason;
+- how long it does so: each load balancer has its own time, counted from its first poll after the change;
+- changes that are none: they neither start nor prolong nor shorten that time;
+- restarts, kills and unusable memory files: the agent still resets the previous state;
+- IPv4 addresses on IPv6 sockets, and the setting HAPGENT_SETTLE.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +32,8 @@ if TYPE_CHECKING:
 
 STATUSES = ["UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED"]
 
-# What is answered for a while after the change from the status on the left to each of STATUSES. HAProxy does not leave
-# an administrative state for UP, nor DOWN for READY.
+# The answers for a while after a change from the status on the left to each of STATUSES. In HAProxy, UP does not end an
+# administrative state, and READY does not end DOWN.
 WHILE_IT_SETTLES = {
     "UP": ["UP", "DOWN", "READY UP", "DRAIN UP", "FAIL", "MAINT UP", "STOPPED"],
     "DOWN": ["UP", "DOWN", "READY UP", "DRAIN UP", "FAIL", "MAINT UP", "STOPPED"],
@@ -35,11 +44,11 @@ WHILE_IT_SETTLES = {
     "STOPPED": ["UP", "DOWN", "READY UP", "DRAIN UP", "FAIL", "MAINT UP", "STOPPED"],
 }
 
-# Never over while a test runs, and over soon.
+# LONG outlasts every test; SHORT ends soon enough for a test to wait.
 LONG, SHORT = 3600, 1
 
-# Load balancers by their addresses, and by what they have seen of a drain. The agents of these tests listen on
-# 127.0.0.1, which is also the address that agent.ask() asks from.
+# Addresses of load balancers: one that saw a drain, one that missed it, and one that is new. The agents of these tests
+# listen on 127.0.0.1, from which agent.ask() also polls.
 SAW, MISSED, NEW = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
 
@@ -52,7 +61,7 @@ def content(status: str, **fields: object) -> bytes:
 
 
 def ask(agent: Agent, load_balancer: str) -> str:
-    """What the agent answers to this load balancer."""
+    """Poll from the address of this load balancer and return the answer."""
     with socket.create_connection(("127.0.0.1", agent.port), 15, source_address=(load_balancer, 0)) as client:
         answer = agent.read_to_end(client)
     assert answer.endswith(b"\n")
@@ -60,14 +69,14 @@ def ask(agent: Agent, load_balancer: str) -> str:
 
 
 def change(agent: Agent, status: str, eventually: Eventually) -> None:
-    """Another state file, HUP, and only 127.0.0.1 sees the change."""
+    """Change the state file, send HUP, and wait for the new status. Only 127.0.0.1 polls meanwhile."""
     agent.write_state(content(status))
     agent.send(signal.SIGHUP)
-    eventually(lambda: agent.ask().decode().split()[0] == status, f"answer {status}, with whatever goes along")
+    eventually(lambda: agent.ask().decode().split()[0] == status, f"an answer that begins with {status}")
 
 
 def ask_until(agent: Agent, load_balancer: str, last: str, eventually: Eventually) -> tuple[set[str], float]:
-    """Have it ask until it gets this answer: what it got before that, and for how long in seconds."""
+    """Poll until this answer arrives. Return the different answers before it, and for how many seconds they lasted."""
     start = time.monotonic()
     before = set()
 
@@ -86,13 +95,13 @@ def memory_of(agent: Agent) -> Path:
 
 
 def remembered(agent: Agent) -> dict[str, Any]:
-    """What its memory has on each load balancer."""
+    """Return what the memory file contains about each load balancer."""
     peers = json.loads(memory_of(agent).read_bytes())["peers"]
     return {peer["address"]: peer for peer in peers}
 
 
 def await_remembered(agent: Agent, load_balancer: str, line: str, eventually: Eventually) -> None:
-    """Wait until kill -9 would not make it forget that it told this line."""
+    """Wait until the agent would still know after kill -9 that it sent this line."""
 
     def is_remembered() -> bool:
         found = remembered(agent).get(load_balancer)
@@ -104,7 +113,7 @@ def await_remembered(agent: Agent, load_balancer: str, line: str, eventually: Ev
 def start_again(
     agents: Agents, agent: Agent, state: bytes | None = None, *, settle: int = LONG, **options: Any
 ) -> Agent:
-    """An agent in the place of this one, which has ended."""
+    """Start an agent in place of this one, which has ended."""
     return agents.start(state, state_file=agent.state_file, port=agent.port, environment=settling(settle), **options)
 
 
@@ -115,29 +124,29 @@ def restart(agents: Agents, agent: Agent, number: signal.Signals = signal.SIGTER
 
 
 def reload_unseen(agent: Agent) -> None:
-    """HUP, and no load balancer sees what it does."""
+    """Send HUP and wait until the file is loaded, without polling."""
     agent.send(signal.SIGHUP)
     agent.await_loaded()
 
 
-# What is told
+# Keywords after a change of the status
 
 
 @pytest.mark.parametrize("before", STATUSES)
-def test_each_change(agents: Agents, eventually: Eventually, before: str) -> None:
+def test_each_change_resets_the_previous_status(agents: Agents, eventually: Eventually, before: str) -> None:
     agent = agents.start(content(before), environment=settling(LONG))
     load_balancers = [f"127.0.0.{number}" for number, _status in enumerate(STATUSES, start=2)]
-    # Nothing is known to be undone at first.
+    # After the first start there is no previous state to reset.
     assert {ask(agent, load_balancer) for load_balancer in load_balancers} == {before}
 
-    # Each sees one of the changes: the one from the status before, as all of them know no other.
+    # Each load balancer polls after one of the changes. For all of them that is a change from the first status.
     answers = []
     for load_balancer, status in zip(load_balancers, STATUSES, strict=True):
         change(agent, status, eventually)
         answers.append(ask(agent, load_balancer))
 
     assert answers == WHILE_IT_SETTLES[before]
-    # Not only once.
+    # The keywords are sent repeatedly.
     assert ask(agent, load_balancers[-1]) == answers[-1]
 
 
@@ -151,34 +160,36 @@ def test_each_change(agents: Agents, eventually: Eventually, before: str) -> Non
         ("UP", signal.SIGUSR2, b"DOWN\n"),
     ],
 )
-def test_change_by_usr1_and_usr2(agents: Agents, before: str, number: signal.Signals, answer: bytes) -> None:
+def test_usr1_and_usr2_reset_the_previous_status(
+    agents: Agents, before: str, number: signal.Signals, answer: bytes
+) -> None:
     agent = agents.start(content(before), environment=settling(LONG))
     agent.send(number)
     agent.await_answer(answer)
-    # The words are for load balancers, and not part of the state.
+    # Reset keywords are sent to load balancers, but are not part of the saved state.
     agent.await_saved({"status": answer.decode().split()[0]})
 
 
-def test_log_lines_contain_the_states_alone(agents: Agents) -> None:
+def test_log_lines_have_no_reset_keywords(agents: Agents) -> None:
     agent = agents.start(content("DRAIN"), environment=settling(LONG))
     agent.reload(content("UP"), b"UP READY\n")
     assert agent.log()[-1] == "hapgent: DRAIN -> UP (SIGHUP)"
 
 
-def test_after_a_while_just_the_state(agents: Agents) -> None:
+def test_bare_state_is_sent_after_a_while(agents: Agents) -> None:
     agent = agents.start(content("UP"), environment=settling(SHORT))
 
     agent.reload(content("DRAIN", weight=50), b"DRAIN UP 50%\n")
     agent.await_answer(b"DRAIN 50%\n")
     agent.reload(content("UP", maxconn=9), b"UP READY 100% maxconn:9\n")
     agent.await_answer(b"UP maxconn:9\n")
-    # The drain is history.
+    # The drain has been reset and is not reset again.
     agent.reload(content("DOWN"), b"DOWN\n")
     agent.send(signal.SIGUSR1)
     agent.await_answer(b"UP\n")
 
 
-def test_a_minute_unless_set_otherwise(agents: Agents, tmp_path: Path) -> None:
+def test_settles_for_a_minute_by_default(agents: Agents, tmp_path: Path) -> None:
     status_socket = str(tmp_path / "socket")
     agent = agents.start(
         content("DRAIN"),
@@ -194,12 +205,12 @@ def test_a_minute_unless_set_otherwise(agents: Agents, tmp_path: Path) -> None:
     assert 0 < status["peers"][0]["settles_for"] <= 60
 
 
-def test_never_if_turned_off(agents: Agents, eventually: Eventually) -> None:
-    # Its answers are those of hapgent 0.3.2.
+def test_settling_can_be_turned_off(agents: Agents, eventually: Eventually) -> None:
+    # The answers are then those of hapgent 0.3.2.
     agent = agents.start(environment=settling(0))
     for pair in itertools.product(STATUSES, repeat=2):
         for status in pair:
-            # Its first answer after the change: more may be in that one only.
+            # The first answer after a change is the one that could have more keywords.
             change(agent, status, eventually)
             assert ask(agent, SAW) == status
     for state, answer in [
@@ -211,7 +222,7 @@ def test_never_if_turned_off(agents: Agents, eventually: Eventually) -> None:
         assert ask(agent, SAW) == answer
 
 
-def test_turned_off_in_the_middle(agents: Agents, eventually: Eventually) -> None:
+def test_turning_it_off_ends_settling(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(content("DRAIN"), environment=settling(LONG))
     change(agent, "UP", eventually)
     assert ask(agent, SAW) == "UP READY"
@@ -230,7 +241,7 @@ def test_turned_off_in_the_middle(agents: Agents, eventually: Eventually) -> Non
         (content("MAINT", weight=50), content("MAINT"), "MAINT 100%"),
         (content("DRAIN", weight=50), content("UP"), "UP READY 100%"),
         (content("UP", weight=50, maxconn=9), content("DRAIN", maxconn=9), "DRAIN UP 100% maxconn:9"),
-        # These undo the weight before themselves, and nothing undoes a maxconn.
+        # A new weight replaces the previous one, and no keyword resets maxconn.
         (content("UP", weight=50), content("UP", weight=30), "UP 30%"),
         (content("UP", weight=50), content("DOWN", weight=0), "DOWN 0%"),
         (content("UP"), content("UP", weight=50), "UP 50%"),
@@ -238,12 +249,12 @@ def test_turned_off_in_the_middle(agents: Agents, eventually: Eventually) -> Non
         (content("UP", maxconn=9), content("UP", maxconn=20), "UP maxconn:20"),
     ],
 )
-def test_change_of_weight_and_maxconn(agents: Agents, before: bytes, after: bytes, answer: str) -> None:
+def test_removed_weight_is_reset_and_maxconn_is_not(agents: Agents, before: bytes, after: bytes, answer: str) -> None:
     agent = agents.start(before, environment=settling(LONG))
     agent.reload(after, f"{answer}\n".encode())
 
 
-def test_weights_that_it_saw_and_missed(agents: Agents) -> None:
+def test_weight_is_reset_only_where_it_was_received(agents: Agents) -> None:
     agent = agents.start(content("UP"), environment=settling(LONG))
     assert ask(agent, MISSED) == "UP"
     agent.reload(content("UP", weight=50), b"UP 50%\n")
@@ -266,15 +277,15 @@ def with_reason(status: str, reason: str = "kernel upgrade", **fields: object) -
     [
         (with_reason("UP"), "UP # kernel upgrade"),
         (with_reason("DOWN"), "DOWN # kernel upgrade"),
-        # HAProxy shows a reason only beside a health word.
+        # HAProxy shows a reason only if a health keyword precedes it.
         (with_reason("READY"), "READY UP # kernel upgrade"),
         (with_reason("DRAIN"), "DRAIN UP # kernel upgrade"),
         (with_reason("MAINT", weight=5, maxconn=9), "MAINT UP 5% maxconn:9 # kernel upgrade"),
         (with_reason("DRAIN", "Störung, 50% \\o/"), "DRAIN UP # Störung, 50% \\o/"),
     ],
 )
-def test_reason_is_sent_steadily(agents: Agents, state: bytes, answer: str) -> None:
-    # There was no change that settles.
+def test_reason_is_in_every_answer(agents: Agents, state: bytes, answer: str) -> None:
+    # Nothing has changed since the first start, so these answers have no reset keywords.
     agent = agents.start(state, environment=settling(LONG))
     assert {ask(agent, SAW) for _round in range(3)} == {answer}
 
@@ -282,7 +293,7 @@ def test_reason_is_sent_steadily(agents: Agents, state: bytes, answer: str) -> N
 @pytest.mark.parametrize(
     ("before", "after", "answer"),
     [
-        # The next health word takes the reason from HAProxy's page.
+        # The next health keyword removes the reason from HAProxy's stats page.
         (with_reason("DRAIN"), content("DRAIN"), "DRAIN UP"),
         (with_reason("MAINT"), content("MAINT"), "MAINT UP"),
         (with_reason("UP"), content("UP"), "UP"),
@@ -295,12 +306,12 @@ def test_reason_is_sent_steadily(agents: Agents, state: bytes, answer: str) -> N
         (with_reason("UP", weight=50), with_reason("UP"), "UP 100% # kernel upgrade"),
     ],
 )
-def test_change_of_reason(agents: Agents, before: bytes, after: bytes, answer: str) -> None:
+def test_removed_reason_is_reset(agents: Agents, before: bytes, after: bytes, answer: str) -> None:
     agent = agents.start(before, environment=settling(LONG))
     agent.reload(after, f"{answer}\n".encode())
 
 
-def test_dropped_reason_is_undone_for_a_while(agents: Agents, eventually: Eventually) -> None:
+def test_removed_reason_is_reset_for_a_while(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(with_reason("DRAIN"), environment=settling(SHORT))
     assert ask(agent, SAW) == "DRAIN UP # kernel upgrade"
     agent.reload(content("DRAIN"), b"DRAIN UP\n")
@@ -318,7 +329,7 @@ def test_dropped_reason_is_undone_for_a_while(agents: Agents, eventually: Eventu
         ("UP", signal.SIGUSR2, "DOWN", b"DOWN 5%\n"),
     ],
 )
-def test_another_status_by_usr1_and_usr2_drops_the_reason(
+def test_usr1_and_usr2_remove_the_reason_if_they_change_the_status(
     agents: Agents, before: str, number: signal.Signals, status: str, answer: bytes
 ) -> None:
     agent = agents.start(with_reason(before, weight=5), environment=settling(LONG))
@@ -328,7 +339,7 @@ def test_another_status_by_usr1_and_usr2_drops_the_reason(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, "UP"), (signal.SIGUSR2, "DOWN")])
-def test_the_same_status_by_usr1_and_usr2_keeps_the_reason(
+def test_usr1_and_usr2_keep_the_reason_if_the_status_stays(
     agents: Agents, eventually: Eventually, number: signal.Signals, status: str
 ) -> None:
     agent = agents.start(with_reason(status), environment=settling(LONG))
@@ -339,15 +350,15 @@ def test_the_same_status_by_usr1_and_usr2_keeps_the_reason(
     assert ask(agent, SAW) == f"{status} # kernel upgrade"
 
 
-# Each load balancer has its own time
+# How long each load balancer receives the keywords
 
 
-def test_seconds_count_from_the_first_answer_to_each(agents: Agents, eventually: Eventually) -> None:
+def test_time_counts_from_the_first_answer_to_each_load_balancer(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(content("DRAIN"), environment=settling(SHORT))
     assert {ask(agent, load_balancer) for load_balancer in (SAW, NEW)} == {"DRAIN"}
     change(agent, "UP", eventually)
 
-    # The second one comes back when the change is longer ago than that.
+    # The second load balancer polls again only when more time than that has passed since the change.
     for load_balancer in (SAW, NEW):
         before, seconds = ask_until(agent, load_balancer, "UP", eventually)
         assert before == {"UP READY"}
@@ -361,30 +372,34 @@ def test_seconds_count_from_the_first_answer_to_each(agents: Agents, eventually:
         (["DRAIN", "UP", "FAIL", "DOWN"], "DOWN READY"),
         (["READY", "DOWN", "UP"], "UP READY"),
         (["DOWN", "UP", "DRAIN", "READY"], "READY UP"),
-        # What it was not told needs no undoing.
+        # A state that it did not receive need not be reset.
         (["UP", "DRAIN", "UP"], "UP"),
         (["DOWN", "MAINT", "DRAIN", "UP"], "UP"),
         (["DRAIN", "UP", "MAINT", "DOWN", "DRAIN"], "DRAIN"),
     ],
 )
-def test_changes_while_it_was_away(agents: Agents, eventually: Eventually, statuses: list[str], answer: str) -> None:
-    first, *others = statuses
-    agent = agents.start(content(first), environment=settling(LONG))
-    assert ask(agent, SAW) == first
+def test_only_the_last_received_status_is_reset(
+    agents: Agents, eventually: Eventually, statuses: list[str], answer: str
+) -> None:
+    remembered, *others = statuses
+    agent = agents.start(content(remembered), environment=settling(LONG))
+    assert ask(agent, SAW) == remembered
     for status in others:
         change(agent, status, eventually)
     assert ask(agent, SAW) == answer
 
 
-def test_a_new_one_may_have_seen_the_state_before(agents: Agents, eventually: Eventually) -> None:
-    # Its address may be new, or the agent was started on another.
+def test_new_load_balancer_is_treated_as_if_it_had_received_earlier_states(
+    agents: Agents, eventually: Eventually
+) -> None:
+    # Its address may be new, or the agent may have run elsewhere before.
     agent = agents.start(content("DRAIN"), environment=settling(LONG))
     for status in ["DOWN", "MAINT", "UP"]:
         change(agent, status, eventually)
     assert ask(agent, NEW) == "UP READY"
 
 
-def test_changes_in_the_middle_keep_what_still_has_to_be_undone(agents: Agents, python: str) -> None:
+def test_changes_while_settling_keep_the_pending_resets(agents: Agents, python: str) -> None:
     agent = agents.start(content("DRAIN", weight=50), python=python, environment=settling(LONG))
     for state, answer in [
         (content("UP"), b"UP READY 100%\n"),
@@ -397,12 +412,12 @@ def test_changes_in_the_middle_keep_what_still_has_to_be_undone(agents: Agents, 
         agent.reload(state, answer)
 
 
-def test_change_in_the_middle_with_something_to_undo_gets_its_full_time(agents: Agents, eventually: Eventually) -> None:
+def test_change_while_settling_gets_its_full_time(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(content("DRAIN"), environment=settling(SHORT))
     assert ask(agent, SAW) == "DRAIN"
     change(agent, "UP", eventually)
     assert ask(agent, SAW) == "UP READY"
-    # Any time will do.
+    # The change may come at any time before settling ends.
     time.sleep(SHORT / 2)
     change(agent, "MAINT", eventually)
     before, seconds = ask_until(agent, SAW, "MAINT", eventually)
@@ -410,8 +425,8 @@ def test_change_in_the_middle_with_something_to_undo_gets_its_full_time(agents: 
     assert seconds >= SHORT
 
 
-def test_ends_although_the_weight_changes_all_the_time(agents: Agents, eventually: Eventually) -> None:
-    """As a program does that writes one every minute."""
+def test_settling_ends_although_the_weight_keeps_changing(agents: Agents, eventually: Eventually) -> None:
+    # Some programs write a new weight every minute.
     agent = agents.start(content("DRAIN"), environment=settling(SHORT))
     assert ask(agent, SAW) == "DRAIN"
     weights = itertools.cycle(range(1, 256))
@@ -424,24 +439,24 @@ def test_ends_although_the_weight_changes_all_the_time(agents: Agents, eventuall
         sent.add(ask(agent, SAW).partition("%")[0].rstrip("0123456789"))
         return "UP " in sent
 
-    eventually(ends, "READY is told no longer")
+    eventually(ends, "an answer without READY")
     assert "UP READY " in sent
 
 
-# Nothing changes
+# Reloads without a change
 
 
-def test_reload_of_an_unchanged_file_settles_nothing(agents: Agents) -> None:
+def test_reload_of_an_unchanged_state_does_not_start_settling(agents: Agents) -> None:
     agent = agents.start(content("DRAIN"), environment=settling(LONG))
     assert ask(agent, SAW) == "DRAIN"
-    # The second says the same in other words.
+    # The second content is another way to write the same state.
     for state in [content("DRAIN"), content("DRAIN", weight=None)]:
         agent.write_state(state)
         reload_unseen(agent)
         assert {ask(agent, load_balancer) for load_balancer in (SAW, MISSED, NEW)} == {"DRAIN"}
 
 
-def test_reloads_do_not_prolong_it(agents: Agents, eventually: Eventually) -> None:
+def test_reloads_do_not_prolong_settling(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(content("DRAIN"), environment=settling(SHORT))
     change(agent, "UP", eventually)
 
@@ -452,7 +467,7 @@ def test_reloads_do_not_prolong_it(agents: Agents, eventually: Eventually) -> No
     eventually(reload_and_ask, "answer UP")
 
 
-def test_reloads_do_not_shorten_it(agents: Agents, eventually: Eventually) -> None:
+def test_reloads_do_not_shorten_settling(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(content("DRAIN"), environment=settling(LONG))
     change(agent, "UP", eventually)
     for _round in range(3):
@@ -464,7 +479,7 @@ def test_reloads_do_not_shorten_it(agents: Agents, eventually: Eventually) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_restart_in_the_middle_forgets_no_change(
+def test_restart_while_settling_keeps_what_each_load_balancer_received(
     agents: Agents, eventually: Eventually, number: signal.Signals
 ) -> None:
     agent = agents.start(content("UP"), environment=settling(LONG))
@@ -475,7 +490,7 @@ def test_restart_in_the_middle_forgets_no_change(
     change(agent, "UP", eventually)
     assert ask(agent, keeps_asking) == "UP READY"
     if number == signal.SIGKILL:
-        # What it told is saved within a second, and at its end.
+        # The agent saves what it sent within a second and when it ends, but not when it is killed.
         await_remembered(agent, keeps_asking, "UP READY", eventually)
 
     for _round in range(2):
@@ -486,17 +501,17 @@ def test_restart_in_the_middle_forgets_no_change(
     assert ask(agent, NEW) == "UP READY"
 
 
-def test_restart_in_the_middle_goes_on_with_the_seconds(agents: Agents, eventually: Eventually) -> None:
+def test_restart_while_settling_keeps_the_remaining_time(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(content("DRAIN"), environment=settling(LONG))
     change(agent, "UP", eventually)
     assert ask(agent, SAW) == "UP READY"
-    # The seconds that are left are those of the new setting at most.
+    # The remaining time is at most the new setting.
     agent = restart(agents, agent, settle=SHORT)
     before, _seconds = ask_until(agent, SAW, "UP", eventually)
     assert before == {"UP READY"}
 
 
-def test_change_after_a_restart(agents: Agents, eventually: Eventually) -> None:
+def test_change_after_a_restart_resets_the_previous_status(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(content("UP"), environment=settling(LONG))
     assert ask(agent, SAW) == "UP"
     agent.write_state(content("DRAIN"))
@@ -507,7 +522,7 @@ def test_change_after_a_restart(agents: Agents, eventually: Eventually) -> None:
     assert ask(agent, SAW) == "UP READY"
 
 
-def test_change_while_it_was_stopped(agents: Agents, python: str, eventually: Eventually) -> None:
+def test_change_while_stopped_resets_the_previous_status(agents: Agents, python: str, eventually: Eventually) -> None:
     agent = agents.start(content("UP"), python=python, environment=settling(LONG))
     assert ask(agent, SAW) == "UP"
     change(agent, "DRAIN", eventually)
@@ -524,12 +539,12 @@ def test_change_while_it_was_stopped(agents: Agents, python: str, eventually: Ev
     ]
 
 
-def test_change_after_it_was_killed(agents: Agents) -> None:
+def test_change_after_a_kill_resets_the_previous_state(agents: Agents) -> None:
     agent = agents.start(content("UP"), environment=settling(LONG))
     assert ask(agent, SAW) == "UP"
     agent.write_state(with_reason("MAINT", weight=50))
     reload_unseen(agent)
-    # A change is saved at once, and what is told of it within a second: not before it is killed.
+    # A change is saved at once, but what was sent only within a second, and the agent is killed before that.
     assert json.loads(memory_of(agent).read_bytes())["state"]["status"] == "MAINT"
     assert ask(agent, SAW) == "MAINT UP 50% # kernel upgrade"
     agent.kill()
@@ -537,20 +552,20 @@ def test_change_after_it_was_killed(agents: Agents) -> None:
     assert ask(agent, SAW) == "DOWN READY 100%"
 
 
-def test_change_just_before_it_was_killed(agents: Agents, eventually: Eventually) -> None:
+def test_change_just_before_a_kill_resets_the_previous_status(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(content("UP"), environment=settling(LONG))
     assert ask(agent, SAW) == "UP"
     agent.write_state(content("DRAIN"))
     reload_unseen(agent)
     assert ask(agent, SAW) == "DRAIN UP"
     change(agent, "UP", eventually)
-    # It may have saved neither this change nor what it told before.
+    # The agent may have saved neither this change nor what it sent before.
     agent.kill()
     agent = start_again(agents, agent)
     assert ask(agent, SAW) in ("UP READY", "UP READY 100%")
 
 
-def test_restart_without_a_change_settles_nothing(agents: Agents, eventually: Eventually) -> None:
+def test_restart_without_a_change_does_not_start_settling(agents: Agents, eventually: Eventually) -> None:
     agent = agents.start(content("UP"), environment=settling(SHORT))
     assert ask(agent, SAW) == "UP"
     change(agent, "DRAIN", eventually)
@@ -563,8 +578,9 @@ def test_restart_without_a_change_settles_nothing(agents: Agents, eventually: Ev
         assert agent.log() == [f"hapgent: answering DRAIN on 127.0.0.1 port {agent.port}"]
 
 
-def test_kill_without_a_change_undoes_what_a_signal_may_have_set(agents: Agents, eventually: Eventually) -> None:
-    # A signal is answered before it is saved. Of any other change the state file would be another one.
+def test_kill_without_a_change_resets_what_a_signal_may_have_set(agents: Agents, eventually: Eventually) -> None:
+    # The agent answers with the state of a signal before it saves it, so such a change may have been lost. Any other
+    # change would show in the state file.
     for status, answer in [("DRAIN", "DRAIN UP"), ("UP", "UP"), ("STOPPED", "STOPPED")]:
         agent = agents.start(content(status), environment=settling(LONG))
         assert ask(agent, SAW) == status
@@ -573,7 +589,7 @@ def test_kill_without_a_change_undoes_what_a_signal_may_have_set(agents: Agents,
         assert ask(agent, SAW) == ask(agent, NEW) == answer
 
 
-def test_start_without_a_memory_settles_nothing(agents: Agents) -> None:
+def test_start_without_a_memory_file_does_not_start_settling(agents: Agents) -> None:
     agent = agents.start(content("MAINT"), environment=settling(LONG))
     assert ask(agent, SAW) == "MAINT"
     agent.send(signal.SIGTERM)
@@ -590,7 +606,7 @@ def test_start_without_a_memory_settles_nothing(agents: Agents) -> None:
 
 
 def a_memory(**fields: object) -> dict[str, object]:
-    """One that an agent could have written."""
+    """Return a memory file's content as an agent could have written it."""
     file = {"state_file": [1, 2, 3, 4], "complete": True, "before": [], "unsure_until": 0}
     return {"state": {"status": "UP"}, "saved": 1, "since": 1, "peers": [a_peer()], **file, **fields}
 
@@ -607,7 +623,7 @@ def without(memory: dict[str, object], name: str) -> dict[str, object]:
 TOO_MANY_DIGITS = b"1" + b"0" * 4300
 UNUSABLE = {
     "empty": b"",
-    "torn off": json.dumps(a_memory()).encode()[:-9],
+    "cut off": json.dumps(a_memory()).encode()[:-9],
     "zeros": bytes(4096),
     "not UTF-8": b'{"\xff": 1}',
     "a list": b"[]",
@@ -631,20 +647,20 @@ UNUSABLE = {
     "checks of 4,301 digits": json.dumps(a_memory(peers=[a_peer(checks="x")]))
     .encode()
     .replace(b'"x"', TOO_MANY_DIGITS),
-    "nested too deep": b"[" * 100_000,
+    "nested too deeply": b"[" * 100_000,
     "too large": json.dumps(a_memory()).encode().ljust(2 * 1024 * 1024 + 1),
 }
 
 
 @pytest.mark.parametrize("unusable", UNUSABLE.values(), ids=UNUSABLE)
-def test_memory_that_it_cannot_use(agents: Agents, tmp_path: Path, unusable: bytes) -> None:
+def test_unusable_memory_file_makes_the_agent_reset_everything(agents: Agents, tmp_path: Path, unusable: bytes) -> None:
     state_file = tmp_path / "state.json"
     memory = tmp_path / "state.json.memory"
     memory.write_bytes(unusable)
 
     agent = agents.start(content("DRAIN"), state_file=state_file, environment=settling(LONG))
 
-    # They may have been told anything.
+    # The load balancers may have received any state.
     assert {ask(agent, load_balancer) for load_balancer in (SAW, NEW)} == {"DRAIN UP 100%"}
     problem, *others = agent.log()
     assert problem.startswith(f"hapgent: {memory}: ")
@@ -655,7 +671,7 @@ def test_memory_that_it_cannot_use(agents: Agents, tmp_path: Path, unusable: byt
     assert json.loads(memory.read_bytes())["state"] == {"status": "DRAIN"}
 
 
-def test_memory_that_is_no_file(agents: Agents, tmp_path: Path) -> None:
+def test_irregular_memory_file_is_replaced(agents: Agents, tmp_path: Path) -> None:
     memory = tmp_path / "state.json.memory"
     os.mkfifo(memory)
     agent = agents.start(content("DRAIN"), state_file=tmp_path / "state.json", environment=settling(LONG))
@@ -664,18 +680,20 @@ def test_memory_that_is_no_file(agents: Agents, tmp_path: Path) -> None:
     agent.send(signal.SIGTERM)
     agent.await_exit()
 
-    # Replaced by one that can be used.
+    # The agent has replaced the FIFO with a usable memory file.
     agent = start_again(agents, agent, content("UP"))
     assert ask(agent, SAW) == "UP READY 100%"
     assert agent.log()[0] == "hapgent: DRAIN -> UP (start)"
 
 
-def test_memory_that_it_cannot_replace(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_irreplaceable_memory_file_is_logged_once_and_retried(
+    agents: Agents, tmp_path: Path, eventually: Eventually
+) -> None:
     memory = tmp_path / "state.json.memory"
     memory.mkdir()
     agent = agents.start(content("DRAIN"), state_file=tmp_path / "state.json", environment=settling(LONG))
 
-    # It does what it can without one, and does not say the same again.
+    # The agent works without a memory file, and logs the problem only once.
     assert ask(agent, SAW) == "DRAIN UP 100%"
     change(agent, "UP", eventually)
     assert ask(agent, SAW) == "UP READY 100%"
@@ -683,9 +701,9 @@ def test_memory_that_it_cannot_replace(agents: Agents, tmp_path: Path, eventuall
     agent.await_signals_taken()
     assert len([line for line in agent.log() if line.startswith(f"hapgent: {memory}: Is a directory")]) == 1
 
-    # It does not give up, although nothing more happens.
+    # The agent keeps trying, even without another signal or change.
     memory.rmdir()
-    eventually(memory.is_file, "it remembers")
+    eventually(memory.is_file, "the memory file is saved")
     await_remembered(agent, SAW, "UP READY 100%", eventually)
     assert sorted(os.listdir(tmp_path)) == [
         "agent0.log",
@@ -696,7 +714,9 @@ def test_memory_that_it_cannot_replace(agents: Agents, tmp_path: Path, eventuall
 # Addresses
 
 
-def test_an_ipv4_address_is_one_load_balancer_however_the_agent_listens(agents: Agents, eventually: Eventually) -> None:
+def test_ipv4_address_is_the_same_load_balancer_on_ipv4_and_ipv6_sockets(
+    agents: Agents, eventually: Eventually
+) -> None:
     if not Path("/proc/net/if_inet6").exists():
         pytest.skip("needs IPv6")
     agent = agents.start(content("UP"), ip="::", environment=settling(LONG))
@@ -711,7 +731,7 @@ def test_an_ipv4_address_is_one_load_balancer_however_the_agent_listens(agents: 
     agent = start_again(agents, agent, ip="127.0.0.1")
 
     assert ask(agent, SAW) == "UP READY"
-    # It is known: a new one would be told READY.
+    # This load balancer is known: a new one would receive READY.
     assert ask(agent, MISSED) == "UP"
     agent.send(signal.SIGTERM)
     agent.await_exit()
@@ -722,7 +742,7 @@ def test_an_ipv4_address_is_one_load_balancer_however_the_agent_listens(agents: 
 
 
 @pytest.mark.parametrize("value", ["-1", "86401", "100000", "abc", "", "1.5", "+1", " 1"])
-def test_setting_that_it_cannot_use(agents: Agents, value: str) -> None:
+def test_invalid_setting_is_an_error(agents: Agents, value: str) -> None:
     agent = agents.start(environment={"HAPGENT_SETTLE": value}, wait=False)
     assert agent.await_exit() == 2
     (line,) = agent.log()
@@ -731,6 +751,6 @@ def test_setting_that_it_cannot_use(agents: Agents, value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "86400"])
-def test_least_and_greatest_setting(agents: Agents, value: str) -> None:
+def test_smallest_and_largest_setting_are_accepted(agents: Agents, value: str) -> None:
     agent = agents.start(content("DRAIN"), environment={"HAPGENT_SETTLE": value})
     agent.reload(content("UP"), b"UP\n" if value == "0" else b"UP READY\n")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The agent obeys signals, and saves what they change."""
+"""The agent obeys signals from its first statement on, and saves the states that they set."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 FULL = b'{"status": "UP", "weight": 77, "maxconn": 300}'
 
 
-def names_beside(agent: Agent) -> list[str]:
-    """The files in its folder, but for its memory and locks."""
+def other_files(agent: Agent) -> list[str]:
+    """Return the files in the agent's folder except its memory file and locks."""
     kept = {f"{agent.state_file.name}.{name}" for name in ("lock", "memory", "memory.lock")}
     return sorted(set(os.listdir(agent.state_file.parent)) - kept)
 
 
-def await_names_beside(agent: Agent, expected: list[str], eventually: Eventually) -> None:
-    """It may be saving its memory at this moment, under the temporary name."""
-    eventually(lambda: names_beside(agent) == expected, f"beside it are {expected}")
+def await_other_files(agent: Agent, expected: list[str], eventually: Eventually) -> None:
+    """Wait until only these files are there: the agent may be saving its memory file under a temporary name."""
+    eventually(lambda: other_files(agent) == expected, f"the folder contains {expected}")
 
 
 def test_usr2_sets_down_and_usr1_up(agents: Agents, python: str, eventually: Eventually) -> None:
@@ -44,7 +44,7 @@ def test_usr2_sets_down_and_usr1_up(agents: Agents, python: str, eventually: Eve
     agent.send(signal.SIGUSR1)
     agent.await_answer(b"UP 77% maxconn:300\n")
     agent.await_saved({"status": "UP", "weight": 77, "maxconn": 300})
-    await_names_beside(agent, ["state.json"], eventually)
+    await_other_files(agent, ["state.json"], eventually)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, "UP"), (signal.SIGUSR2, "DOWN")])
@@ -52,21 +52,21 @@ def test_usr2_sets_down_and_usr1_up(agents: Agents, python: str, eventually: Eve
 def test_usr1_and_usr2_from_each_status(lasting_agent: Agent, before: str, number: signal.Signals, status: str) -> None:
     lasting_agent.reload(json.dumps({"status": before, "maxconn": 9}).encode(), f"{before} maxconn:9\n".encode())
     if before == status:
-        # Else nothing would show when it has been saved.
+        # Without the file, its return shows when the unchanged state has been saved.
         lasting_agent.state_file.unlink()
     lasting_agent.send(number)
     lasting_agent.await_answer(f"{status} maxconn:9\n".encode())
     lasting_agent.await_saved({"status": status, "maxconn": 9})
 
 
-def test_hup_reads_again(agents: Agents, python: str) -> None:
+def test_hup_reloads_the_state_file(agents: Agents, python: str) -> None:
     agent = agents.start(python=python)
     agent.reload(b'{"status": "DRAIN", "weight": 5}', b"DRAIN 5%\n")
     agent.reload(b'{"status": "READY"}', b"READY\n")
     assert agent.state_file.read_bytes() == b'{"status": "READY"}'
 
 
-def test_usr1_overwrites_a_file_that_made_fail(agents: Agents) -> None:
+def test_usr1_replaces_an_invalid_state_file(agents: Agents) -> None:
     agent = agents.start(b'{"status": "UP", "weight": 300}')
     agent.send(signal.SIGUSR1)
     agent.await_answer(b"UP\n")
@@ -74,7 +74,7 @@ def test_usr1_overwrites_a_file_that_made_fail(agents: Agents) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_term_and_int_end_it(agents: Agents, python: str, number: signal.Signals) -> None:
+def test_term_and_int_end_the_agent(agents: Agents, python: str, number: signal.Signals) -> None:
     agent = agents.start(python=python)
     agent.send(number)
     assert agent.await_exit() == 0
@@ -82,9 +82,9 @@ def test_term_and_int_end_it(agents: Agents, python: str, number: signal.Signals
         agent.ask()
 
 
-def test_int_overtakes_no_change(agents: Agents) -> None:
+def test_int_does_not_overtake_a_change(agents: Agents) -> None:
     agent = agents.start()
-    # All of them at once, and in the order of their numbers, SIGINT is the first.
+    # All signals are pending when the agent continues, and SIGINT has the lowest number.
     for number in (signal.SIGSTOP, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT):
         agent.send(number)
     assert agent.await_exit() == 0
@@ -99,7 +99,7 @@ def test_one_log_line_for_each_change_and_none_for_a_check(agents: Agents, pytho
     agent.await_answer(b"DOWN 77% maxconn:300\n")
     agent.await_saved({"status": "DOWN", "weight": 77, "maxconn": 300})
     agent.await_loaded()
-    # Down already: saved again, but no change.
+    # The state is already DOWN: it is saved again, but that is not a change.
     agent.state_file.unlink()
     agent.send(signal.SIGUSR2)
     eventually(agent.state_file.exists, "the state is saved")
@@ -150,27 +150,27 @@ def test_save_follows_a_link(agents: Agents, tmp_path: Path) -> None:
     assert sorted(os.listdir(folder)) == ["real.json", "real.json.lock"]
 
 
-def test_save_makes_a_file_that_was_missing(agents: Agents) -> None:
+def test_save_creates_a_missing_file(agents: Agents) -> None:
     agent = agents.start(None)
     agent.send(signal.SIGUSR1)
     agent.await_answer(b"UP\n")
     agent.await_saved({"status": "UP"})
 
 
-def test_save_replaces_what_a_killed_save_left(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
+def test_save_replaces_the_remains_of_a_killed_save(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     other = tmp_path / "other"
-    other.write_text("not to be touched", encoding="utf-8")
+    other.write_text("must not change", encoding="utf-8")
     agent = agents.start()
-    # A link is the worst that can be there: written through, it would destroy another file.
+    # A link is the worst case: a save that followed it would destroy another file.
     agent.state_file.with_name("state.json.tmp").symlink_to(other)
 
     agent.send(signal.SIGUSR2)
     agent.await_answer(b"DOWN\n")
 
-    await_names_beside(agent, ["state.json"], eventually)
+    await_other_files(agent, ["state.json"], eventually)
     assert not agent.state_file.is_symlink()
     agent.await_saved({"status": "DOWN"})
-    assert other.read_text(encoding="utf-8") == "not to be touched"
+    assert other.read_text(encoding="utf-8") == "must not change"
 
 
 def remove_folder(agent: Agent) -> Callable[[], None]:
@@ -190,16 +190,16 @@ def make_state_file_a_folder(agent: Agent) -> Callable[[], None]:
     return agent.state_file.rmdir
 
 
-# Permissions would not stop root, who may run these tests.
+# Root may run these tests, and permissions would not stop root.
 @pytest.mark.parametrize("prevent_saving", [remove_folder, occupy_temporary_name, make_state_file_a_folder])
-def test_keeps_in_memory_what_it_cannot_save(
+def test_keeps_a_state_that_it_cannot_save(
     agents: Agents, eventually: Eventually, prevent_saving: Callable[[Agent], Callable[[], None]]
 ) -> None:
     agent = agents.start(FULL)
-    # It saves its memory after the first check, and that would be in the way.
-    await_names_beside(agent, ["state.json"], eventually)
+    # The agent saves its memory file after the first check. Wait for that, or it would interfere.
+    await_other_files(agent, ["state.json"], eventually)
     allow_saving = prevent_saving(agent)
-    left_before = names_beside(agent) if agent.state_file.parent.exists() else []
+    left_before = other_files(agent) if agent.state_file.parent.exists() else []
     lines_before = len(agent.log())
 
     agent.send(signal.SIGUSR2)
@@ -211,18 +211,18 @@ def test_keeps_in_memory_what_it_cannot_save(
     (problem,) = lines[1:]
     assert str(agent.state_file) in problem
     if agent.state_file.parent.exists():
-        await_names_beside(agent, left_before, eventually)
+        await_other_files(agent, left_before, eventually)
 
     allow_saving()
     agent.send(signal.SIGUSR1)
     agent.await_answer(b"UP 77% maxconn:300\n")
     agent.await_saved({"status": "UP", "weight": 77, "maxconn": 300})
-    await_names_beside(agent, ["state.json"], eventually)
+    await_other_files(agent, ["state.json"], eventually)
 
 
-def test_saves_a_file_whose_owner_its_user_namespace_does_not_know(agents: Agents) -> None:
-    # PrivateUsers= of its unit is such a namespace. It knows the agent's user, and maybe not the one who edited the
-    # file last.
+def test_saves_a_file_whose_owner_is_not_mapped_in_its_user_namespace(agents: Agents) -> None:
+    # PrivateUsers= in the unit creates such a namespace. It maps the agent's user, but not necessarily the user who
+    # last edited the file.
     if os.geteuid() != 0:
         pytest.skip("needs root, to give a file to another user")
     unshare = shutil.which("unshare")
@@ -238,9 +238,7 @@ def test_saves_a_file_whose_owner_its_user_namespace_does_not_know(agents: Agent
     agent.await_saved({"status": "DOWN"})
 
 
-def test_no_reader_sees_half_a_file_and_no_client_half_an_answer(
-    agents: Agents, python: str, eventually: Eventually
-) -> None:
+def test_readers_see_whole_files_and_clients_whole_answers(agents: Agents, python: str, eventually: Eventually) -> None:
     agent = agents.start(FULL, python=python)
     states = [{"status": status, "weight": 77, "maxconn": 300} for status in ("UP", "DOWN")]
     whole = {b"UP 77% maxconn:300\n", b"DOWN 77% maxconn:300\n"}
@@ -255,14 +253,14 @@ def test_no_reader_sees_half_a_file_and_no_client_half_an_answer(
     with agent.asked_by(clients=2) as answers:
         eventually(signal_and_read, "the answers of both states")
     assert set(answers) == whole
-    # It still obeys.
+    # The agent still obeys signals.
     for number, answer in [(signal.SIGUSR2, b"DOWN 77% maxconn:300\n"), (signal.SIGUSR1, b"UP 77% maxconn:300\n")]:
         agent.await_signals_taken()
         agent.send(number)
         agent.await_answer(answer)
 
 
-def test_killed_while_it_saves(agents: Agents) -> None:
+def test_kill_during_a_save_leaves_a_whole_file(agents: Agents) -> None:
     for _round in range(10):
         agent = agents.start(FULL)
         for _round in range(20):
@@ -273,19 +271,19 @@ def test_killed_while_it_saves(agents: Agents) -> None:
         state = agent.saved()
         assert isinstance(state, dict)
         assert (state["weight"], state["maxconn"]) == (77, 300)
-        assert set(names_beside(agent)) <= {"state.json", "state.json.tmp", "state.json.memory.tmp"}
+        assert set(other_files(agent)) <= {"state.json", "state.json.tmp", "state.json.memory.tmp"}
 
 
-# Finding it, and the moments after its start
+# pkill, and signals during the start
 
 
-def test_pkill_finds_it_by_its_name(agents: Agents, python: str) -> None:
+def test_pkill_finds_the_agent_by_name(agents: Agents, python: str) -> None:
     if not shutil.which("pkill"):
         pytest.skip("needs pkill")
     agent = agents.start(python=python)
     assert Path(f"/proc/{agent.pid}/comm").read_text(encoding="utf-8") == "hapgent\n"
 
-    # Of this process alone: other agents may run on the machine.
+    # Other agents may run on this machine, so select only children of this process.
     only_ours = ["--exact", "--parent", str(os.getpid()), "hapgent"]
     subprocess.run(["pkill", "--signal", "USR2", *only_ours], check=True)
     agent.await_answer(b"DOWN\n")
@@ -294,9 +292,9 @@ def test_pkill_finds_it_by_its_name(agents: Agents, python: str) -> None:
 
 
 @pytest.mark.parametrize(("number", "answer"), [(signal.SIGUSR2, b"DOWN\n"), (signal.SIGHUP, b"UP\n")])
-def test_signal_while_it_starts(agents: Agents, python: str, number: signal.Signals, answer: bytes) -> None:
-    # From its first statement on it takes signals. Python needs 10 to 30 ms from exec until then, and in these a
-    # signal ends it: only who starts it can help that, as in the next test.
+def test_signal_during_the_start_is_obeyed(agents: Agents, python: str, number: signal.Signals, answer: bytes) -> None:
+    # The agent accepts signals from its first statement on. Python needs 10 to 30 ms from exec to that statement, and
+    # a signal in that time kills the process. Only the parent process can prevent this, as in the next test.
     agent = agents.start(python=python, wait=False)
     agent.await_blocked(number)
     agent.send(number)
@@ -304,7 +302,7 @@ def test_signal_while_it_starts(agents: Agents, python: str, number: signal.Sign
     agent.await_answer(answer)
 
 
-def test_signal_before_its_first_statement(agents: Agents, python: str) -> None:
+def test_signal_that_the_parent_blocked_is_obeyed(agents: Agents, python: str) -> None:
     agent = agents.start(
         python=python, wait=False, before_exec="signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})"
     )
@@ -315,7 +313,7 @@ def test_signal_before_its_first_statement(agents: Agents, python: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_end_while_it_starts(agents: Agents, python: str, number: signal.Signals) -> None:
+def test_term_and_int_during_the_start_end_the_agent(agents: Agents, python: str, number: signal.Signals) -> None:
     agent = agents.start(python=python, wait=False)
     agent.await_blocked(number)
     agent.send(number)

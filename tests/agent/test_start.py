@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How the agent starts: its settings, its arguments, the port it takes."""
+"""The agent starts with valid settings and arguments and a free port, and otherwise exits with one clear log line."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ import yaml
 if TYPE_CHECKING:
     from tests.conftest import Agents
 
-# What the line has to name: the variable, its value, what is allowed.
+# The settings, and what the line must name besides the variable: its value, what it must be.
 SETTINGS_ERRORS = {
     "port zero": ({"HAPGENT_PORT": "0"}, "'0'", "1 to 65535"),
-    "port too great": ({"HAPGENT_PORT": "65536"}, "'65536'", "1 to 65535"),
-    "port much too great": ({"HAPGENT_PORT": "9" * 5000}, "999", "1 to 65535"),
+    "port too large": ({"HAPGENT_PORT": "65536"}, "'65536'", "1 to 65535"),
+    "port far too large": ({"HAPGENT_PORT": "9" * 5000}, "999", "1 to 65535"),
     "port negative": ({"HAPGENT_PORT": "-1"}, "'-1'", "1 to 65535"),
     "port with a sign": ({"HAPGENT_PORT": "+9777"}, "'+9777'", "1 to 65535"),
     "port a fraction": ({"HAPGENT_PORT": "9777.5"}, "'9777.5'", "1 to 65535"),
     "port with a space": ({"HAPGENT_PORT": " 9777"}, "' 9777'", "1 to 65535"),
     "port with a line break": ({"HAPGENT_PORT": "9777\n"}, "'9777\\n'", "1 to 65535"),
-    "port in other digits": ({"HAPGENT_PORT": "\u0669\u0667\u0667\u0667"}, "1 to 65535"),
+    "port in Arabic digits": ({"HAPGENT_PORT": "\u0669\u0667\u0667\u0667"}, "1 to 65535"),
     "port a name": ({"HAPGENT_PORT": "http"}, "'http'", "1 to 65535"),
     "port empty": ({"HAPGENT_PORT": ""}, "''", "1 to 65535"),
     "address a name": ({"HAPGENT_IP": "localhost"}, "'localhost'", "0.0.0.0 or ::1"),
@@ -51,7 +51,7 @@ def galaxy() -> Any:
 
 
 @pytest.mark.parametrize("case", SETTINGS_ERRORS.values(), ids=SETTINGS_ERRORS)
-def test_setting_that_it_cannot_use(agents: Agents, case: tuple[dict[str, str], *tuple[str, ...]]) -> None:
+def test_invalid_setting_is_an_error(agents: Agents, case: tuple[dict[str, str], *tuple[str, ...]]) -> None:
     environment, *named = case
     (variable,) = environment
 
@@ -63,7 +63,7 @@ def test_setting_that_it_cannot_use(agents: Agents, case: tuple[dict[str, str], 
         assert word in line
 
 
-def test_setting_that_it_cannot_use_on_each_python(agents: Agents, python: str) -> None:
+def test_invalid_setting_is_an_error_on_each_python(agents: Agents, python: str) -> None:
     agent = agents.start(python=python, environment={"HAPGENT_IP": "localhost"}, wait=False)
     assert agent.await_exit() == 2
     (line,) = agent.log()
@@ -72,7 +72,7 @@ def test_setting_that_it_cannot_use_on_each_python(agents: Agents, python: str) 
 
 
 @pytest.mark.parametrize("reuse_port", [0, 1], ids=["a listener", "a listener with SO_REUSEPORT"])
-def test_port_taken(agents: Agents, reuse_port: int) -> None:
+def test_port_in_use_is_an_error(agents: Agents, reuse_port: int) -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse_port)
@@ -88,16 +88,16 @@ def test_port_taken(agents: Agents, reuse_port: int) -> None:
             assert word in line
 
 
-def test_second_agent_on_the_same_port(agents: Agents, python: str) -> None:
-    # Two agents would share the checks between them, and HAProxy would see now one state, now the other.
+def test_second_agent_on_the_same_port_is_refused(agents: Agents, python: str) -> None:
+    # The kernel would distribute the checks between two agents, and HAProxy would alternate between their states.
     first = agents.start(python=python)
     second = agents.start(b'{"status": "DOWN"}', python=python, port=first.port, wait=False)
     assert second.await_exit() == 1
     assert first.ask() == b"UP\n"
 
 
-def test_address_of_another_host(agents: Agents) -> None:
-    # One of those that documentation uses, RFC 5737.
+def test_address_of_another_host_is_an_error(agents: Agents) -> None:
+    # This address is reserved for documentation (RFC 5737), so this machine does not have it.
     agent = agents.start(environment={"HAPGENT_IP": "192.0.2.1"}, wait=False)
     assert agent.await_exit() == 1
     (line,) = agent.log()
@@ -105,8 +105,8 @@ def test_address_of_another_host(agents: Agents) -> None:
     assert os.strerror(errno.EADDRNOTAVAIL) in line
 
 
-def test_takes_the_port_again_after_a_restart(agents: Agents) -> None:
-    # Connections that the first closed keep the port busy for a minute.
+def test_reuses_its_port_after_a_restart(agents: Agents) -> None:
+    # Connections that the first agent closed occupy the port for a minute.
     first = agents.start()
     first.ask()
     first.send(signal.SIGTERM)
@@ -116,7 +116,7 @@ def test_takes_the_port_again_after_a_restart(agents: Agents) -> None:
 
 
 @pytest.mark.parametrize("ip", ["::1", "::"])
-def test_ipv6(agents: Agents, python: str, ip: str) -> None:
+def test_listens_on_ipv6(agents: Agents, python: str, ip: str) -> None:
     if not Path("/proc/net/if_inet6").exists():
         pytest.skip("needs IPv6")
     agent = agents.start(python=python, ip=ip)
@@ -124,8 +124,8 @@ def test_ipv6(agents: Agents, python: str, ip: str) -> None:
     assert agent.log()[-1] == f"hapgent: answering UP on {ip} port {agent.port}"
 
 
-def test_defaults(agents: Agents) -> None:
-    # It need not succeed: its port may be taken, by an agent of this machine. The line tells what it tried.
+def test_default_address_and_port(agents: Agents) -> None:
+    # The port may be in use on this machine, so the test makes sure that it is: the error names what the agent tried.
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -160,7 +160,7 @@ def test_help(agents: Agents, python: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--verison"], ["help"], ["--help", "--version"], [""]])
-def test_unknown_argument(agents: Agents, arguments: list[str]) -> None:
+def test_unknown_argument_is_an_error(agents: Agents, arguments: list[str]) -> None:
     agent = agents.start(arguments=arguments, wait=False)
     assert agent.await_exit() == 2
     (line,) = agent.log()
@@ -168,7 +168,7 @@ def test_unknown_argument(agents: Agents, arguments: list[str]) -> None:
         assert word in line
 
 
-def test_misspelt_argument(agents: Agents) -> None:
+def test_misspelled_argument_gets_a_suggestion(agents: Agents) -> None:
     agent = agents.start(arguments=["stat"], wait=False)
     assert agent.await_exit() == 2
     assert agent.log()[0].endswith("Did you mean status?")
@@ -182,8 +182,9 @@ def test_runs_as_a_program(python: str, tmp_path: Path) -> None:
     assert printed.stdout.startswith("hapgent ")
 
 
-def test_closed_standard_error_keeps_it_from_nothing(agents: Agents) -> None:
-    # Some that start daemons close it. What the agent opens then gets its number, and must not get the log lines.
+def test_works_with_closed_standard_error(agents: Agents) -> None:
+    # Some programs that start daemons close it. The next file that the agent opens then gets descriptor 2, and must not
+    # receive the log lines.
     agent = agents.start(before_exec="for descriptor in range(3): os.close(descriptor)", logs=False)
     for _round in range(3):
         agent.send(signal.SIGUSR2)

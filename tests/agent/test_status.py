@@ -2,7 +2,17 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The status socket tells what the agent knows and changes nothing, and C(hapgent status) shows it."""
+"""The status socket reports what the agent knows and changes nothing; C(hapgent status) shows it.
+
+The file has these parts:
+
+- what the socket reports: the state, its age, each load balancer, errors and counters;
+- the socket itself: it is read-only, private, replaced and removed, and not required;
+- C(hapgent status): the table, JSON, arguments and errors;
+- metrics for Prometheus, which promtool checks;
+- docs/monitoring.md: its metrics, its alert rules and its unit work as documented;
+- the alerts: which of them fire in which situation.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +50,11 @@ MONITORING = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 STATUSES = ["UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED"]
 MAX_PEERS = 1024
 RETRY_SECONDS = 0.1
-# Of a UNIX socket's path, see unix(7).
+# The limit for the path of a UNIX socket, see unix(7).
 MAX_PATH_BYTES = 107
-# Standard input, output and error: none is left for a client.
+# Enough for standard input, output and error, but not for a client.
 NO_DESCRIPTORS_LEFT = 3
-# Between two looks at the clock: somebody may set it a little.
+# How far two readings of the clock may disagree if it is adjusted between them.
 CLOCK_SECONDS = 0.5
 
 
@@ -56,7 +66,7 @@ def start(
     settle: int = 0,
     **options: Any,
 ) -> Agent:
-    """An agent that tells its status at this path, if it can, and that nobody has asked yet."""
+    """Start an agent with its status socket at this path, if that is possible, and do not poll it."""
     environment = {"HAPGENT_SOCKET": str(path), "HAPGENT_SETTLE": str(settle)}
     agent = agents.start(state, environment=environment, wait=False, **options)
     agent.await_log("answering")
@@ -64,7 +74,7 @@ def start(
 
 
 def ask_from(agent: Agent, address: str) -> bytes:
-    """The answer to the load balancer with this address. The agent has counted it then."""
+    """Poll from this address and return the answer. The agent has counted the check by then."""
     with socket.socket() as client:
         client.settimeout(15)
         client.bind((address, 0))
@@ -95,14 +105,14 @@ def counters(path: Path) -> dict[str, int]:
 
 
 def reload(agent: Agent, path: Path, state: dict[str, Any], eventually: Eventually) -> None:
-    """Have the agent tell this state, and ask it for its status alone until it does."""
+    """Change the state and wait until the status reports it, without polling the agent."""
     agent.write_state(json.dumps(state).encode())
     agent.send(signal.SIGHUP)
     eventually(lambda: bool(status(path)["state"] == state), f"state {state}")
 
 
 def occupy(agent: Agent) -> None:
-    """Have the agent fail to save: not even root can put a file where a folder is."""
+    """Prevent the agent from saving: not even root can replace a folder with a file."""
     agent.state_file.unlink()
     agent.state_file.mkdir()
 
@@ -115,13 +125,13 @@ def end(agent: Agent) -> None:
 def hapgent(
     *arguments: Path | str, python: str = sys.executable, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """C(hapgent status) with these arguments, and with this environment alone."""
+    """Run C(hapgent status) with these arguments and only this environment."""
     command = [python, "-I", "-S", ZIPAPP, "status", *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment or {})
 
 
 def shown(*arguments: Path | str, **options: Any) -> str:
-    """What C(hapgent status) prints when all is well."""
+    """Return what C(hapgent status) prints, and assert that it reports no error."""
     done = hapgent(*arguments, **options)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -129,14 +139,14 @@ def shown(*arguments: Path | str, **options: Any) -> str:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the agent of one test tells its status."""
+    """The path of the status socket in one test."""
     return tmp_path / "status.sock"
 
 
-# What it tells
+# What the socket reports
 
 
-def test_reports_all_that_the_agent_is_and_answers(agents: Agents, python: str, path: Path) -> None:
+def test_status_has_all_fields(agents: Agents, python: str, path: Path) -> None:
     state = {"status": "DRAIN", "weight": 50, "maxconn": 9, "reason": 'Grüße, "q"'}
     before = time.time() - CLOCK_SECONDS
     agent = start(agents, path, json.dumps(state).encode(), settle=7, python=python)
@@ -182,7 +192,7 @@ def test_no_socket_by_default(agents: Agents, path: Path) -> None:
     def sockets(agent: Agent) -> int:
         return sum(opened.startswith("socket:") for opened in agent.opened())
 
-    # Nobody asks it: a client's socket would count.
+    # The agents are not polled, because the sockets of clients would be counted.
     agent = agents.start(wait=False)
     agent.await_log("answering")
     assert sockets(agent) == 1
@@ -190,7 +200,7 @@ def test_no_socket_by_default(agents: Agents, path: Path) -> None:
     assert sockets(start(agents, path)) == 2
 
 
-def test_remembers_each_load_balancer(agents: Agents, path: Path) -> None:
+def test_reports_each_load_balancer(agents: Agents, path: Path) -> None:
     agent = start(agents, path)
     asked: dict[str, list[tuple[float, float]]] = {}
     for address in ["127.0.0.3", "127.0.0.2", "127.0.0.4", "127.0.0.3", "127.0.0.3", "127.0.0.2"]:
@@ -199,7 +209,7 @@ def test_remembers_each_load_balancer(agents: Agents, path: Path) -> None:
         asked.setdefault(address, []).append((before - CLOCK_SECONDS, time.time() + CLOCK_SECONDS))
 
     known = peers(path)
-    # In this order too.
+    # The load balancers are sorted by address.
     assert list(known) == ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
     for address, times in asked.items():
         peer = known[address]
@@ -211,7 +221,7 @@ def test_remembers_each_load_balancer(agents: Agents, path: Path) -> None:
     assert known["127.0.0.3"]["last_seen"] < known["127.0.0.2"]["last_seen"]
 
 
-def test_reports_which_load_balancer_received_what(agents: Agents, path: Path, eventually: Eventually) -> None:
+def test_reports_what_each_load_balancer_received(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path, b'{"status": "DRAIN"}', settle=60)
     for address in ["127.0.0.2", "127.0.0.3"]:
         assert ask_from(agent, address) == b"DRAIN\n"
@@ -233,12 +243,12 @@ def test_interval_is_that_of_the_load_balancer(agents: Agents, path: Path) -> No
         ask_from(agent, "127.0.0.2")
         moments.append((before, time.monotonic()))
         if len(moments) == 1:
-            # A single check says nothing of it.
+            # A single check does not have an interval.
             assert peers(path)["127.0.0.2"]["interval"] is None
         ask_from(agent, "127.0.0.3")
         time.sleep(0.1)
 
-    # It is one between the shortest and the longest that there was, however busy the machine is.
+    # However busy the machine is, the interval is between the shortest and the longest that occurred.
     pairs = list(itertools.pairwise(moments))
     shortest = min(later[0] - earlier[1] for earlier, later in pairs)
     longest = max(later[1] - earlier[0] for earlier, later in pairs)
@@ -246,7 +256,9 @@ def test_interval_is_that_of_the_load_balancer(agents: Agents, path: Path) -> No
     assert shortest <= peers(path)["127.0.0.2"]["interval"] <= longest
 
 
-def test_interval_follows_the_load_balancer(agents: Agents, path: Path, eventually: Eventually) -> None:
+def test_interval_adapts_when_the_load_balancer_polls_more_often(
+    agents: Agents, path: Path, eventually: Eventually
+) -> None:
     agent = start(agents, path)
     ask_from(agent, "127.0.0.2")
     time.sleep(0.8)
@@ -254,46 +266,46 @@ def test_interval_follows_the_load_balancer(agents: Agents, path: Path, eventual
     first = peers(path)["127.0.0.2"]["interval"]
     assert first >= 0.8
 
-    def asks_more_often() -> bool:
+    def polls_more_often() -> bool:
         time.sleep(0.03)
         ask_from(agent, "127.0.0.2")
         return bool(peers(path)["127.0.0.2"]["interval"] < first / 2)
 
-    eventually(asks_more_often, "the interval is a shorter one")
+    eventually(polls_more_often, "the interval is less than half of the first one")
 
 
-def test_absence_is_no_interval(agents: Agents, path: Path) -> None:
+def test_absence_does_not_count_as_an_interval(agents: Agents, path: Path) -> None:
     agent = start(agents, path)
     ask_from(agent, "127.0.0.2")
     ask_from(agent, "127.0.0.2")
     end(agent)
-    # As if it had been away for an hour.
+    # Make the memory file look as if the load balancer had been offline for an hour.
     memory = agent.state_file.with_name("state.json.memory")
     known = json.loads(memory.read_bytes())
     known["peers"][0].update(interval=2, last_seen=time.time() - 3600)
     memory.write_text(json.dumps(known), encoding="utf-8")
 
     agent = start(agents, path, None, state_file=agent.state_file)
-    # Nobody could ask meanwhile.
+    # The agent was stopped meanwhile, so the load balancer still counts as polling.
     assert peers(path)["127.0.0.2"]["polls"]
     ask_from(agent, "127.0.0.2")
     assert 2 <= peers(path)["127.0.0.2"]["interval"] < 4
 
 
-def test_reports_who_has_stopped_polling(agents: Agents, path: Path, eventually: Eventually) -> None:
+def test_reports_load_balancers_that_stopped_polling(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path)
     for _check in range(5):
         before = time.monotonic()
         ask_from(agent, "127.0.0.2")
         after = time.monotonic()
         time.sleep(0.05)
-    # Three of its checks, and ten seconds at least.
+    # The agent waits for three intervals, but at least ten seconds.
     patience = max(10, 3 * peers(path)["127.0.0.2"]["interval"])
 
     def has_stopped() -> bool:
         looked = time.monotonic()
         polls: bool = peers(path)["127.0.0.2"]["polls"]
-        # Neither sooner nor later, as far as the clock here can tell.
+        # It must be neither earlier nor later, as far as the clock of this process shows.
         if polls:
             assert looked - after <= patience
         else:
@@ -301,7 +313,7 @@ def test_reports_who_has_stopped_polling(agents: Agents, path: Path, eventually:
         return not polls
 
     assert not has_stopped()
-    eventually(has_stopped, "it has stopped asking")
+    eventually(has_stopped, "the load balancer counts as no longer polling")
     ask_from(agent, "127.0.0.2")
     assert peers(path)["127.0.0.2"]["polls"]
 
@@ -329,7 +341,7 @@ def test_load_balancers_are_known_after_a_restart(agents: Agents, path: Path) ->
 def test_since_is_when_the_state_was_changed(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path)
     first = status(path)["since"]
-    # The same state, written in another way.
+    # This is another way to write the same state.
     agent.write_state(b'{"status":\n"UP"}')
     agent.send(signal.SIGHUP)
     eventually(lambda: counters(path)["reloads"] == 1, "the state file is read again")
@@ -345,12 +357,12 @@ def test_since_is_when_the_state_was_changed(agents: Agents, path: Path, eventua
     agent = start(agents, path, None, state_file=agent.state_file)
     assert status(path)["since"] == second
     end(agent)
-    # Changed while there was no agent: it is told since now.
+    # The state changed while the agent was stopped, so it dates from the start of the agent.
     agent = start(agents, path, b'{"status": "READY"}', state_file=agent.state_file)
     assert status(path)["since"] > second
 
 
-def test_since_stays_when_a_reason_is_dropped(agents: Agents, path: Path) -> None:
+def test_since_stays_when_a_reason_is_removed(agents: Agents, path: Path) -> None:
     agent = start(agents, path, b'{"status": "UP", "reason": "release 4.2"}')
     first = status(path)["since"]
     agent.reload(b'{"status": "UP"}', b"UP\n")
@@ -379,7 +391,7 @@ def test_reports_the_last_error_of_the_state_file(agents: Agents, path: Path, ev
     agent.reload(b'{"status": "UP"}', b"UP\n")
     recovered = status(path)
     assert recovered["state_file_ok"]
-    # The last one there was.
+    # The last error is still reported.
     assert [recovered[name] for name in ("last_error", "last_error_at")] == [
         broken[name] for name in ("last_error", "last_error_at")
     ]
@@ -394,9 +406,9 @@ def test_reports_the_last_error_of_the_state_file(agents: Agents, path: Path, ev
     assert status(path)["state_file_ok"]
 
 
-def test_counts_what_happens(agents: Agents, path: Path, eventually: Eventually) -> None:
+def test_counts_checks_changes_reloads_and_saves(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path)
-    # It may or may not call its start a change.
+    # Whether the start counts as a change does not matter here.
     expected = counters(path)
     assert [expected[name] for name in expected if name != "changes"] == [0] * 6
 
@@ -415,7 +427,7 @@ def test_counts_what_happens(agents: Agents, path: Path, eventually: Eventually)
     assert_counted(reloads=1, changes=1)
     agent.send(signal.SIGUSR2)
     assert_counted(saves=1, changes=1)
-    # Down already.
+    # The state is already DOWN, so this saves it without a change.
     agent.send(signal.SIGUSR2)
     assert_counted(saves=1)
     occupy(agent)
@@ -424,7 +436,7 @@ def test_counts_what_happens(agents: Agents, path: Path, eventually: Eventually)
     agent.write_state(b"broken")
     agent.send(signal.SIGHUP)
     assert_counted(reloads=1, changes=1)
-    # To be read, and not counted: it is no check.
+    # Reading the status is not a check and must not be counted.
     for _reader in range(5):
         status(path)
     assert counters(path) == expected
@@ -446,13 +458,13 @@ def test_counts_failed_accepts(agents: Agents, path: Path) -> None:
     assert counted["checks"] == 1
 
 
-def test_counts_load_balancers_that_it_forgot(agents: Agents, path: Path) -> None:
+def test_counts_forgotten_load_balancers(agents: Agents, path: Path) -> None:
     agent = start(agents, path)
     addresses = [f"127.1.{number // 200}.{1 + number % 200}" for number in range(MAX_PEERS + 5)]
     for address in addresses[:MAX_PEERS]:
         ask_from(agent, address)
     assert counters(path)["forgotten_peers"] == 0
-    # It asks again: it is not among those that asked least.
+    # This load balancer polls a second time, so others are forgotten first.
     ask_from(agent, addresses[0])
     for address in addresses[MAX_PEERS:]:
         ask_from(agent, address)
@@ -462,7 +474,7 @@ def test_counts_load_balancers_that_it_forgot(agents: Agents, path: Path) -> Non
     assert {addresses[0], addresses[-1]} <= known <= set(addresses)
 
 
-# That it only tells
+# The socket itself
 
 
 @pytest.mark.parametrize(
@@ -476,7 +488,7 @@ def test_counts_load_balancers_that_it_forgot(agents: Agents, path: Path) -> Non
     ],
     ids=["a state", "an answer", "commands", "HTTP", "a megabyte"],
 )
-def test_nothing_can_be_changed_through_it(agents: Agents, path: Path, payload: bytes) -> None:
+def test_socket_is_read_only(agents: Agents, path: Path, payload: bytes) -> None:
     agent = start(agents, path)
     before = status(path)
     found = agent.state_file.stat().st_ino
@@ -484,7 +496,7 @@ def test_nothing_can_be_changed_through_it(agents: Agents, path: Path, payload: 
 
     for _round in range(3):
         with connect(path) as client:
-            # The agent does not read, and closes when it has told all.
+            # The agent does not read, and closes after it has sent the status.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 client.sendall(payload)
             received: list[bytes] = []
@@ -493,7 +505,7 @@ def test_nothing_can_be_changed_through_it(agents: Agents, path: Path, payload: 
             assert json.loads(b"".join(received))["state"] == {"status": "UP"}
 
     after = status(path)
-    # Told by two clocks, and these are looked at one after the other.
+    # The start time is computed from two clocks, which are read one after the other.
     assert after.pop("started") == pytest.approx(before.pop("started"), abs=CLOCK_SECONDS)
     assert after == before
     assert agent.state_file.stat().st_ino == found
@@ -502,7 +514,7 @@ def test_nothing_can_be_changed_through_it(agents: Agents, path: Path, payload: 
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077], ids=["umask 000", "umask 077"])
-def test_owner_and_group_alone_may_read_it(agents: Agents, path: Path, umask: int) -> None:
+def test_only_owner_and_group_may_read_the_socket(agents: Agents, path: Path, umask: int) -> None:
     start(agents, path, before_exec=f"os.umask({umask})")
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
 
@@ -517,7 +529,7 @@ def test_socket_of_a_killed_agent_is_replaced(agents: Agents, path: Path) -> Non
 
 def test_socket_is_removed_at_the_end(agents: Agents, path: Path) -> None:
     agent = start(agents, path)
-    # Nor does a reader that takes its time keep it from its end.
+    # A slow reader must not prevent that.
     with connect(path):
         end(agent)
     assert not path.exists()
@@ -537,7 +549,7 @@ def test_second_agent_leaves_the_socket_to_the_first(agents: Agents, path: Path)
 
 
 def occupy_with_a_file(folder: Path) -> Path:
-    (folder / "file").write_text("not to be touched", encoding="utf-8")
+    (folder / "file").write_text("must not change", encoding="utf-8")
     return folder / "file"
 
 
@@ -546,7 +558,7 @@ def occupy_with_a_folder(folder: Path) -> Path:
     return folder / "folder"
 
 
-# Permissions would not stop root, who may run these tests.
+# Root may run these tests, and permissions would not stop root.
 @pytest.mark.parametrize(
     "choose",
     [
@@ -557,7 +569,7 @@ def occupy_with_a_folder(folder: Path) -> Path:
     ],
     ids=["a file", "a folder", "in no folder", "too long"],
 )
-def test_without_a_socket_it_goes_on(agents: Agents, tmp_path: Path, choose: Callable[[Path], Path]) -> None:
+def test_works_without_a_status_socket(agents: Agents, tmp_path: Path, choose: Callable[[Path], Path]) -> None:
     unusable = choose(tmp_path)
     before = os.stat(unusable) if unusable.parent.exists() and unusable.exists() else None
     agent = start(agents, unusable)
@@ -603,43 +615,45 @@ def test_table(agents: Agents, python: str, path: Path, eventually: Eventually) 
     assert len(lines) == len(facts)
     for fact, line in zip(facts, lines, strict=True):
         assert re.fullmatch(fact, line), table
-    # Each column begins where its title does.
+    # Each column is aligned with its title.
     for title in ["polls every", "checks", "state"]:
         column = lines[8].index(title)
         assert all(row[column - 1] == " " != row[column] for row in lines[9:])
 
 
-def test_table_leaves_out_what_is_not_reported(agents: Agents, path: Path) -> None:
+def test_table_leaves_out_fields_that_are_not_set(agents: Agents, path: Path) -> None:
     start(agents, path)
     lines = shown(path).splitlines()
     assert [line.partition("  ")[0] for line in lines[:4]] == ["state", "since", "answers on", "state file"]
 
 
-def test_table_shows_who_received_it_and_polls(agents: Agents, path: Path, eventually: Eventually) -> None:
+def test_table_shows_which_load_balancer_has_the_state_and_polls(
+    agents: Agents, path: Path, eventually: Eventually
+) -> None:
     agent = start(agents, path)
 
     def row() -> str:
         return shown(path).splitlines()[-1]
 
     with agent.asked_by(clients=1):
-        eventually(lambda: status(path)["peers"][0]["polls"], "a load balancer asks")
+        eventually(lambda: status(path)["peers"][0]["polls"], "a load balancer polls")
         assert re.fullmatch(r"127\.0\.0\.1 +\d+\.\d s +\d+ +received", row())
-    eventually(lambda: not status(path)["peers"][0]["polls"], "no load balancer asks")
+    eventually(lambda: not status(path)["peers"][0]["polls"], "no load balancer polls")
     assert re.fullmatch(r"127\.0\.0\.1 +\d+\.\d s +\d+ +received, last seen \d+ s ago", row())
 
 
-def test_table_shows_what_is_wrong_with_the_state_file(agents: Agents, path: Path) -> None:
+def test_table_shows_the_error_of_the_state_file(agents: Agents, path: Path) -> None:
     agent = start(agents, path, b'{"status": "UP", "weight": 300}')
     lines = shown(path).splitlines()
     assert lines[:2] == ["state       FAIL", f"error       {status(path)['last_error']}"]
     assert f"state file  {agent.state_file}" in lines
-    # The error is there until the file is right again.
+    # The table shows the error only until the file is valid again.
     agent.reload(b'{"status": "UP"}', b"UP\n")
     assert status(path)["last_error"]
     assert not [line for line in shown(path).splitlines() if line.startswith("error")]
 
 
-def test_json_is_the_document(agents: Agents, path: Path) -> None:
+def test_json_is_what_the_socket_sends(agents: Agents, path: Path) -> None:
     agent = start(agents, path, json.dumps({"status": "DRAIN", "reason": 'Grüße, "q" \\'}).encode())
     reported = status(path)
     printed = shown("--json", path)
@@ -652,7 +666,7 @@ def test_json_is_the_document(agents: Agents, path: Path) -> None:
     assert (peer["address"], peer["checks"], peer["received"]) == ("127.0.0.2", 1, True)
 
 
-def test_socket_is_the_argument_or_that_of_the_environment(agents: Agents, tmp_path: Path) -> None:
+def test_socket_is_the_argument_or_from_the_environment(agents: Agents, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     pids = {path: start(agents, path).pid for path in (one, other)}
     environment = {"HAPGENT_SOCKET": str(one)}
@@ -661,7 +675,7 @@ def test_socket_is_the_argument_or_that_of_the_environment(agents: Agents, tmp_p
 
 
 def test_socket_is_that_of_the_role_by_default() -> None:
-    # As text alone: on this machine an agent may listen there.
+    # Only the help text is tested, because an agent of this machine may listen at that path.
     for environment in [{}, {"HAPGENT_SOCKET": ""}]:
         assert "/run/hapgent/hapgent/status.sock" in " ".join(shown("--help", environment=environment).split())
 
@@ -729,7 +743,7 @@ def test_no_agent_is_an_error(
 
 
 @pytest.mark.parametrize("unusable", ["", "x" * (MAX_PATH_BYTES + 1), "/"], ids=["empty", "too long", "a folder"])
-def test_path_that_can_be_no_socket_is_an_error(unusable: str) -> None:
+def test_path_that_cannot_be_a_socket_is_an_error(unusable: str) -> None:
     done = hapgent(unusable)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
@@ -739,19 +753,19 @@ def test_path_that_can_be_no_socket_is_an_error(unusable: str) -> None:
 @pytest.mark.parametrize(
     "arguments", [["--yaml"], ["--json", "--prometheus"], ["one", "other"], ["--json=yes"]], ids=" ".join
 )
-def test_bad_arguments(agents: Agents, path: Path, arguments: list[str]) -> None:
+def test_invalid_arguments_are_errors(agents: Agents, path: Path, arguments: list[str]) -> None:
     start(agents, path)
     done = hapgent(*arguments, environment={"HAPGENT_SOCKET": str(path)})
     assert (done.returncode, done.stdout) == (2, "")
     assert "usage: hapgent status" in done.stderr
 
 
-# For Prometheus
+# Metrics for Prometheus
 
 
 @pytest.fixture
 def promtool() -> Promtool:
-    """Runs Prometheus' own judge of metrics and rules."""
+    """A function that runs promtool, which checks metrics and rules."""
     if not os.access(PROMTOOL, os.X_OK):
         pytest.fail(f"there is no {PROMTOOL}: run tests/tools/install")
 
@@ -769,13 +783,13 @@ def promtool() -> Promtool:
 
 
 def assert_accepted(promtool: Promtool, metrics: str) -> None:
-    """Without a complaint, that is: it may also complain of what it accepts."""
+    """Assert that promtool accepts the metrics and prints no warning."""
     done = promtool("check", "metrics", input=metrics)
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def samples(metrics: str) -> dict[str, float]:
-    """Value by what is before it: name and labels."""
+    """Return the values by name and labels."""
     pairs = [line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#")]
     assert len({name for name, _value in pairs}) == len(pairs)
     return {name: float(value) for name, value in pairs}
@@ -786,8 +800,8 @@ def names(metrics: str) -> set[str]:
 
 
 STATES = {
-    "one word": b'{"status": "UP"}',
-    "all there is": json.dumps(
+    "only a status": b'{"status": "UP"}',
+    "all fields": json.dumps(
         {"status": "DRAIN", "weight": 50, "maxconn": 9, "reason": 'Grüße, "q" \\ \'p\' \\n {x="y"} 1'}
     ).encode(),
     "zeros": b'{"status": "MAINT", "weight": 0, "maxconn": 0}',
@@ -805,17 +819,15 @@ def test_promtool_accepts_the_metrics(agents: Agents, tmp_path: Path, promtool: 
     assert_accepted(promtool, shown("--prometheus", environment={"HAPGENT_SOCKET": str(odd)}))
 
 
-def test_metrics_report_what_the_status_reports(
-    agents: Agents, tmp_path: Path, promtool: Promtool, eventually: Eventually
-) -> None:
+def test_metrics_match_the_status(agents: Agents, tmp_path: Path, promtool: Promtool, eventually: Eventually) -> None:
     odd = tmp_path / 'of "web" \\.sock'
     agent = start(agents, odd, b'{"status": "UP", "weight": 50, "maxconn": 9}', settle=60)
     for address in ["127.0.0.2", "127.0.0.2", "127.0.0.2", "127.0.0.3"]:
         ask_from(agent, address)
     reload(agent, odd, {"status": "DRAIN", "weight": 25}, eventually)
     ask_from(agent, "127.0.0.2")
-    # Nothing changes any more but how long it still settles.
-    eventually(lambda: not peers(odd)["127.0.0.2"]["polls"], "it has stopped asking")
+    # From now on, only the remaining settling time changes.
+    eventually(lambda: not peers(odd)["127.0.0.2"]["polls"], "the load balancer counts as no longer polling")
     reported = status(odd)
     metrics = shown("--prometheus", odd)
     assert_accepted(promtool, metrics)
@@ -838,7 +850,7 @@ def test_metrics_report_what_the_status_reports(
         f'hapgent_peer_settles_for_seconds{{{label},peer="127.0.0.3"}}': 0,
         f'hapgent_peer_interval_seconds{{{label},peer="127.0.0.2"}}': reported["peers"][0]["interval"],
     }
-    # One that asked once has no interval.
+    # A load balancer that polled only once has no interval.
     assert reported["peers"][1]["interval"] is None
     for peer in reported["peers"]:
         labels = f'{{{label},peer="{peer["address"]}"}}'
@@ -848,7 +860,7 @@ def test_metrics_report_what_the_status_reports(
             f"hapgent_peer_last_seen_timestamp_seconds{labels}": peer["last_seen"],
             f"hapgent_peer_checks_total{labels}": peer["checks"],
         }
-    # All others are to the millisecond, and those since 1970 told by two clocks.
+    # Values are rounded to milliseconds, and timestamps are computed from two clocks.
     assert found == pytest.approx(expected, abs=0.05)
 
 
@@ -860,11 +872,11 @@ def test_no_agent_is_a_metric(path: Path, promtool: Promtool) -> None:
     assert str(path) in done.stderr
 
 
-# What docs/monitoring.md says
+# docs/monitoring.md
 
 
 def documented_block(language: str, text: str = "") -> str:
-    """The code block in this language that contains this text."""
+    """Return the code block in this language that contains this text."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", MONITORING, re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if text in block]
     return str(block)
@@ -883,7 +895,7 @@ def metrics_of_all_kinds(agents: Agents, path: Path) -> str:
     return shown("--prometheus", path)
 
 
-def test_documentation_names_each_metric(agents: Agents, path: Path) -> None:
+def test_documentation_lists_each_metric(agents: Agents, path: Path) -> None:
     reported = names(metrics_of_all_kinds(agents, path))
     rows = [line for line in MONITORING.splitlines() if line.startswith("| `hapgent_")]
     assert reported == set(re.findall(r"\bhapgent_\w+", "\n".join(rows)))
@@ -901,11 +913,11 @@ def test_promtool_accepts_the_alerts(tmp_path: Path, promtool: Promtool) -> None
 
 def systemd_command() -> Sequence[str]:
     (line,) = re.findall(r"^ExecStart=(.*)$", documented_block("ini", "ExecStart="), re.MULTILINE)
-    # The same quotes as in a shell, here.
+    # This line uses quotes as a shell does.
     return shlex.split(line)
 
 
-def test_documented_unit_writes_the_file(agents: Agents, tmp_path: Path, path: Path, promtool: Promtool) -> None:
+def test_documented_unit_writes_metrics(agents: Agents, tmp_path: Path, path: Path, promtool: Promtool) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "hapgent").symlink_to(ZIPAPP)
@@ -928,11 +940,11 @@ def test_documented_unit_writes_the_file(agents: Agents, tmp_path: Path, path: P
     assert samples(metrics) == {f'hapgent_up{{socket="{path}"}}': 0}
 
 
-def test_documented_unit_keeps_the_file_when_it_fails(tmp_path: Path) -> None:
+def test_documented_unit_keeps_the_old_metrics_when_it_fails(tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "hapgent").symlink_to(ZIPAPP)
-    # No Python, and all else that it takes.
+    # PATH has everything that the unit needs, except Python.
     mv = shutil.which("mv")
     assert mv
     (programs / "mv").symlink_to(mv)
@@ -949,7 +961,7 @@ def test_documented_unit_keeps_the_file_when_it_fails(tmp_path: Path) -> None:
     assert written.read_text(encoding="utf-8") == "from before"
 
 
-# The alerts. In promtool's tests, it is 1970.
+# The alerts. Time starts at the beginning of 1970 in promtool's tests.
 
 MINUTES = 1600
 WEB1 = "web1:9100"
@@ -958,12 +970,12 @@ Series = dict[str, str]
 
 
 def metric(name: str, value: float, **labels: str) -> Series:
-    """A metric that has this value all the time."""
+    """Return a series with this constant value."""
     text = ",".join(f'{key}="{label}"' for key, label in labels.items())
     return {"series": f"{name}{{{text}}}", "values": f"{value}+0x{MINUTES}"}
 
 
-def agent_reports(
+def agent_metrics(
     instance: str = WEB1,
     path: str = SOCKET,
     *,
@@ -972,7 +984,7 @@ def agent_reports(
     peers: Mapping[str, tuple[int, int]] | None = None,
     last_seen: int = MINUTES * 60,
 ) -> list[Series]:
-    """The metrics of an agent. Of each peer: whether it has the state, and whether it asks."""
+    """Return the metrics of an agent. C(peers) has two values for each: whether it has the state, whether it polls."""
     labels = {"instance": instance, "job": "node", "socket": path}
     found = [
         metric("hapgent_up", 1, **labels),
@@ -989,94 +1001,94 @@ def agent_reports(
 
 
 def of_agent(instance: str = WEB1, path: str = SOCKET, **more: str) -> dict[str, str]:
-    """The labels of an alert."""
+    """Return the labels of an alert about this agent."""
     return {"instance": instance, "job": "node", "socket": path, **more}
 
 
-NOT_POLLED, NOT_RECEIVED, STATE_FILE, DRAINED, NO_STATUS = (
+NOT_POLLED, STATE_NOT_RECEIVED, STATE_FILE, DRAINED, NO_STATUS = (
     *["HapgentNotPolled", "HapgentStateNotReceived"],
     *["HapgentStateFile", "HapgentDrainedForLong", "HapgentNoStatus"],
 )
-# What is told, after which time, and the alerts that fire then.
+# The metrics, how long they have had these values, and the alerts that fire then.
 Situation = tuple[list[Series], str, dict[str, list[dict[str, str]]]]
 SITUATIONS: dict[str, Situation] = {
-    "all is well": (agent_reports(), "26h", {}),
-    "nobody has asked": (agent_reports(peers={}), "3m", {NOT_POLLED: [of_agent()]}),
-    "nobody has asked yet": (agent_reports(peers={}), "1m", {}),
-    "all have stopped asking": (
-        agent_reports(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 0)}),
+    "all is well": (agent_metrics(), "26h", {}),
+    "never polled": (agent_metrics(peers={}), "3m", {NOT_POLLED: [of_agent()]}),
+    "not polled yet": (agent_metrics(peers={}), "1m", {}),
+    "all load balancers stopped polling": (
+        agent_metrics(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 0)}),
         "3m",
         {NOT_POLLED: [of_agent()]},
     ),
-    "one has stopped asking": (agent_reports(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}), "3m", {}),
-    "another agent there is asked": (
-        agent_reports(peers={}) + agent_reports(path="/run/hapgent/other/status.sock"),
+    "one load balancer stopped polling": (agent_metrics(peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}), "3m", {}),
+    "only another agent on the host is polled": (
+        agent_metrics(peers={}) + agent_metrics(path="/run/hapgent/other/status.sock"),
         "3m",
         {NOT_POLLED: [of_agent()]},
     ),
-    "an agent elsewhere is asked": (
-        agent_reports(peers={}) + agent_reports("web2:9100"),
+    "only an agent on another host is polled": (
+        agent_metrics(peers={}) + agent_metrics("web2:9100"),
         "3m",
         {NOT_POLLED: [of_agent()]},
     ),
-    "an agent elsewhere is no longer asked": (
-        agent_reports() + agent_reports("web2:9100", peers={"192.0.2.1": (1, 0)}),
+    "an agent on another host is no longer polled": (
+        agent_metrics() + agent_metrics("web2:9100", peers={"192.0.2.1": (1, 0)}),
         "3m",
         {NOT_POLLED: [of_agent("web2:9100")]},
     ),
-    "one stopped asking without the state": (
-        agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1), "192.0.2.3": (0, 0)}),
+    "some stopped polling without the state": (
+        agent_metrics(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1), "192.0.2.3": (0, 0)}),
         "2m",
-        {NOT_RECEIVED: [of_agent(peer="192.0.2.1"), of_agent(peer="192.0.2.3")]},
+        {STATE_NOT_RECEIVED: [of_agent(peer="192.0.2.1"), of_agent(peer="192.0.2.3")]},
     ),
-    "one stopped asking without the state just now": (
-        agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}),
+    "one just stopped polling without the state": (
+        agent_metrics(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}),
         "0m",
         {},
     ),
-    "one is to ask next": (agent_reports(peers={"192.0.2.1": (0, 1)}), "26h", {}),
-    "one is to ask next, another does not ask any more": (
-        agent_reports(peers={"192.0.2.1": (0, 1), "192.0.2.2": (1, 0)}),
+    "one has not received the state yet": (agent_metrics(peers={"192.0.2.1": (0, 1)}), "26h", {}),
+    "one has not received the state yet, another stopped polling": (
+        agent_metrics(peers={"192.0.2.1": (0, 1), "192.0.2.2": (1, 0)}),
         "3m",
         {},
     ),
-    # It has the state of the other agent there, which it does not ask any more.
-    "one asks two agents": (
-        agent_reports(peers={"192.0.2.1": (0, 1)})
-        + agent_reports(path="/run/hapgent/other/status.sock", peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}),
+    # 192.0.2.1 has the state of the other agent on the host, which it no longer polls.
+    "one load balancer knows two agents of a host": (
+        agent_metrics(peers={"192.0.2.1": (0, 1)})
+        + agent_metrics(path="/run/hapgent/other/status.sock", peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}),
         "3m",
         {},
     ),
-    "one asks two hosts": (
-        agent_reports(peers={"192.0.2.1": (0, 1)})
-        + agent_reports("web2:9100", peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}),
+    "one load balancer knows agents of two hosts": (
+        agent_metrics(peers={"192.0.2.1": (0, 1)})
+        + agent_metrics("web2:9100", peers={"192.0.2.1": (1, 0), "192.0.2.2": (1, 1)}),
         "3m",
         {},
     ),
-    "one was taken out of service for less than a day": (
-        agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
+    "one was decommissioned less than a day ago": (
+        agent_metrics(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
         "23h",
-        {NOT_RECEIVED: [of_agent(peer="192.0.2.1")]},
+        {STATE_NOT_RECEIVED: [of_agent(peer="192.0.2.1")]},
     ),
-    "one was taken out of service": (
-        agent_reports(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
+    "one was decommissioned more than a day ago": (
+        agent_metrics(peers={"192.0.2.1": (0, 0), "192.0.2.2": (1, 1)}, last_seen=0),
         "26h",
         {},
     ),
     "the state file is broken": (
-        agent_reports(state_file_ok=0) + agent_reports("web2:9100"),
+        agent_metrics(state_file_ok=0) + agent_metrics("web2:9100"),
         "0m",
         {STATE_FILE: [of_agent()]},
     ),
     "drained for long": (
-        agent_reports(state="DRAIN")
-        + agent_reports("web2:9100", state="MAINT")
-        + agent_reports("web3:9100", state="READY"),
+        agent_metrics(state="DRAIN")
+        + agent_metrics("web2:9100", state="MAINT")
+        + agent_metrics("web3:9100", state="READY"),
         "26h",
         {DRAINED: [of_agent(status="DRAIN"), of_agent("web2:9100", status="MAINT")]},
     ),
-    "drained for less than a day": (agent_reports(state="DRAIN"), "23h", {}),
-    "down for long": (agent_reports(state="DOWN"), "26h", {}),
+    "drained for less than a day": (agent_metrics(state="DRAIN"), "23h", {}),
+    "down for long": (agent_metrics(state="DOWN"), "26h", {}),
     "there is no agent": (
         [metric("hapgent_up", 0, instance=WEB1, job="node", socket=SOCKET)],
         "26h",
@@ -1088,7 +1100,7 @@ SITUATIONS: dict[str, Situation] = {
 def assert_alerts(
     promtool: Promtool, folder: Path, series: list[Series], at: str, expected: Mapping[str, list[dict[str, str]]]
 ) -> None:
-    """These alerts fire then, with these labels, and no others do."""
+    """Assert that exactly these alerts fire at this time, with these labels."""
     rules = documented_alerts()
     assert expected.keys() <= {rule["alert"] for rule in rules}
     (folder / "rules.yml").write_text(documented_block("yaml"), encoding="utf-8")
@@ -1099,7 +1111,7 @@ def assert_alerts(
             summary = rule["annotations"]["summary"].replace("{{ $labels.peer }}", labels.get("peer", ""))
             alerts.append({"exp_labels": labels, "exp_annotations": {"summary": summary}})
         alert_tests.append({"eval_time": at, "alertname": rule["alert"], "exp_alerts": alerts})
-    # Every minute of 26 hours would take long.
+    # Evaluating every minute of 26 hours would take too long.
     interval = "4m" if at.endswith("h") else "1m"
     tests = [{"interval": interval, "input_series": series, "alert_rule_test": alert_tests}]
     document = {"rule_files": ["rules.yml"], "evaluation_interval": interval, "tests": tests}
@@ -1109,7 +1121,7 @@ def assert_alerts(
 
 
 @pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
-def test_alerts(promtool: Promtool, tmp_path: Path, situation: Situation) -> None:
+def test_alerts_fire_as_documented(promtool: Promtool, tmp_path: Path, situation: Situation) -> None:
     series, at, expected = situation
     assert_alerts(promtool, tmp_path, series, at, expected)
 
@@ -1132,17 +1144,17 @@ def test_alerts_on_the_metrics_of_a_real_agent(
 
     agent = start(agents, path)
     with agent.asked_by(clients=1):
-        eventually(lambda: status(path)["peers"][0]["polls"], "a load balancer asks")
+        eventually(lambda: status(path)["peers"][0]["polls"], "a load balancer polls")
         series = scraped()
     assert_alerts(promtool, tmp_path, series, "5m", {})
 
     agent.write_state(b"broken")
     agent.send(signal.SIGHUP)
     agent.await_log("SIGHUP")
-    eventually(lambda: not status(path)["peers"][0]["polls"], "no load balancer asks")
+    eventually(lambda: not status(path)["peers"][0]["polls"], "no load balancer polls")
     expected = {
         NOT_POLLED: [of_agent(path=str(path))],
-        NOT_RECEIVED: [of_agent(path=str(path), peer="127.0.0.1")],
+        STATE_NOT_RECEIVED: [of_agent(path=str(path), peer="127.0.0.1")],
         STATE_FILE: [of_agent(path=str(path))],
     }
     assert_alerts(promtool, tmp_path, scraped(), "5m", expected)

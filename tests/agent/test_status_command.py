@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""C(hapgent status) where what responds on the socket is not an agent, is hostile, or is one of another release."""
+"""C(hapgent status) handles sockets whose other end is not an agent, is hostile, or is an agent of another release."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
 PROMTOOL = ROOT / ".cache" / "prometheus" / "usr" / "bin" / "promtool"
 
 MEBIBYTE = b" " * (1 << 20)
-# Far more than a status has. The program here sends it in pieces, so a reader that never stops costs only this much.
+# Far more than a status has. It is sent in pieces and is finite, so the test also ends if the reader never stops.
 MAX_MEBIBYTES = 256
-# Much longer than the command may take, and short enough to end a test that fails.
+# Much longer than the command may take, but short enough that a failing test ends.
 DRIP_SECONDS = 60.0
 FORMATS: dict[str, list[str]] = {"table": [], "json": ["--json"], "prometheus": ["--prometheus"]}
 
-# The code that ships, called here for what would take too long with a process for each example.
+# The property tests call the shipped code directly: a process for each example would take too long.
 with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
     command: Any = importlib.import_module("hapgent.status_command")
 
-# The same examples in each run.
+# Hypothesis must generate the same examples in each run.
 same_examples = settings(derandomize=True, database=None, deadline=None)
 
-# What an agent of any release reports at least.
+# The fields that agents of all releases report.
 MINIMAL: dict[str, Any] = {
     "version": "0.9.0",
     "state": {"status": "DRAIN"},
@@ -81,24 +81,24 @@ ALL: dict[str, Any] = {
         }
     ],
 }
-# ESC and BEL, one of C1, DEL, a line end, one that turns the order of text around, one without width.
+# ESC, BEL, a C1 control character, DEL, a line feed, a right-to-left override and a zero-width space.
 HOSTILE = '\x1b]0;owned\x07\x9b31m\x7f\nstate       UP\r\u202e\u200b"\\'
 
 
 class Conversation:
-    """What became of one client."""
+    """Records whether the client closed its connection early."""
 
     hung_up = False
 
 
 @contextlib.contextmanager
 def responding(path: Path, pieces: Callable[[], Iterator[bytes]]) -> Iterator[Conversation]:
-    """Something that sends these pieces to the first client on this socket, and then closes."""
+    """Send these pieces to the first client on this socket, and then close."""
     conversation = Conversation()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen()
-        # A test that fails before it connects must not wait for ever here.
+        # A test that fails before it connects must not hang here.
         listener.settimeout(DRIP_SECONDS)
 
         def serve() -> None:
@@ -116,7 +116,7 @@ def responding(path: Path, pieces: Callable[[], Iterator[bytes]]) -> Iterator[Co
 
 
 def run(*arguments: Path | str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-    """C(hapgent status) with these arguments, in no environment."""
+    """Run C(hapgent status) with these arguments and an empty environment."""
     program = [python, "-I", "-S", ZIPAPP, "status", *arguments]
     return subprocess.run(program, capture_output=True, encoding="utf-8", check=False, env={})
 
@@ -130,7 +130,7 @@ def without(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def drip() -> Iterator[bytes]:
-    """A piece every now and then, so that no single wait is long."""
+    """Send a byte at intervals shorter than any timeout of a single read."""
     until = time.monotonic() + DRIP_SECONDS
     while time.monotonic() < until:
         yield b" "
@@ -143,7 +143,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], path: Path, arguments: list[str]) -> None:
-    """One line that a terminal can show says so; it is an error, but for Prometheus, which gets it as a metric."""
+    """Assert that the command failed with one printable line; for Prometheus, it instead reports hapgent_up 0."""
     (line,) = done.stderr.splitlines()
     assert line.isprintable()
     assert str(path) in line
@@ -155,7 +155,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], path: Path, arguments
         assert (done.returncode, done.stdout) == (1, "")
 
 
-# What is no status
+# Responses that are not a status
 
 
 BAD_PEER = {"address": "192.0.2.1", "received": 1}
@@ -192,7 +192,7 @@ NOT_A_STATUS: dict[str, Callable[[], Iterator[bytes]]] = {
 
 @pytest.mark.parametrize("arguments", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("pieces", NOT_A_STATUS.values(), ids=NOT_A_STATUS)
-def test_what_is_no_status_is_refused(path: Path, pieces: Callable[[], Iterator[bytes]], arguments: list[str]) -> None:
+def test_invalid_status_is_refused(path: Path, pieces: Callable[[], Iterator[bytes]], arguments: list[str]) -> None:
     with responding(path, pieces):
         done = run(*arguments, path)
     assert_refused(done, path, arguments)
@@ -206,23 +206,23 @@ def test_each_field_that_every_agent_reports_is_required(path: Path, name: str) 
     assert name in done.stderr
 
 
-def test_reads_so_much_and_no_more(path: Path) -> None:
+def test_stops_reading_a_huge_response(path: Path) -> None:
     with responding(path, NOT_A_STATUS["256 MiB"]) as conversation:
         run(path)
     assert conversation.hung_up
 
 
-def test_one_deadline_for_a_drip(path: Path, python: str) -> None:
+def test_slow_drip_ends_at_one_deadline(path: Path, python: str) -> None:
     with responding(path, drip) as conversation:
         done = run("--prometheus", path, python=python)
-    # It did not wait for the end of what is sent.
+    # The command gave up before everything was sent.
     assert conversation.hung_up
     assert_refused(done, path, FORMATS["prometheus"])
     assert " 5 s" in done.stderr
 
 
-@pytest.mark.parametrize("clients", [0, 2], ids=["it is silent", "its queue is full"])
-def test_one_deadline_where_nothing_accepts(path: Path, clients: int) -> None:
+@pytest.mark.parametrize("clients", [0, 2], ids=["free queue", "full queue"])
+def test_listener_that_never_accepts_ends_at_one_deadline(path: Path, clients: int) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, contextlib.ExitStack() as others:
         listener.bind(str(path))
         listener.listen(1)
@@ -233,7 +233,7 @@ def test_one_deadline_where_nothing_accepts(path: Path, clients: int) -> None:
     assert " 5 s" in done.stderr
 
 
-def test_waits_for_its_turn(path: Path) -> None:
+def test_waits_while_the_agent_serves_others(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen(0)
@@ -241,7 +241,7 @@ def test_waits_for_its_turn(path: Path) -> None:
             first.connect(str(path))
             program: list[Path | str] = [sys.executable, "-I", "-S", ZIPAPP, "status", path]
             with subprocess.Popen(program, stdout=subprocess.PIPE, encoding="utf-8", env={}) as waiting:
-                # Whether it came so far or not, it is served after the one before it.
+                # The command must succeed whether or not it tried to connect while the queue was full.
                 time.sleep(0.5)
                 listener.accept()[0].close()
                 with listener.accept()[0] as client:
@@ -253,7 +253,7 @@ def test_waits_for_its_turn(path: Path) -> None:
 # Agents of other releases
 
 
-def test_fields_that_are_missing_are_left_out(path: Path, python: str) -> None:
+def test_missing_optional_fields_are_left_out(path: Path, python: str) -> None:
     with responding(path, sent(MINIMAL)):
         table = run(path, python=python).stdout.splitlines()
     assert [line.partition("  ")[0] for line in table[:4]] == ["state", "since", "state file", ""]
@@ -261,7 +261,7 @@ def test_fields_that_are_missing_are_left_out(path: Path, python: str) -> None:
 
 
 @pytest.mark.parametrize("document", [MINIMAL, ALL], ids=["less", "all"])
-def test_fields_that_are_new_are_ignored(path: Path, document: dict[str, Any]) -> None:
+def test_unknown_fields_are_ignored(path: Path, document: dict[str, Any]) -> None:
     newer = copy.deepcopy(document)
     newer["state"]["status"] = "PAUSED"
     for fields in [newer, newer["state"], newer["peers"][0], newer.setdefault("counters", {})]:
@@ -284,7 +284,7 @@ def test_fields_that_are_new_are_ignored(path: Path, document: dict[str, Any]) -
 
 
 def hostile() -> dict[str, Any]:
-    """A status in which every text that is shown has control characters."""
+    """Return a status in which every text that is shown contains control characters."""
     document = copy.deepcopy(ALL)
     document.update(version=HOSTILE, address=HOSTILE, state_file=HOSTILE, last_error=HOSTILE)
     document["state"].update(status=HOSTILE, reason=HOSTILE)
@@ -344,7 +344,7 @@ SERIES = re.compile(r'(hapgent_[a-z_]+\{socket="[^"]*"(?:,[a-z]+="(?:[^"\\\n]|\\
 
 @st.composite
 def statuses(draw: st.DrawFn) -> Any:
-    """A status with something else in some places, and some load balancers twice."""
+    """Generate a status with wrong values in some places and, at times, each load balancer twice."""
     document = copy.deepcopy(ALL)
     for place in draw(st.lists(st.sampled_from(PLACES), max_size=3)):
         inner: Any = document
@@ -353,7 +353,7 @@ def statuses(draw: st.DrawFn) -> Any:
                 inner = inner[key]
             inner[place[-1]] = draw(JSON)
         except (IndexError, KeyError, TypeError):
-            continue  # Something else is there already.
+            continue  # An earlier wrong value has replaced the container.
     if draw(st.booleans()) and isinstance(document["peers"], list):
         document["peers"] = document["peers"] * 2
     return document

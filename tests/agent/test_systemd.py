@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What systemd hands to the agent, and what the agent tells it: the protocols, without systemd itself."""
+"""The agent follows systemd's protocols for socket activation, notification and the journal; systemd is not needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TO_JOURNAL = "found = os.fstat(2); os.environ['JOURNAL_STREAM'] = f'{found.st_de
 
 
 def hand_over(descriptor: int, count: str = "1", pid: str = "os.getpid()") -> str:
-    """What systemd does between fork and exec. Source: sd_listen_fds(3)."""
+    """Return code that passes a socket as systemd does between fork and exec. Source: sd_listen_fds(3)."""
     return (
         f"os.dup2({descriptor}, 3); os.set_inheritable(3, True); "
         f"os.environ.update(LISTEN_PID=str({pid}), LISTEN_FDS={count!r})"
@@ -63,12 +63,12 @@ def assert_reports_status(line: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
-def test_takes_the_socket_of_systemd(agents: Agents, python: str, ip: str) -> None:
+def test_listens_on_the_socket_from_systemd(agents: Agents, python: str, ip: str) -> None:
     if ip == "::1" and not Path("/proc/net/if_inet6").exists():
         pytest.skip("needs IPv6")
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with socket.create_server((ip, 0), family=family) as listener:
-        # Its own settings do not matter then.
+        # The agent's own settings must then be ignored.
         agent = agents.start(
             FULL,
             python=python,
@@ -82,13 +82,13 @@ def test_takes_the_socket_of_systemd(agents: Agents, python: str, ip: str) -> No
         assert agent.log()[-1] == f"hapgent: answering UP 77% maxconn:300 on {ip} port {agent.port}"
 
 
-def test_socket_for_another_process(agents: Agents) -> None:
-    # These variables came down from a parent process that systemd started.
+def test_ignores_a_socket_meant_for_another_process(agents: Agents) -> None:
+    # The agent may inherit these variables from a parent process that systemd started.
     agent = agents.start(before_exec=hand_over(0, pid="os.getppid()"))
     assert agent.ask() == b"UP\n"
 
 
-def test_socket_that_does_not_block(agents: Agents) -> None:
+def test_nonblocking_socket_works_without_busy_waiting(agents: Agents) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         agent = agents.start(
@@ -112,7 +112,7 @@ def unusable_socket(kind: str, folder: Path) -> socket.socket:
 
 
 @pytest.mark.parametrize("kind", ["TCP socket that does not listen", "UDP socket", "Unix listener"])
-def test_socket_that_it_cannot_use(agents: Agents, tmp_path: Path, kind: str) -> None:
+def test_socket_of_the_wrong_kind_is_an_error(agents: Agents, tmp_path: Path, kind: str) -> None:
     with unusable_socket(kind, tmp_path) as unusable:
         descriptor = unusable.fileno()
         agent = agents.start(before_exec=hand_over(descriptor), pass_fds=[descriptor], wait=False)
@@ -123,7 +123,7 @@ def test_socket_that_it_cannot_use(agents: Agents, tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("count", ["0", "2", "", "one"])
-def test_another_number_of_sockets(agents: Agents, count: str) -> None:
+def test_wrong_number_of_sockets_is_an_error(agents: Agents, count: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         descriptor = listener.fileno()
         agent = agents.start(before_exec=hand_over(descriptor, count), pass_fds=[descriptor], wait=False)
@@ -134,7 +134,7 @@ def test_another_number_of_sockets(agents: Agents, count: str) -> None:
 
 
 @pytest.mark.parametrize("what", [hand_over(0), f"{hand_over(0)}; os.close(3)"], ids=["a file", "nothing"])
-def test_descriptor_that_is_no_socket(agents: Agents, what: str) -> None:
+def test_descriptor_that_is_not_a_socket_is_an_error(agents: Agents, what: str) -> None:
     agent = agents.start(before_exec=what, wait=False)
     assert agent.await_exit() == 2
     (line,) = agent.log()
@@ -145,10 +145,10 @@ def test_descriptor_that_is_no_socket(agents: Agents, what: str) -> None:
 # Notification
 
 
-def test_reports_when_it_answers(agents: Agents, python: str, manager: Manager) -> None:
+def test_reports_ready_when_it_answers(agents: Agents, python: str, manager: Manager) -> None:
     agent = agents.start(FULL, python=python, environment={"NOTIFY_SOCKET": manager.address}, wait=False)
     ready, status = manager.receive()
-    # At once: this is what systemd waits for before it starts what comes after the agent.
+    # The agent must answer as soon as it is ready, because systemd then starts the units ordered after it.
     assert agent.ask() == b"UP 77% maxconn:300\n"
     assert ready == "READY=1"
     assert_reports_status(status, "UP 77% maxconn:300")
@@ -172,7 +172,7 @@ def test_reports_each_change(agents: Agents, python: str, manager: Manager) -> N
     reloading, moment = manager.receive()
     ready, status = manager.receive()
     assert reloading == "RELOADING=1"
-    # systemd compares it with its own clock, to tell this reload from the one before.
+    # systemd compares this with its own clock, to distinguish this reload from the previous one.
     name, _equals, value = moment.partition("=")
     assert name == "MONOTONIC_USEC"
     assert before <= int(value) <= time.monotonic_ns() // 1000
@@ -184,7 +184,7 @@ def test_reports_each_change(agents: Agents, python: str, manager: Manager) -> N
     assert agent.await_exit() == 0
 
 
-def test_reports_that_a_file_made_it_fail(agents: Agents, manager: Manager) -> None:
+def test_reports_fail_after_a_broken_state_file(agents: Agents, manager: Manager) -> None:
     agent = agents.start(environment={"NOTIFY_SOCKET": manager.address})
     manager.receive()
     agent.write_state(b"")
@@ -195,26 +195,26 @@ def test_reports_that_a_file_made_it_fail(agents: Agents, manager: Manager) -> N
     assert_reports_status(status, "FAIL")
 
 
-def test_reload_that_changes_nothing(agents: Agents, manager: Manager) -> None:
+def test_reload_without_a_change_keeps_the_reported_status(agents: Agents, manager: Manager) -> None:
     agent = agents.start(environment={"NOTIFY_SOCKET": manager.address})
     _ready, status_before = manager.receive()
     lines_before = agent.log()
     agent.send(signal.SIGHUP)
     assert manager.receive()[0] == "RELOADING=1"
-    # The same moment since which it is so, and no line in the log.
+    # The status still has the time of the last change, and nothing was logged.
     assert manager.receive() == ["READY=1", status_before]
     assert agent.log() == lines_before
 
 
-def test_manager_with_an_abstract_address(agents: Agents) -> None:
+def test_notifies_an_abstract_address(agents: Agents) -> None:
     manager = Manager(f"@hapgent-tests-{os.getpid()}")
     agents.start(environment={"NOTIFY_SOCKET": manager.address})
     assert manager.receive()[0] == "READY=1"
     manager.close()
 
 
-def test_manager_that_is_gone(agents: Agents, tmp_path: Path) -> None:
-    agent = agents.start(environment={"NOTIFY_SOCKET": str(tmp_path / "nobody")})
+def test_works_without_the_manager_that_it_should_notify(agents: Agents, tmp_path: Path) -> None:
+    agent = agents.start(environment={"NOTIFY_SOCKET": str(tmp_path / "missing")})
     agent.send(signal.SIGUSR2)
     agent.await_answer(b"DOWN\n")
 
@@ -222,7 +222,7 @@ def test_manager_that_is_gone(agents: Agents, tmp_path: Path) -> None:
 # Journal
 
 
-def test_priorities_in_the_journal(agents: Agents, python: str) -> None:
+def test_lines_in_the_journal_have_priorities(agents: Agents, python: str) -> None:
     agent = agents.start(python=python, before_exec=TO_JOURNAL)
     agent.reload(b'{"status": "UP", "weight": 300}', b"FAIL\n")
     start, answering, problem = agent.log()
@@ -232,13 +232,13 @@ def test_priorities_in_the_journal(agents: Agents, python: str) -> None:
 
 
 @pytest.mark.parametrize("stream", ["", "8:12345", "nonsense"])
-def test_no_priorities_elsewhere(agents: Agents, stream: str) -> None:
-    # The journal is that of a parent process: the standard error of this one goes elsewhere.
+def test_lines_elsewhere_have_no_priorities(agents: Agents, stream: str) -> None:
+    # The agent may inherit JOURNAL_STREAM from a parent process although its own standard error goes elsewhere.
     agent = agents.start(environment={"JOURNAL_STREAM": stream})
     assert [line.partition(" ")[0] for line in agent.log()] == ["hapgent:", "hapgent:"]
 
 
-def test_priority_of_an_error_at_start(agents: Agents) -> None:
+def test_error_at_start_has_a_priority(agents: Agents) -> None:
     agent = agents.start(before_exec=TO_JOURNAL, environment={"HAPGENT_PORT": "0"}, wait=False)
     assert agent.await_exit() == 2
     (line,) = agent.log()

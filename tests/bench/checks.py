@@ -2,13 +2,13 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a check costs: checks a second and CPU time, of this agent or of two agents side by side.
+"""Measures what a check costs, in checks per second and CPU time, for one agent or for two agents side by side.
 
 usage: unshare --net sh -c 'ip link set lo up; python tests/bench/checks.py [COMMAND ...]'
 
-Each COMMAND starts an agent that is configured by HAPGENT_*; the default is the zipapp of the role. With two, they
-take turns and the last line is the ratio of their medians. The network namespace keeps the load away from the
-machine's connection tracking.
+Each COMMAND starts an agent that is configured by HAPGENT_*; the default is the zipapp of the role. Two agents are
+measured in turn, and each line ends with the ratio of their medians. The network namespace keeps the load away from
+the machine's connection tracking.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIRST_PORT = 9801
 
 
 class Measured:
-    """An agent that is measured."""
+    """An agent under measurement."""
 
     def __init__(self, command: str, port: int, folder: str) -> None:
         self.port = port
@@ -52,7 +52,7 @@ class Measured:
         return True
 
     def measure(self, in_flight: int) -> None:
-        """One round."""
+        """Measure one round."""
         cpu, wall = self._cpu_seconds(), time.perf_counter()
         ask(self.port, in_flight)
         wall = time.perf_counter() - wall
@@ -73,7 +73,7 @@ class Measured:
 
 
 def ask(port: int, in_flight: int) -> None:
-    """CHECKS checks, so many of them under way at a time."""
+    """Send CHECKS checks, keeping this many in flight."""
     waiting: deque[socket.socket] = deque()
     for started in range(CHECKS + in_flight):
         if started < CHECKS:

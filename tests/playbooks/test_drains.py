@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Drain, undrain, rolling and status of hosts with real agents, which clients poll as load balancers do."""
+"""drain and undrain leave hosts alone that are already out of rotation or that were drained for another reason."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 State = dict[str, Any]
 
-# Nothing waits long: no client is connected to that port, and load balancers poll often.
+# With these variables plays finish quickly: no client is connected to that port, and load balancers poll often.
 QUICK = {"hapgent_service": "no-service-of-this-name", "hapgent_server_port": 1, "hapgent_wait_timeout": 15}
 LB1, LB2 = "127.0.0.11", "127.0.0.12"
 
 
 class Fleet:
-    """Hosts with an agent each, all on this machine."""
+    """Hosts with one agent each, all on this machine."""
 
     def __init__(
         self, run_playbook: RunPlaybook, connection: str, agents: Agents, folder: Path, states: Mapping[str, State]
@@ -46,7 +46,7 @@ class Fleet:
         }
 
     def play(self, playbook: str, *options: str, succeeds: bool = True, **variables: object) -> str:
-        """What a playbook says that runs on hosts of the fleet, all of them if none are named."""
+        """Run a playbook on hosts of the fleet, by default on all of them, and return its output."""
         lines = [f"{name} hapgent_state_file={agent.state_file}" for name, agent in self.agents.items()]
         inventory = self._folder / "fleet"
         inventory.write_text("\n".join(["[fleet]", *lines, "[fleet:vars]", *self._connection, ""]), encoding="utf-8")
@@ -57,12 +57,12 @@ class Fleet:
         return {name: json.loads(agent.state_file.read_bytes()) for name, agent in self.agents.items()}
 
     def silence(self, address: str) -> None:
-        """Have a load balancer poll no more."""
+        """Stop the polls of a load balancer."""
         self._silenced.add(address)
 
     @contextlib.contextmanager
     def polled(self, addresses: Sequence[str] = (LB1,)) -> Iterator[None]:
-        """Have load balancers with these addresses poll each agent."""
+        """Let load balancers with these addresses poll each agent."""
         enough = threading.Event()
 
         def poll() -> None:
@@ -83,7 +83,7 @@ class Fleet:
 
 @pytest.fixture
 def fleet_of(run_playbook: RunPlaybook, local_connection: str, agents: Agents, tmp_path: Path) -> Any:
-    """Makes a fleet of hosts with these states."""
+    """A function that creates a fleet of hosts with these states."""
 
     def make(**states: State) -> Fleet:
         return Fleet(run_playbook, local_connection, agents, tmp_path, states)
@@ -91,7 +91,7 @@ def fleet_of(run_playbook: RunPlaybook, local_connection: str, agents: Agents, t
     return make
 
 
-# Whoever wrote it: nothing of these is closer to traffic after a drain.
+# States that are already out of rotation. A drain must not bring a host with one of these closer to receiving traffic.
 OUT: dict[str, State] = {
     "maint": {"status": "MAINT", "reason": "disk"},
     "down": {"status": "DOWN"},
@@ -101,55 +101,54 @@ OUT: dict[str, State] = {
 }
 
 
-def test_drain_leaves_what_is_out_and_undrain_what_has_another_reason(fleet_of: Any) -> None:
+def test_drain_keeps_hosts_that_are_out_and_undrain_those_with_another_reason(fleet_of: Any) -> None:
     fleet = fleet_of(**OUT, up={"status": "UP"}, ready={"status": "READY"})
     drained = {"status": "DRAIN", "reason": "upgrade"}
     with fleet.polled():
-        said = fleet.play("hapgent.agent.drain", hapgent_reason="upgrade")
+        output = fleet.play("hapgent.agent.drain", hapgent_reason="upgrade")
         assert fleet.states() == {**OUT, "up": drained, "ready": drained}
         for name in OUT:
-            assert f"{name} is already out" in said
-        assert "up is already out" not in said
+            assert f"{name} is already out" in output
+        assert "up is already out" not in output
 
-        said = fleet.play("hapgent.agent.undrain", hapgent_reason="upgrade")
+        output = fleet.play("hapgent.agent.undrain", hapgent_reason="upgrade")
         back = {"status": "UP"}
         assert fleet.states() == {**OUT, "up": back, "ready": back, "stopped": back}
         for name in ("maint", "down", "fail", "drain"):
-            assert re.search(rf"\b{name}: .* {OUT[name]['status']}\b.* hapgent_reason is upgrade", said)
+            assert re.search(rf"\b{name}: .* {OUT[name]['status']}\b.* hapgent_reason is upgrade", output)
 
-        # Without a reason, it is brought back whoever has taken it out, and what that was is reported.
-        said = fleet.play("hapgent.agent.undrain", "--limit=maint")
+        # Without a reason, undrain brings every host back into rotation and reports its previous state.
+        output = fleet.play("hapgent.agent.undrain", "--limit=maint")
         assert fleet.states()["maint"] == back
-        assert re.search("maint: .*MAINT UP # disk", said)
+        assert re.search("maint: .*MAINT UP # disk", output)
 
 
-def test_drain_in_check_mode_says_what_is_out(fleet_of: Any) -> None:
+def test_drain_in_check_mode_reports_hosts_that_are_already_out(fleet_of: Any) -> None:
     fleet = fleet_of(maint=OUT["maint"], up={"status": "UP"})
     with fleet.polled():
-        said = fleet.play("hapgent.agent.drain", "--check")
-    assert "maint is already out" in said
+        output = fleet.play("hapgent.agent.drain", "--check")
+    assert "maint is already out" in output
     assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
 
 
-# Its reason is one that Ansible takes for a number if it may.
+# Ansible would convert a reason such as 4.10 to a number if the tasks let it.
 @pytest.mark.parametrize(
     ("playbook", "seen"),
     [("hapgent.agent.drain", {"status": "UP", "reason": "4.10"}), ("hapgent.agent.undrain", {"status": "DRAIN"})],
 )
-def test_state_that_has_changed_since_it_was_seen_is_kept(fleet_of: Any, playbook: str, seen: State) -> None:
+def test_state_that_changed_after_it_was_queried_is_kept(fleet_of: Any, playbook: str, seen: State) -> None:
     now = {"status": "MAINT", "reason": "disk"}
     fleet = fleet_of(web1=now, web2=seen)
     with fleet.polled():
-        # An extra variable takes precedence over what the look registers.
-        said = fleet.play(playbook, succeeds=False, hapgent__agent={"before": seen})
+        # The extra variable takes precedence over what the query registers, so all hosts seem to have this state.
+        output = fleet.play(playbook, succeeds=False, hapgent__agent={"before": seen})
     assert fleet.states() == {"web1": now, "web2": {"status": "DRAIN" if seen["status"] == "UP" else "UP"}}
-    assert "MAINT UP # disk" in said
+    assert "MAINT UP # disk" in output
 
 
-# The second one is another one each time that it is asked for.
+# The second reason has another value at each evaluation.
 @pytest.mark.parametrize("reason", ["", "{{ now() }}"])
-def test_play_of_ones_own_brings_back_only_what_it_has_taken_out(fleet_of: Any, tmp_path: Path, reason: str) -> None:
-    """Also without a reason: what was out before the play is out after it."""
+def test_custom_play_brings_back_only_what_it_drained(fleet_of: Any, tmp_path: Path, reason: str) -> None:
     role = {"name": "hapgent.agent.fleet"}
     play = {
         "hosts": "fleet",
@@ -161,12 +160,12 @@ def test_play_of_ones_own_brings_back_only_what_it_has_taken_out(fleet_of: Any, 
     (tmp_path / "play.yml").write_text(json.dumps([play]), encoding="utf-8")
     fleet = fleet_of(maint=OUT["maint"], up={"status": "UP"})
     with fleet.polled():
-        said = fleet.play("play.yml", hapgent_reason=reason)
+        output = fleet.play("play.yml", hapgent_reason=reason)
     assert fleet.states() == {"maint": OUT["maint"], "up": {"status": "UP"}}
-    assert re.search(r"\bmaint: .*\(.*MAINT UP # disk.*\)", said)
+    assert re.search(r"\bmaint: .*\(.*MAINT UP # disk.*\)", output)
 
 
-def test_second_undrain_of_a_run_ends_what_was_out_before(fleet_of: Any, tmp_path: Path) -> None:
+def test_second_undrain_of_a_run_also_brings_back_what_was_out_before(fleet_of: Any, tmp_path: Path) -> None:
     role = {"name": "hapgent.agent.fleet"}
     steps = [{"ansible.builtin.import_role": {**role, "tasks_from": step}} for step in ("drain", "undrain", "undrain")]
     (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "fleet", "gather_facts": False, "tasks": steps}]))

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The role refuses wrong variables as Ansible gives them to it. What is wrong is in test__preflight.py."""
+"""The role hapgent refuses invalid variables as Ansible passes them; test__preflight.py tests what is invalid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def playbook(tmp_path: Path) -> Path:
-    """A play that has the role run all of its tasks; in check mode, since this machine is no host of its."""
+    """A play that runs all tasks of the role, in check mode because the role must not change this machine."""
     play = {
         "hosts": "web1",
         "gather_facts": False,
@@ -32,11 +32,11 @@ def playbook(tmp_path: Path) -> Path:
 
 @pytest.mark.oldest_too
 @pytest.mark.parametrize("uninstall", [False, True])
-def test_names_all_wrong_variables_and_changes_nothing(
+def test_names_all_invalid_variables_and_changes_nothing(
     run_playbook: RunPlaybook, playbook: Path, uninstall: bool
 ) -> None:
-    wrong: dict[str, Any] = {
-        # Validating the argument specs lets these pass.
+    invalid: dict[str, Any] = {
+        # Ansible's validation of the argument specs accepts these.
         "hapgent_port": "6_0",
         "hapgent_settle": "6_00",
         "hapgent_service": "hapgent\n",
@@ -44,11 +44,11 @@ def test_names_all_wrong_variables_and_changes_nothing(
         "hapgent_state_file": "/etc/hapgent/../x/state.json",
         "hapgent_ip": 10.1,
     }
-    variables = json.dumps({**wrong, "hapgent_version": 0.3, "hapgent_uninstall": uninstall})
-    said = run_playbook(str(playbook), f"--extra-vars={variables}", succeeds=False)
-    for name in wrong:
-        assert f"{name} must be" in said
-    assert ("hapgent_version must be" in said) != uninstall
-    assert "Nothing was changed." in said
-    assert "changed=0" in said
-    assert "Look up the user" not in said
+    variables = json.dumps({**invalid, "hapgent_version": 0.3, "hapgent_uninstall": uninstall})
+    output = run_playbook(str(playbook), f"--extra-vars={variables}", succeeds=False)
+    for name in invalid:
+        assert f"{name} must be" in output
+    assert ("hapgent_version must be" in output) != uninstall
+    assert "Nothing was changed." in output
+    assert "changed=0" in output
+    assert "Look up the user" not in output

@@ -2,13 +2,13 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Many clients of one agent, good or bad ones, in a process of their own.
+"""Runs many clients of one agent, well-behaved or hostile, in a separate process.
 
 usage: clients.py KIND IP PORT COUNT [CHECKS]
 
-COUNT clients at once do what their KIND, a function here, says, until standard input ends or, if there are CHECKS,
-these are done. A first line is printed when they have begun, and at the end what they met: a JSON object of how often
-there was each answer or error.
+COUNT clients run the function KIND at the same time, until standard input closes or they have done CHECKS checks. The
+program prints one line when they have started, and at the end a JSON object with how often each answer or error
+occurred.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 PATIENCE_SECONDS = 15.0
-# The same for SO_RCVTIMEO.
+# The same timeout as the value of SO_RCVTIMEO.
 PATIENCE = struct.pack("@ll", int(PATIENCE_SECONDS), 0)
-# Of SO_LINGER: close with a reset.
+# The value of SO_LINGER that makes close() send a reset.
 RESET = b"\1\0\0\0\0\0\0\0"
 
 Address = tuple[str, int]
@@ -35,14 +35,14 @@ met: Counter[str] = Counter()
 
 
 def ask(address: Address, count: int, checks: int) -> None:
-    """Like HAProxy: connect, read to the end, close. All of them are connected at any time."""
+    """Poll like HAProxy: connect, read to the end, close. COUNT clients are connected at any time."""
     waiting: deque[socket.socket] = deque()
     started = 0
     while waiting or not started:
         while len(waiting) < count and not enough.is_set() and (not checks or started < checks):
             started += 1
             client = socket.socket()
-            # Not settimeout: it has Python poll before each call.
+            # settimeout would make Python call poll() before each operation.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, PATIENCE)
             try:
                 client.connect(address)
@@ -55,7 +55,7 @@ def ask(address: Address, count: int, checks: int) -> None:
 
 
 def failed(error: OSError) -> str:
-    """No more after an error: each might take the patience."""
+    """Stop after the first error: each further one might take PATIENCE_SECONDS."""
     enough.set()
     return repr(error)
 
@@ -72,7 +72,7 @@ def answer_to(client: socket.socket) -> str:
 
 
 def send(address: Address, count: int, _checks: int) -> None:
-    """Never stop sending."""
+    """Send without end."""
     in_threads(count, lambda: until_it_fails(address, b"x" * 65_536, 0))
 
 
@@ -82,7 +82,7 @@ def drip(address: Address, count: int, _checks: int) -> None:
 
 
 def reset(address: Address, count: int, _checks: int) -> None:
-    """Connect and reset, at once or when there is an answer."""
+    """Connect and reset, at once or after the answer."""
 
     def connect_and_reset() -> None:
         for wait_for_answer in (False, True):
@@ -124,15 +124,15 @@ def await_end_of_input() -> None:
     enough.set()
 
 
-def report_that_they_have_begun() -> None:
+def report_start() -> None:
     while not met:
         time.sleep(0.005)
-    print("begun", flush=True)
+    print("started", flush=True)
 
 
 def main() -> None:
     kind, ip, port, count, *rest = sys.argv[1:]
-    reporting = threading.Thread(target=report_that_they_have_begun)
+    reporting = threading.Thread(target=report_start)
     reporting.start()
     threading.Thread(target=await_end_of_input, daemon=True).start()
     kinds = {"ask": ask, "send": send, "drip": drip, "reset": reset}

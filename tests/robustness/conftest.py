@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is meant to break an agent. Run it through tests/tools/isolated: it floods the network, and mounts."""
+"""Fixtures for tests that try to break an agent by floods and mounts: run them with tests/tools/isolated."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from tests.conftest import Agent
 
 CLIENTS = Path(__file__).with_name("clients.py")
-# Of a million checks, on a machine that is slow and busy. Nothing waits that long unless it fails.
+# Long enough for a million checks on a slow and busy machine. A test waits this long only if it fails.
 PATIENCE_SECONDS = 240.0
-# For 5,000 connections, and some more.
+# Enough for 5,000 connections and some more files.
 NEEDED_DESCRIPTORS = 6000
 
 
 class Figures(NamedTuple):
-    """What must not grow in an agent: the memory that it alone has, in kilobytes, its descriptors and threads."""
+    """What must not grow in an agent: its private memory in kilobytes, its descriptors and its threads."""
 
     dirty: int
     descriptors: int
@@ -39,7 +39,7 @@ class Figures(NamedTuple):
 
 
 class Observer:
-    """Looks at what an agent needs, and asks for its status."""
+    """Measures an agent's memory, descriptors and threads, and reads its status."""
 
     @staticmethod
     def figures(agent: Agent) -> Figures:
@@ -48,7 +48,7 @@ class Observer:
         return Figures(int(rollup.partition("Private_Dirty:")[2].split()[0]), len(agent.opened()), len(threads))
 
     def assert_flat(self, agent: Agent, before: Figures, kilobytes: int = 512) -> None:
-        """Fail if the agent needs more than before, but for what is under way at this moment."""
+        """Fail if the agent needs more than before, apart from connections that are open at this moment."""
         now = min((self.figures(agent) for _look in range(20)), key=lambda figures: figures.descriptors)
         assert now.dirty <= before.dirty + kilobytes, f"{before} -> {now}"
         assert now.descriptors <= before.descriptors + 1, f"{before} -> {now}"
@@ -64,7 +64,7 @@ class Observer:
 
 
 class Clients(Counter[str]):
-    """Clients of one agent, in a process of their own, see clients.py. Afterwards: how often they met what."""
+    """Runs clients of one agent in a separate process, see clients.py. Then counts their answers and errors."""
 
     def __init__(self, agent: Agent, kind: str, count: int, checks: int = 0) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Clients(Counter[str]):
         self._process.wait(PATIENCE_SECONDS)
 
     def stop(self) -> None:
-        """Have them finish what they have begun."""
+        """Let the clients finish their current checks, then collect the counts."""
         try:
             output, _nothing = self._process.communicate(timeout=30)
         finally:
@@ -91,7 +91,7 @@ ClientsOf = Callable[..., contextlib.AbstractContextManager[Clients]]
 
 @pytest.fixture
 def clients() -> ClientsOf:
-    """Has clients at work as long as a with statement goes on: of this agent, of this kind, so many."""
+    """A context manager in which this many clients of this kind use an agent."""
 
     @contextlib.contextmanager
     def at_work(agent: Agent, kind: str, count: int, checks: int = 0) -> Iterator[Clients]:
@@ -106,28 +106,28 @@ def clients() -> ClientsOf:
 
 @pytest.fixture
 def observer() -> Observer:
-    """Looks at what an agent needs, and asks for its status."""
+    """Measures an agent's memory, descriptors and threads, and reads its status."""
     return Observer()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _isolated() -> None:
     if "ISOLATED" not in os.environ:
-        pytest.exit("these tests flood the network and mount: run them through tests/tools/isolated", 2)
+        pytest.exit("these tests flood the network and mount file systems: run them with tests/tools/isolated", 2)
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard >= NEEDED_DESCRIPTORS, f"needs {NEEDED_DESCRIPTORS} descriptors, see ulimit -Hn"
     resource.setrlimit(resource.RLIMIT_NOFILE, (NEEDED_DESCRIPTORS, hard))
 
 
 class Disk:
-    """A small disk."""
+    """A small disk that can be filled or made read-only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._filler = folder / "filler"
 
     def fill(self) -> None:
-        """Leave no byte."""
+        """Fill the disk to the last byte."""
         with self._filler.open("ab", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(4096))
@@ -142,19 +142,19 @@ class Disk:
         self._remount("rw")
 
     def _remount(self, option: str) -> None:
-        # It is busy for the moment in which the agent writes there.
+        # Remounting fails while the agent has a file open for writing, so try again.
         for _attempt in range(100):
             if subprocess.run(["mount", "-o", f"remount,{option}", self.folder], check=False).returncode == 0:
                 return
-        pytest.fail(f"cannot be remounted {option}")
+        pytest.fail(f"the disk cannot be remounted {option}")
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A small disk, for the agent's state alone."""
+    """A small disk for the agent's files."""
     folder = tmp_path / "disk"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
     yield Disk(folder)
-    # The agents may still run.
+    # Agents may still be running and using the disk.
     subprocess.run(["umount", "--lazy", folder], check=True)

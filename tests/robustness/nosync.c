@@ -2,7 +2,8 @@
  * GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
  * SPDX-License-Identifier: GPL-3.0-or-later
  *
- * A program that forgets to sync: with this in LD_PRELOAD, fsync does nothing for what NO_SYNC names: "file", "folder".
+ * Simulates a program that forgets to sync: with this library in LD_PRELOAD, fsync does nothing for files, folders or
+ * both, depending on whether NO_SYNC contains "file" and "folder".
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

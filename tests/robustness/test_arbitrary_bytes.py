@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""No bytes end an agent that runs, whether somebody writes them into its file or sends them to it."""
+"""No bytes crash the agent, whether they are in its state file, in its memory file or sent by a client."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ values = st.recursive(
     max_leaves=5,
 )
 names = st.sampled_from(["status", "weight", "maxconn", "reason"])
-# What looks like a state, and is one now and then.
+# Documents that resemble a state, and sometimes are one.
 documents = (
     st.fixed_dictionaries(
         {"status": st.sampled_from(["UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED"])},
@@ -41,8 +41,8 @@ documents = (
     | st.dictionaries(names | st.text(), values, max_size=4)
     | values
 )
-torn = st.tuples(documents, st.integers(0, 60)).map(lambda pair: json.dumps(pair[0]).encode()[: pair[1]])
-contents = st.binary(max_size=300) | documents.map(lambda found: json.dumps(found).encode()) | torn
+cut_off = st.tuples(documents, st.integers(0, 60)).map(lambda pair: json.dumps(pair[0]).encode()[: pair[1]])
+contents = st.binary(max_size=300) | documents.map(lambda found: json.dumps(found).encode()) | cut_off
 
 
 def are_no_state(content: bytes) -> bool:
@@ -54,7 +54,7 @@ def are_no_state(content: bytes) -> bool:
 
 
 class Subject:
-    """An agent that gets one example after the other."""
+    """An agent that is tested with one example after another."""
 
     def __init__(self, agent: Agent, status_socket: Path, observer: Observer, eventually: Eventually) -> None:
         self.agent = agent
@@ -67,18 +67,18 @@ class Subject:
         return counted
 
     def reload(self, content: bytes) -> bytes:
-        """What it answers when it has read this."""
+        """Return the agent's answer after it has loaded this state file."""
         before = self.reloads()
         self.agent.write_state(content)
         self.agent.send(signal.SIGHUP)
-        # It is counted before the file is read. The one that follows is obeyed after that.
+        # A reload is counted before the file is read, so wait until a second one has been counted.
         self._eventually(lambda: self.reloads() == before + 1, "the signal is obeyed")
         self.agent.send(signal.SIGHUP)
         self._eventually(lambda: self.reloads() == before + 2, "the file has been read")
         return self.agent.ask()
 
-    def assert_right(self) -> None:
-        self.agent.see_that_it_runs()
+    def assert_still_works(self) -> None:
+        self.agent.assert_running()
         self.agent.reload(GOOD, b"READY 1%\n")
 
 
@@ -88,7 +88,7 @@ def subject(agents: Agents, tmp_path: Path, observer: Observer, eventually: Even
     return Subject(agents.start(environment={"HAPGENT_SOCKET": str(path)}), path, observer, eventually)
 
 
-def test_as_state_file(subject: Subject) -> None:
+def test_any_state_file_is_answered(subject: Subject) -> None:
     answers = set()
 
     @settings(max_examples=400, deadline=None, derandomize=True, database=None)
@@ -99,20 +99,20 @@ def test_as_state_file(subject: Subject) -> None:
         if are_no_state(content):
             assert answer == b"FAIL\n"
         answers.add(answer.split()[0])
-        subject.assert_right()
+        subject.assert_still_works()
 
     see()
-    # Some of them were states.
+    # The examples included valid states with each status.
     assert answers == {b"UP", b"DOWN", b"READY", b"DRAIN", b"FAIL", b"MAINT", b"STOPPED"}
 
 
-def test_as_payload(subject: Subject) -> None:
+def test_any_payload_is_ignored(subject: Subject) -> None:
     agent = subject.agent
 
     @settings(max_examples=300, deadline=None, derandomize=True, database=None)
     @given(st.lists(st.binary(min_size=1, max_size=2000), max_size=20))
     def see(payload: list[bytes]) -> None:
-        # The whole payload is there before the agent accepts. What comes after its answer gets a reset, and rightly so.
+        # The whole payload arrives before the agent accepts: data that arrives after its answer is rightly reset.
         with agent.paused():
             client = agent.connect()
             for part in payload:
@@ -122,10 +122,10 @@ def test_as_payload(subject: Subject) -> None:
 
     see()
     assert len(agent.log()) == len(["start", "answering"])
-    subject.assert_right()
+    subject.assert_still_works()
 
 
-def test_as_memory(agents: Agents, tmp_path: Path) -> None:
+def test_any_memory_file_is_read_or_replaced(agents: Agents, tmp_path: Path) -> None:
     state_file = tmp_path / "folder" / "state.json"
     state_file.parent.mkdir()
     memory = state_file.with_name("state.json.memory")

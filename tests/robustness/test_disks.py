@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A disk that is full or read-only, and what is no file in a file's place: it answers, and it recovers by itself."""
+"""The agent keeps answering and recovers by itself if its disk is full or read-only or a file is not a regular file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def lines_with(agent: Agent, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("prevent_saving", [full, read_only])
-def test_disk_that_cannot_be_written(
+def test_answers_and_recovers_on_a_full_or_read_only_disk(
     disk: Disk,
     agents: Agents,
     clients: ClientsOf,
@@ -65,7 +65,7 @@ def test_disk_that_cannot_be_written(
     prevent_saving: Callable[[Disk], Iterator[str]],
 ) -> None:
     agent = agents.start(state_file=disk.folder / "state.json")
-    eventually(lambda: "peers" in json.loads(memory_of(agent).read_bytes()), "the memory is written")
+    eventually(lambda: "peers" in json.loads(memory_of(agent).read_bytes()), "the memory file is saved")
     obstacle = prevent_saving(disk)
     problem = next(obstacle)
     names = set(os.listdir(disk.folder))
@@ -78,16 +78,16 @@ def test_disk_that_cannot_be_written(
         (line,) = lines_with(agent, "not saved")
         assert str(agent.state_file) in line
         assert problem in line
-        # A reader still sees the old state, whole, and so does the agent when it is told to.
+        # Readers still see the old state, complete, and so does the agent on HUP.
         assert state_in(agent.state_file) == {"status": "UP"}
         agent.send(signal.SIGHUP)
         agent.await_answer(b"UP\n")
         agent.send(signal.SIGUSR2)
         agent.await_answer(b"DOWN\n")
-        # An empty file still has room on a full disk. The agent answers before it tries to save, and so makes one.
+        # A full disk still has room for an empty file, so the agent can create its lock when it tries to save.
         eventually(lambda: set(os.listdir(disk.folder)) - {"state.json.lock"} == names, "nothing is left behind")
 
-    # It tries again each second, and says so once.
+    # The agent tries again each second, but logs the problem only once.
     of_memory = f"{memory_of(agent)}: "
     agent.await_log(of_memory)
     assert not agent.spins()
@@ -98,25 +98,27 @@ def test_disk_that_cannot_be_written(
 
     next(obstacle, None)
     with clients(agent, "ask", 4) as met:
-        eventually(lambda: state_in(memory_of(agent)) == {"status": "DOWN"}, "it remembers, without another signal")
+        eventually(
+            lambda: state_in(memory_of(agent)) == {"status": "DOWN"}, "the memory file is saved without a signal"
+        )
         agent.send(signal.SIGUSR1)
         agent.await_answer(b"UP\n")
         agent.send(signal.SIGUSR2)
         agent.await_saved({"status": "DOWN"})
     assert set(met) <= {"UP\n", "DOWN\n"}
     files = {f"state.json{more}" for more in ("", ".lock", ".memory", ".memory.lock")}
-    eventually(lambda: set(os.listdir(disk.folder)) == files, f"there are {files}")
+    eventually(lambda: set(os.listdir(disk.folder)) == files, f"the folder contains {files}")
 
-    # The next time, it says so again.
+    # The next time, the agent logs the problem again.
     obstacle = prevent_saving(disk)
     next(obstacle)
     agent.send(signal.SIGUSR1)
-    eventually(lambda: len(lines_with(agent, of_memory)) == 2, "it says so again")
+    eventually(lambda: len(lines_with(agent, of_memory)) == 2, "the problem is logged again")
     next(obstacle, None)
 
 
 @pytest.mark.parametrize("prevent_saving", [full, read_only])
-def test_starts_on_a_disk_that_cannot_be_written(
+def test_starts_on_a_full_or_read_only_disk(
     disk: Disk, agents: Agents, eventually: Eventually, prevent_saving: Callable[[Disk], Iterator[str]]
 ) -> None:
     state_file = disk.folder / "state.json"
@@ -129,7 +131,7 @@ def test_starts_on_a_disk_that_cannot_be_written(
     assert not memory_of(agent).exists()
 
     next(obstacle, None)
-    eventually(memory_of(agent).exists, "it remembers, without a signal")
+    eventually(memory_of(agent).exists, "the memory file is saved without a signal")
     assert state_in(memory_of(agent)) == {"status": "DRAIN"}
 
 
@@ -138,7 +140,7 @@ def test_starts_on_a_disk_that_cannot_be_written(
     [(os.mkdir, "regular file"), (os.mkfifo, "regular file"), (make_link_to_itself, "symbolic link")],
     ids=["folder", "FIFO", "loop"],
 )
-def test_what_is_no_file_as_state_file(  # noqa: PLR0917
+def test_irregular_state_file_is_answered_with_fail_until_it_is_replaced(  # noqa: PLR0917
     agents: Agents,
     clients: ClientsOf,
     observer: Observer,
@@ -156,17 +158,17 @@ def test_what_is_no_file_as_state_file(  # noqa: PLR0917
             agent.send(signal.SIGHUP)
             agent.await_answer(b"FAIL\n")
             assert problem in agent.log()[-1]
-            # A folder stays. What is in the way of no rename is replaced.
+            # The save renames a new file into place, which replaces everything except a folder.
             agent.send(signal.SIGUSR2)
             agent.await_answer(b"DOWN\n")
             if make is os.mkdir:
                 expected = count + 1
-                eventually(lambda: len(lines_with(agent, "not saved")) == expected, "not saved")  # noqa: B023
+                eventually(lambda: len(lines_with(agent, "not saved")) == expected, "the failed save is logged")  # noqa: B023
                 assert agent.state_file.is_dir()
             else:
-                eventually(agent.state_file.is_file, "it is saved")
+                eventually(agent.state_file.is_file, "the state is saved")
                 agent.await_saved({"status": "DOWN"})
-            # The cause is gone.
+            # Remove the obstacle: the agent can save again.
             remove(agent.state_file)
             agent.send(signal.SIGUSR1)
             agent.await_saved({"status": "UP"})
@@ -176,7 +178,7 @@ def test_what_is_no_file_as_state_file(  # noqa: PLR0917
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, make_link_to_itself], ids=["folder", "FIFO", "loop"])
-def test_what_is_no_file_as_memory(
+def test_irregular_memory_file_is_replaced(
     agents: Agents, clients: ClientsOf, tmp_path: Path, eventually: Eventually, make: Callable[[Path], None]
 ) -> None:
     state_file = tmp_path / "folder" / "state.json"
@@ -187,7 +189,7 @@ def test_what_is_no_file_as_memory(
     assert agent.log()[0].startswith(f"hapgent: {memory}: ")
 
     with clients(agent, "ask", 4) as met:
-        # And while it runs.
+        # Replace the memory file again while the agent runs.
         if memory.is_file():
             memory.unlink()
             make(memory)
@@ -197,7 +199,7 @@ def test_what_is_no_file_as_memory(
         if make is os.mkdir:
             agent.await_log(f"{memory}: Is a directory")
             memory.rmdir()
-        eventually(memory.is_file, "it remembers, without another signal")
+        eventually(memory.is_file, "the memory file is saved without another signal")
         assert state_in(memory) == {"status": "DOWN"}
     assert set(met) <= {"UP\n", "DOWN\n"}
     assert not agent.spins()

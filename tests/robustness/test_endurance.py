@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Months of checks, in a minute."""
+"""A million checks, which HAProxy sends in weeks, cost the agent no memory, descriptors or threads."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Clients by the thousand, and bad ones: all others are answered, and the agent needs no more than before."""
+"""Thousands of clients, idle or hostile, neither delay other clients nor make the agent need more resources."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LOAD_BALANCER = "127.0.0.9"
 MAX_PEERS = 1024
 MAX_READERS = 8
-# In JSON too: that writes a backslash as two.
+# Backslashes make the reason longest in JSON too, because JSON escapes each of them.
 REASON = "\\" * 120
 LONGEST = json.dumps({"status": "DRAIN", "weight": 255, "maxconn": 65535, "reason": REASON}).encode()
 LONGEST_ANSWER = f"DRAIN UP 255% maxconn:65535 # {REASON}\n".encode()
@@ -51,7 +51,7 @@ def idle_clients(agent: Agent, count: int) -> Iterator[list[socket.socket]]:
         yield [idle.enter_context(agent.connect()) for _count in range(count)]
 
 
-def kept_by_the_kernel() -> int:
+def socket_buffer_size() -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as writer:
         return writer.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
@@ -62,7 +62,7 @@ def assert_undisturbed(agent: Agent, clients: ClientsOf, checks: int = 2000) -> 
     assert met == {"UP\n": checks}
 
 
-def test_5_000_idle_connections(agents: Agents, clients: ClientsOf, observer: Observer) -> None:
+def test_5_000_idle_connections_do_not_delay_others(agents: Agents, clients: ClientsOf, observer: Observer) -> None:
     agent = agents.start()
     assert_undisturbed(agent, clients)
     before = observer.figures(agent)
@@ -72,12 +72,12 @@ def test_5_000_idle_connections(agents: Agents, clients: ClientsOf, observer: Ob
         observer.assert_flat(agent, before)
         assert not agent.spins()
         agent.reload(b'{"status": "DRAIN"}', b"DRAIN\n")
-        # Each of them had its answer when it came.
+        # Each idle client was answered when it connected, before the state changed.
         assert {agent.read_to_end(client) for client in idle} == {b"UP\n"}
     observer.assert_flat(agent, before)
 
 
-def test_64_descriptors_and_300_idle_clients(agents: Agents, clients: ClientsOf, observer: Observer) -> None:
+def test_64_descriptors_are_enough_for_300_idle_clients(agents: Agents, clients: ClientsOf, observer: Observer) -> None:
     agent = agents.start(before_exec="import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))")
     assert resource.prlimit(agent.pid, resource.RLIMIT_NOFILE) == (64, 64)
     before = observer.figures(agent)
@@ -94,7 +94,9 @@ def test_64_descriptors_and_300_idle_clients(agents: Agents, clients: ClientsOf,
 
 
 @pytest.mark.parametrize(("kind", "count"), [("send", 8), ("drip", 64), ("reset", 16)])
-def test_hostile_clients(agents: Agents, clients: ClientsOf, observer: Observer, kind: str, count: int) -> None:
+def test_hostile_clients_do_not_delay_others(
+    agents: Agents, clients: ClientsOf, observer: Observer, kind: str, count: int
+) -> None:
     agent = agents.start()
     assert_undisturbed(agent, clients)
     before = observer.figures(agent)
@@ -113,7 +115,9 @@ def test_hostile_clients(agents: Agents, clients: ClientsOf, observer: Observer,
     observer.assert_flat(agent, before)
 
 
-def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path, eventually: Eventually) -> None:
+def test_5_000_addresses_push_out_no_regular_load_balancer(
+    agents: Agents, observer: Observer, tmp_path: Path, eventually: Eventually
+) -> None:
     status_socket = tmp_path / "status.sock"
     agent = agents.start(LONGEST, environment={"HAPGENT_SOCKET": str(status_socket)})
     asked = 0
@@ -122,7 +126,7 @@ def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path,
         return {peer["address"]: peer["checks"] for peer in observer.status(status_socket)["peers"]}
 
     def await_remembered(address: str) -> None:
-        """It is the memory file that takes most of the agent's memory."""
+        """Wait until the memory file has this address: building the file needs most of the agent's memory."""
         memory = agent.state_file.with_name("state.json.memory")
         eventually(lambda: f'"{address}"' in memory.read_text(encoding="utf-8"), f"{address} is remembered")
 
@@ -131,7 +135,7 @@ def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path,
         for number, address in enumerate(addresses):
             assert ask_from(agent, address) == LONGEST_ANSWER
             if number % 50 == 0:
-                # It asks more seldom than others come and go, and yet again and again.
+                # This load balancer polls less often than new addresses arrive, but regularly.
                 assert ask_from(agent, LOAD_BALANCER) == LONGEST_ANSWER
                 asked += 1
 
@@ -148,9 +152,9 @@ def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path,
 
     assert len(known) == MAX_PEERS
     assert known[LOAD_BALANCER] == asked
-    # 127.0.0.1 waited for the start.
+    # The other two addresses are LOAD_BALANCER and 127.0.0.1, which polled while the test waited for the start.
     assert observer.status(status_socket)["counters"]["forgotten_peers"] == 5000 + 2 - MAX_PEERS
-    # All of this can be remembered too.
+    # A restarted agent still knows the load balancers.
     agent.send(signal.SIGTERM)
     assert agent.await_exit() == 0
     again = agents.start(None, state_file=agent.state_file, environment={"HAPGENT_SOCKET": str(status_socket)})
@@ -159,7 +163,7 @@ def test_5_000_addresses_ask(agents: Agents, observer: Observer, tmp_path: Path,
     assert "not known" not in "".join(again.log())
 
 
-def test_load_balancer_that_asks_more_seldom_than_a_thousand_others_come(
+def test_flood_of_addresses_does_not_push_out_a_slow_load_balancer(
     agents: Agents, observer: Observer, tmp_path: Path
 ) -> None:
     status_socket = tmp_path / "status.sock"
@@ -169,7 +173,8 @@ def test_load_balancer_that_asks_more_seldom_than_a_thousand_others_come(
     for _check in range(8):
         assert ask_from(agent, LOAD_BALANCER) == b"DRAIN\n"
     agent.reload(b'{"status": "UP"}', b"UP READY\n")
-    # More than the agent knows at a time: as if 750 addresses a second came, and it asked every two seconds.
+    # More addresses than the agent keeps arrive between two polls of the load balancer: as if it polled every two
+    # seconds while 750 new addresses arrived each second.
     between = 1500
     turns = threading.Semaphore(0)
     passed = threading.Semaphore(0)
@@ -190,7 +195,7 @@ def test_load_balancer_that_asks_more_seldom_than_a_thousand_others_come(
     try:
         for _turn in range(60_000 // between):
             assert passed.acquire(timeout=60)
-            # The flood goes on meanwhile.
+            # The flood continues while the load balancer polls.
             turns.release()
             answers.append(ask_from(agent, LOAD_BALANCER))
             if answers[-3:] == [b"UP\n"] * 3:
@@ -206,16 +211,18 @@ def test_load_balancer_that_asks_more_seldom_than_a_thousand_others_come(
     assert known[LOAD_BALANCER] == 8 + len(answers)
 
 
-def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observer: Observer, tmp_path: Path) -> None:
+def test_stuck_readers_of_the_status_do_not_delay_others(
+    agents: Agents, clients: ClientsOf, observer: Observer, tmp_path: Path
+) -> None:
     path = tmp_path / "status.sock"
     agent = agents.start(environment={"HAPGENT_SOCKET": str(path)})
     agent.reload(LONGEST, LONGEST_ANSWER)
-    # Their status is more than the kernel keeps for a reader that does not read.
+    # With that many load balancers, the status is larger than the socket buffer, so a reader that does not read blocks.
     for address in many_addresses(MAX_PEERS):
         assert ask_from(agent, address) == LONGEST_ANSWER
     agent.reload(b'{"status": "UP"}', b"UP\n")
     size = len(json.dumps(observer.status(path)))
-    assert size > 2 * kept_by_the_kernel()
+    assert size > 2 * socket_buffer_size()
     assert_undisturbed(agent, clients)
     before = observer.figures(agent)
 
@@ -228,17 +235,17 @@ def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observe
     with contextlib.ExitStack() as stuck, clients(agent, "ask", 16) as met:
         held = [stuck.enter_context(connect()) for _reader in range(3)]
         assert len(observer.status(path)["peers"]) == MAX_PEERS
-        # Nobody had to leave for that.
+        # No stuck reader was disconnected for that.
         waiting = select.poll()
         for reader in held:
             waiting.register(reader, 0)
         assert waiting.poll(0) == []
-        # They leave at once, or send what nobody reads.
+        # Some readers disconnect at once, and one sends data that the agent does not read.
         for _reader in range(20):
             connect().close()
         stuck.enter_context(connect()).sendall(b"x" * 10_000)
         assert len(observer.status(path)["peers"]) == MAX_PEERS
-        # As many as come, the next one is served.
+        # However many readers are stuck, the next one is served.
         for _reader in range(30):
             stuck.enter_context(connect())
         assert len(observer.status(path)["peers"]) == MAX_PEERS
@@ -247,5 +254,5 @@ def test_stuck_readers_of_the_status(agents: Agents, clients: ClientsOf, observe
     assert set(met) <= {"UP\n", "DOWN\n"}
     assert observer.status(path)["state"] == {"status": "DOWN"}
     assert not agent.spins()
-    # What each reader had that was served at the same time may be kept for the next ones.
+    # The agent may keep the memory that it allocated for simultaneous readers.
     observer.assert_flat(agent, before, kilobytes=2048 + MAX_READERS * size // 1024)

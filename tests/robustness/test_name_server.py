@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A name server that does not answer: the system's resolver waits for minutes, and has no deadline of ours."""
+"""Modules keep their deadlines if the name server does not respond, although the system's resolver waits longer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RESOLVER_SECONDS = 30
 
 @pytest.fixture
 def name_server(tmp_path: Path) -> Iterator[socket.socket]:
-    """The machine's name server, as long as the test runs in a mount namespace of its own."""
+    """The machine's name server: this socket, which never responds. Only safe in a separate mount namespace."""
     with socket.socket(type=socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 53))
         server.settimeout(15)
@@ -39,7 +39,7 @@ def name_server(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 @pytest.mark.parametrize("source", [{"socket": "lb.example.org:9999"}, {"url": "https://lb.example.org/stats"}])
-def test_haproxy_server_info_does_not_wait_for_it(name_server: socket.socket, source: dict[str, Any]) -> None:
+def test_haproxy_server_info_does_not_wait_for_the_resolver(name_server: socket.socket, source: dict[str, Any]) -> None:
     module = "ansible_collections.hapgent.agent.plugins.modules.haproxy_server_info"
     started = time.monotonic()
     done = subprocess.run(
@@ -58,7 +58,7 @@ def test_haproxy_server_info_does_not_wait_for_it(name_server: socket.socket, so
     assert seconds < RESOLVER_SECONDS
 
 
-def test_asking_an_agent_does_not_wait_for_it(name_server: socket.socket) -> None:
+def test_query_of_an_agent_does_not_wait_for_the_resolver(name_server: socket.socket) -> None:
     started = time.monotonic()
     with pytest.raises(InstanceError, match="name server"):
         ask("agent.example.org", 9777, started + 1)

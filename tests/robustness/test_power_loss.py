@@ -2,10 +2,11 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The power fails right after a save: what was saved is there.
+"""A power failure right after a save does not lose what was saved.
 
-The disk of the host is a file with a file system, which writes nothing by itself for ten minutes. A copy of that
-file is what is left when the power fails. Each test also looks at a program that forgets to sync: its change is lost.
+The disk is a file system in an image file, mounted so that it writes nothing on its own for ten minutes. A copy of the
+image is what remains after a power failure. To prove that the tests would notice a missing sync, each one also runs
+with fsync disabled for files or folders: the change must then be lost.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ class PowerLoss:
         with self._image.open("wb") as image:
             image.truncate(16 * 1024 * 1024)
         subprocess.run(["mkfs.ext4", "-q", self._image], check=True)
-        # Otherwise a rename would write the content, for programs that do not sync.
+        # Without noauto_da_alloc, ext4 would write the content at a rename, for programs that do not sync.
         subprocess.run(["mount", "-o", "loop,commit=600,noauto_da_alloc", self._image, self.folder], check=True)
 
     def begin(self) -> None:
-        """What is there now is safe."""
+        """Write everything that is there now to the disk."""
         subprocess.run(["sync", "--file-system", self.folder], check=True)
 
     def what_is_left(self, name: str) -> Any:
-        """What this file says if the power fails now; None if nothing can be read there."""
+        """Return the content of this file if the power failed now, or None if it could not be read."""
         shutil.copyfile(self._image, self._copy)
         subprocess.run(["mount", "-o", "loop", self._copy, self._after], check=True)
         try:
@@ -67,7 +68,7 @@ class PowerLoss:
             subprocess.run(["umount", self._after], check=True)
 
     def end(self) -> None:
-        # The agents may still run.
+        # Agents may still be running and using the disk.
         subprocess.run(["umount", "--lazy", self.folder], check=True)
 
 
@@ -84,7 +85,7 @@ def library(compiled: Callable[[Path], Path]) -> Path:
 
 
 @pytest.mark.parametrize("forgotten", ["", "file", "folder"])
-def test_edit_has_returned(disk: PowerLoss, library: Path, forgotten: str) -> None:
+def test_state_survives_after_an_edit_has_returned(disk: PowerLoss, library: Path, forgotten: str) -> None:
     state_file = disk.folder / "state.json"
     state_file.write_bytes(b'{"status": "UP"}')
     disk.begin()
@@ -98,7 +99,9 @@ def test_edit_has_returned(disk: PowerLoss, library: Path, forgotten: str) -> No
 
 
 @pytest.mark.parametrize("forgotten", ["", "file", "folder", "file and folder"])
-def test_agent_has_saved(disk: PowerLoss, library: Path, agents: Agents, tmp_path: Path, forgotten: str) -> None:
+def test_state_and_memory_survive_after_the_agent_has_saved(
+    disk: PowerLoss, library: Path, agents: Agents, tmp_path: Path, forgotten: str
+) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.settimeout(15)
         manager.bind(str(tmp_path / "notify"))
@@ -112,10 +115,10 @@ def test_agent_has_saved(disk: PowerLoss, library: Path, agents: Agents, tmp_pat
         )
         disk.begin()
         agent.send(signal.SIGUSR2)
-        # It says so when it has saved.
+        # The agent notifies the service manager after it has saved.
         while not manager.recv(4096).startswith(b"STATUS=DOWN"):
             pass
-    # If only one of them is forgotten, a save of the memory may make up for it.
+    # If fsync is disabled only for files or only for folders, a save of the memory file may still write the state.
     if forgotten in {"", "file and folder"}:
         assert (disk.what_is_left("state.json") == {"status": "DOWN"}) is not bool(forgotten)
     agent.await_answer(b"DOWN\n")

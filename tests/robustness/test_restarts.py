@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""An agent that is started again and again, and one that is started twice."""
+"""The memory file does not grow over many restarts, and two agents on one state file do not corrupt it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_memory_does_not_grow_over_restarts(agents: Agents) -> None:
     agent = agents.start(environment=settle)
     sizes = []
     for number in range(20):
-        # Every other one is killed, and so may have told anything.
+        # Every other agent is killed, so the next one must assume that it sent any state.
         if number % 2:
             agent.kill()
         else:
@@ -42,15 +42,15 @@ def test_memory_does_not_grow_over_restarts(agents: Agents) -> None:
         agent.ask()
         agent.await_loaded()
         sizes.append(len(memory_of(agent)))
-    # Round by round, the same happens.
+    # The rounds repeat the same steps, so the size must not grow.
     assert max(sizes[10:]) <= max(sizes[:10]) + 64, sizes
     assert max(sizes) < 4096, sizes
 
 
-def test_two_agents_on_one_state_file(agents: Agents, eventually: Eventually) -> None:
+def test_two_agents_on_one_state_file_keep_it_whole(agents: Agents, eventually: Eventually) -> None:
     first = agents.start()
     second = agents.start(None, state_file=first.state_file)
-    # It can neither read nor save the memory.
+    # The second agent can neither read nor save the memory file.
     assert len([line for line in second.log() if "state.json.memory.lock is locked by process" in line]) == 2
     assert second.ask() == b"UP\n"
 
@@ -59,7 +59,7 @@ def test_two_agents_on_one_state_file(agents: Agents, eventually: Eventually) ->
         second.send(signal.SIGUSR1)
         first.send(signal.SIGUSR1)
         second.send(signal.SIGUSR2)
-        # Whole, at any time.
+        # Both files are whole at any time.
         assert first.saved() in ({"status": "UP"}, {"status": "DOWN"})
         assert "peers" in json.loads(memory_of(first))
         assert first.ask() in {b"UP\n", b"DOWN\n"}
@@ -69,7 +69,7 @@ def test_two_agents_on_one_state_file(agents: Agents, eventually: Eventually) ->
         assert not any("not saved" in line for line in agent.log())
     assert json.loads(memory_of(first))["complete"] is False
 
-    # The memory is free again, and the second one has it from now on.
+    # When the first agent ends, the second one takes over the memory file.
     first.send(signal.SIGTERM)
     assert first.await_exit() == 0
-    eventually(lambda: json.loads(memory_of(second))["complete"] is False, "the second agent remembers")
+    eventually(lambda: json.loads(memory_of(second))["complete"] is False, "the second agent saves the memory file")

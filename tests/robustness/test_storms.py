@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Signals by the thousand, and kill -9: no check without an answer, no answer or file that is torn."""
+"""Thousands of signals, or kill -9 at any moment, leave no check unanswered and no answer or file incomplete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 SETTLING = {"HAPGENT_SETTLE": "3600"}
 
-# In a process of its own: the clients would slow it down. Evenly, as signals that are pending become one.
+# This runs in a separate process, because the clients would slow it down. It spreads the signals evenly, because the
+# kernel merges equal signals that are pending.
 STORM = """
 import os, random, signal, sys, time
 pid, count, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
@@ -46,7 +47,7 @@ def send_storm(agent: Agent, count: int, seconds: float) -> None:
 
 @contextlib.contextmanager
 def read_all_the_time(path: Path) -> Iterator[Counter[bytes]]:
-    """What is read in this file, and how often."""
+    """Keep reading this file, and count how often each content was read."""
     seen: Counter[bytes] = Counter()
     enough = threading.Event()
 
@@ -70,7 +71,7 @@ def state_with(status: str) -> dict[str, object]:
     return {"status": status, "weight": 77, "maxconn": 300}
 
 
-def test_10_000_signals_in_2_s_under_64_clients(
+def test_10_000_signals_in_2_s_with_64_clients(
     agents: Agents, clients: ClientsOf, observer: Observer, eventually: Eventually
 ) -> None:
     agent = agents.start(json.dumps(state_with("DRAIN")).encode(), environment=SETTLING)
@@ -84,7 +85,7 @@ def test_10_000_signals_in_2_s_under_64_clients(
     ):
         send_storm(agent, 10_000, 2)
 
-    # READY goes along because of the DRAIN that it started with.
+    # Answers contain READY because the agent started with DRAIN, which READY resets.
     lines = {f"{words} 77% maxconn:300\n" for words in ("DRAIN", "UP READY", "DOWN READY")}
     assert set(met) <= lines
     assert met["UP READY 77% maxconn:300\n"] > 64
@@ -99,18 +100,18 @@ def test_10_000_signals_in_2_s_under_64_clients(
         agent.await_signals_taken()
         agent.send(number)
         agent.await_answer(f"{status} READY 77% maxconn:300\n".encode())
-        eventually(lambda: json.loads(agent.state_file.read_bytes()) == state_with(status), "it is saved")  # noqa: B023
+        eventually(lambda: json.loads(agent.state_file.read_bytes()) == state_with(status), "the state is saved")  # noqa: B023
     assert "FAIL" not in "".join(agent.log()[1:])
     observer.assert_flat(agent, before, kilobytes=1024)
 
 
-def test_pause_makes_up_no_signal(agents: Agents, python: str) -> None:
+def test_pause_does_not_repeat_a_signal(agents: Agents, python: str) -> None:
     agent = agents.start(python=python)
     agent.send(signal.SIGUSR2)
     agent.await_saved({"status": "DOWN"})
     agent.reload(b'{"status": "DRAIN"}', b"DRAIN\n")
     lines = agent.log()
-    # Longer than it waits for a signal before it looks at what else there is to do.
+    # The pause is longer than the agent's timeout when it waits for a signal.
     with agent.paused():
         time.sleep(1.3)
     assert agent.ask() == b"DRAIN\n"
@@ -120,8 +121,8 @@ def test_pause_makes_up_no_signal(agents: Agents, python: str) -> None:
     assert agent.log() == [*lines, "hapgent: DRAIN -> UP (SIGUSR1)"]
 
 
-def test_200_times_killed_while_it_saves(agents: Agents, tmp_path: Path) -> None:
-    # READY, as neither signal sets that: it says that the first save came to nothing.
+def test_200_kills_during_saves_leave_whole_files(agents: Agents, tmp_path: Path) -> None:
+    # Neither signal sets READY, so READY shows that the agent was killed before its first save.
     state_file = tmp_path / "folder" / "state.json"
     state_file.parent.mkdir()
     state_file.write_text(json.dumps(state_with("READY")), encoding="utf-8")
@@ -145,7 +146,7 @@ def test_200_times_killed_while_it_saves(agents: Agents, tmp_path: Path) -> None
         files = {f"state.json{more}" for more in ("", ".lock", ".tmp", ".memory", ".memory.lock", ".memory.tmp")}
         assert names <= files
         found |= names
-    # It was killed in the midst of a save indeed.
+    # At least one kill happened during a save.
     assert "state.json.tmp" in found
 
 

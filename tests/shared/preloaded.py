@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Modules, each call in a process of its own, forked from one that has imported them: most of a call is imports."""
+"""Runs modules of the collection quickly: each call is a fork of a process that has already imported them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTEXT.set_forkserver_preload([f"{MODULES}.{name}" for name in ("hapgent_state"
 
 
 def run_preloaded(module: str, arguments: Mapping[str, Any], *, check: bool = False) -> dict[str, Any]:
-    """Return what a module of the collection returns when it is called with these arguments."""
+    """Run a module of the collection with these arguments and return its result."""
     given = json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check, "_ansible_diff": True}})
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
@@ -50,7 +50,7 @@ def _call(module: str, given: str, output: Path, environment: dict[str, str]) ->
     sys.stdin = io.TextIOWrapper(io.BytesIO(given.encode()))
     sys.stdout = (output / "stdout").open("w", encoding="utf-8")
     sys.stderr = (output / "stderr").open("w", encoding="utf-8")
-    # What the module starts has these.
+    # Programs that the module starts inherit these descriptors.
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stderr.fileno(), 2)
     importlib.import_module(module).main()

@@ -4,9 +4,9 @@
 
 """A Python interpreter that starts in a tenth of the time, for the hundreds of modules that playbooks run in tests.
 
-Each run is a process of its own: a fork of a server that has imported the standard library. The server also keeps what
-it compiled from zip files, by content, since Ansible sends each module as one, with its sources only. The server knows
-nothing of Ansible, so that it serves every release.
+Each run is a separate process: a fork of a server that has already imported the standard library. Ansible sends each
+module as a zip file that contains only sources, so the server also caches, by content, what it compiles from zip files.
+It contains nothing specific to Ansible and so works with every release.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What takes longest to import of what modules need.
+# The modules of the standard library that Ansible modules need and that take longest to import.
 PRELOADED = """
 ast base64 bz2 ctypes.util dataclasses datetime email.mime.multipart fcntl getpass glob grp gzip hmac http.client
 http.cookiejar inspect ipaddress json locale logging lzma netrc optparse pkgutil platform pwd random runpy selectors
 shlex shutil ssl subprocess syslog tarfile tempfile traceback typing unicodedata urllib.request uuid zipfile
 """
 
-# Imports next to nothing: it runs as often as modules do.
+# This runs once for each module, so it imports as little as possible.
 CLIENT = """#!{python} -IS
 import _socket, marshal, os, sys
 
@@ -53,7 +53,7 @@ sys.exit((connection.recv(1) or b"\\1")[0])
 
 @contextmanager
 def quick_python(folder: Path) -> Iterator[Path]:
-    """The path of the interpreter, which works as long as the context lasts. Its files are in this folder."""
+    """Yield the path of the interpreter. It works until the context ends, and keeps its files in this folder."""
     path, program = folder / "server", folder / "python"
     program.write_text(CLIENT.format(python=sys.executable, socket=str(path)), encoding="utf-8")
     program.chmod(0o755)
@@ -68,7 +68,7 @@ def quick_python(folder: Path) -> Iterator[Path]:
 
 
 def _serve(path: Path) -> None:
-    """Run what clients send, until standard input ends."""
+    """Run what clients send, until standard input closes."""
     for name in PRELOADED.split():
         importlib.import_module(name)
     _keep_compiled(path.with_name("compiled"))
@@ -87,7 +87,7 @@ def _serve(path: Path) -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """Run what a client sends in a child, and answer with its exit status."""
+    """Run what a client sends in a child process, and answer with its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, descriptors, _flags, _address = socket.recv_fds(connection, 4, 3)
     request = connection.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
@@ -103,7 +103,7 @@ def _answer(connection: socket.socket) -> None:
 
 
 def _run(descriptors: list[int], arguments: list[str], environment: dict[str, str], folder: str) -> None:
-    """Run a file, or else what standard input has, as Python does."""
+    """Run the file in the arguments, or standard input if there are none, as Python does."""
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -123,7 +123,7 @@ def _keep_compiled(folder: Path) -> None:
     compile_source = zipimport._compile_source  # type: ignore[attr-defined]
 
     def compile_once(path: str, source: bytes) -> types.CodeType:
-        # The path within the zip is part of what is compiled.
+        # Compiled code contains the path within the zip file, so the path is part of the key.
         kept = folder / hashlib.sha256(path.rpartition(".zip")[2].encode() + b"\0" + source).hexdigest()
         try:
             code: types.CodeType = marshal.loads(kept.read_bytes())

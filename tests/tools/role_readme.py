@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Write the tables of variables into the READMEs of the roles, from their argument specs; --check only compares."""
+"""Writes the tables of variables in the READMEs of the roles from their argument specs; --check only compares them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 ROLES = Path(__file__).parents[2] / "roles"
-# Each playbook, and the entry points of the role fleet that it uses.
+# The entry points of the role fleet that each playbook uses.
 PLAYBOOKS = {
     "drain": ["drain"],
     "undrain": ["undrain"],
@@ -23,7 +23,7 @@ PLAYBOOKS = {
 }
 # Ansible's markup, O(a=b), V(a), M(a.b.c), C(a): https://docs.ansible.com/ansible/latest/dev_guide/ansible_markup.html
 MARKUP = re.compile(r"\b[OVMC]\(([^)]*)\)")
-# Of an option of something else: O(a.b.c#module:d), O(a.b.c#role:main:d).
+# The option of another plugin or role: O(a.b.c#module:d), O(a.b.c#role:main:d).
 ELSEWHERE = re.compile(r"([a-z._]+)#([a-z]+):(?:main:)?(.*)")
 BEGIN, END = "<!-- variables -->\n", "<!-- end of variables -->\n"
 
@@ -46,7 +46,7 @@ def default(option: Option) -> str:
         return "empty"
     if isinstance(value, bool):
         return code(str(value).lower())
-    # The description explains an expression.
+    # A Jinja expression is no use in a table; the description explains it.
     return "see meaning" if "{{" in str(value) else code(str(value))
 
 
@@ -100,7 +100,7 @@ def main() -> None:
         if "--check" not in sys.argv:
             readme.write_text(wanted, encoding="utf-8")
         elif text != wanted:
-            sys.exit(f"roles/{role}/README.md is not what meta/argument_specs.yml says: run make docs")
+            sys.exit(f"roles/{role}/README.md does not match meta/argument_specs.yml: run make docs")
 
 
 if __name__ == "__main__":

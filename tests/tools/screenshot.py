@@ -2,10 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Make docs/images/stats.png: the stats page of the running demo, with a server in DRAIN and one in DOWN.
+"""Makes docs/images/stats.png: the stats page of the running demo, with one server in DRAIN and one in DOWN.
 
-HAProxy 2.6 and 3.0 show an agent's reason in one place of that page only, the LastChk of a server that is DOWN (agent),
-while the pointer is on it. Needs Debian's packages chromium and fonts-liberation.
+HAProxy 2.6 and 3.0 show an agent's reason in only one place on that page: in the LastChk column of a server that is
+DOWN (agent), while the pointer is on it. Needs Debian's packages chromium and fonts-liberation.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PICTURE = ROOT / "docs" / "images" / "stats.png"
 STATS = "http://198.51.100.141:8404/"
 SIZE = "840,132"
 TABLE = '<table class="tbl" width="100%">'
-# Without the columns of queue, session rate, bytes, denied, errors and warnings, to be readable in README.md. And with
-# the pointer on the LastChk of demo-web3.
+# Hides the columns for queue, session rate, bytes, denied, errors and warnings, so that the picture is readable in
+# README.md, and shows the LastChk of demo-web3 as if the pointer were on it.
 STYLE = """<style>
 tr.titre:nth-child(1) th:nth-child(n+2):nth-child(-n+3), tr.titre:nth-child(1) th:nth-child(n+5):nth-child(-n+8),
 tr.titre:nth-child(2) th:nth-child(-n+6), tr.titre:nth-child(2) th:nth-child(n+13):nth-child(-n+21),
@@ -40,7 +40,7 @@ def run(*command: str) -> None:
 
 
 def page() -> str:
-    """The stats page, with nothing but the backend web."""
+    """Return the stats page reduced to the backend web."""
     html = urllib.request.urlopen(STATS, timeout=5).read().decode("iso-8859-1")
     head = html.partition("</head>")[0].replace('<meta http-equiv="refresh"', "<meta ")
     tables = html.split(TABLE)
@@ -52,7 +52,7 @@ def main() -> None:
     run("ansible-playbook", "hapgent.agent.drain", "--limit=demo-web2", "--extra-vars=reason='kernel upgrade'")
     out = "status=DOWN reason='disk is broken' wait=true"
     run("ansible", "demo-web3", "--module-name=hapgent.agent.hapgent_state", f"--args={out}")
-    # HAProxy's own check of the service comes in between.
+    # HAProxy's own health check of the service overwrites LastChk until the next agent check.
     time.sleep(5)
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder, "stats.html")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What ansible-galaxy makes of the tree: a small tarball that works when all is deleted that Ansible need not keep."""
+"""ansible-galaxy builds a small tarball, and the collection works without the files that Ansible does not need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 NEEDED = {"meta", "plugins", "roles", "playbooks"}
-OF_USE = NEEDED | {"MANIFEST.json", "FILES.json", "README.md", "CHANGELOG.md", "LICENSES", "changelogs", "docs"}
+PACKAGED = NEEDED | {"MANIFEST.json", "FILES.json", "README.md", "CHANGELOG.md", "LICENSES", "changelogs", "docs"}
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -41,7 +41,7 @@ def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stripped(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A collections folder with the collection installed and stripped."""
+    """A collections folder that contains only what Ansible needs of the collection."""
     folder = tmp_path_factory.mktemp("collections")
     run("ansible-galaxy", "collection", "install", "--force", "--offline", "--collections-path", folder, tarball)
     for path in (folder / "ansible_collections/hapgent/agent").iterdir():
@@ -50,10 +50,10 @@ def stripped(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tarball_is_small_and_has_nothing_that_a_user_does_not_need(tarball: Path) -> None:
+def test_tarball_is_small_and_has_only_what_users_need(tarball: Path) -> None:
     assert tarball.stat().st_size < 200_000
     with tarfile.open(tarball) as archive:
-        assert {name.split("/")[0] for name in archive.getnames()} <= OF_USE
+        assert {name.split("/")[0] for name in archive.getnames()} <= PACKAGED
         agent = archive.getmember("roles/hapgent/files/hapgent.pyz")
         assert agent.mode & 0o111
 
@@ -74,7 +74,7 @@ def test_module_works_when_stripped(stripped: Path, agents: Agents) -> None:
     assert agent.ask() == b"DRAIN\n"
 
 
-def test_module_defaults_of_the_action_group(stripped: Path, agents: Agents, tmp_path: Path) -> None:
+def test_module_defaults_apply_to_the_action_group(stripped: Path, agents: Agents, tmp_path: Path) -> None:
     agent = agents.start()
     defaults = {"state_file": str(agent.state_file), "port": agent.port}
     play = {

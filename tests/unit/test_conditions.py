@@ -2,9 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Conditions, as releases of Ansible before 2.19 compile them: as the text between "{% if" and "%}".
+"""All conditions in tasks and in documented examples compile on every supported release of Ansible.
 
-A bare inline C(if) is no such condition, although 2.16.16, 2.18.13 and 2.19 take it.
+Releases before 2.19 compile a condition as the text between "{% if" and "%}". A bare inline C(if) does not compile
+there, although 2.16.16, 2.18.13 and 2.19 accept it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def conditions_in(node: Any) -> Iterator[str]:
 
 
 def texts() -> Iterator[tuple[Path, str]]:
-    """What is run, and what is documented."""
+    """Yield the YAML of all playbooks and tasks, and that of all documented examples."""
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.yml")):
             yield path, path.read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The variables of the roles and of the playbooks are described as they are, and used where they are described."""
+"""The argument specs of the roles match their defaults, and list exactly the variables that each entry point uses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def entry_points(role: Path) -> dict[str, Specs]:
 
 
 def specs_of(role: Path) -> Specs:
-    """All variables of a role, as they are described first."""
+    """Return all variables of a role, each with its first description."""
     specs: Specs = {}
     for options in entry_points(role).values():
         specs |= {name: option for name, option in options.items() if name not in specs}
@@ -48,19 +48,19 @@ VARIABLES = [
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_same_variables_in_the_same_order(role: Path) -> None:
+def test_specs_and_defaults_have_the_same_variables_in_the_same_order(role: Path) -> None:
     assert list(specs_of(role)) == list(DEFAULTS[role])
 
 
 @pytest.mark.parametrize(("option", "default"), VARIABLES)
-def test_same_default(option: dict[str, Any], default: Any) -> None:
-    # A variable that is not set by default is null there: a default in the specs would be a value.
+def test_specs_have_the_defaults_of_the_role(option: dict[str, Any], default: Any) -> None:
+    # A variable that is not set by default is null in defaults/main.yml, and must have no default in the specs.
     assert option.get("default") == default
     assert ("default" in option) == (default is not None)
 
 
 @pytest.mark.parametrize(("option", "default"), VARIABLES)
-def test_default_has_the_type_and_is_a_choice(option: dict[str, Any], default: Any) -> None:
+def test_default_matches_the_type_and_the_choices(option: dict[str, Any], default: Any) -> None:
     types: dict[str, type] = {"str": str, "path": str, "int": int, "bool": bool, "list": list, "raw": object}
     if default is not None:
         assert isinstance(default, types[option["type"]])
@@ -69,21 +69,20 @@ def test_default_has_the_type_and_is_a_choice(option: dict[str, Any], default: A
 
 
 @pytest.mark.parametrize(("name", "role"), ENTRY_POINTS.items())
-def test_described(name: str, role: Path) -> None:
+def test_descriptions_are_sentences(name: str, role: Path) -> None:
     for option in entry_points(role)[name].values():
         assert all(sentence.endswith(".") for sentence in option["description"])
 
 
 @pytest.mark.parametrize(("name", "role"), ENTRY_POINTS.items())
-def test_described_as_in_other_entry_points(name: str, role: Path) -> None:
+def test_descriptions_match_between_entry_points(name: str, role: Path) -> None:
     described = entry_points(role)[name]
     for options in entry_points(role).values():
         for variable in described.keys() & options.keys():
             assert described[variable] == options[variable], variable
 
 
-def test_variables_of_both_roles_are_the_same() -> None:
-    """But for their descriptions: the one role makes what the other one uses."""
+def test_variables_of_both_roles_differ_only_in_their_descriptions() -> None:
     one, other = specs_of(HAPGENT), specs_of(FLEET)
     both = one.keys() & other.keys()
     assert {"hapgent_service", "hapgent_state_file"} <= both
@@ -91,14 +90,14 @@ def test_variables_of_both_roles_are_the_same() -> None:
         assert {**one[variable], "description": ""} == {**other[variable], "description": ""}
 
 
-# Where they are used
+# Where variables are used
 
 CONDITIONS = ("when", "that", "until", "failed_when", "changed_when")
 INCLUDES = ("ansible.builtin.import_tasks", "ansible.builtin.include_tasks")
 
 
 def strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings in YAML, with the keys that they are for."""
+    """Yield all strings in YAML, each with its key."""
     if isinstance(node, str):
         yield key, node
     elif isinstance(node, (dict, list)):
@@ -107,7 +106,7 @@ def strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def variables(node: Any) -> set[str]:
-    """The variables hapgent_* in the expressions in YAML: what is said to people is none."""
+    """Return the variables hapgent_* that expressions in YAML use. Names in messages do not count."""
     found = set()
     for key, text in strings(node):
         for expression in [text] if key in CONDITIONS else re.findall(r"{{.*?}}", text, re.DOTALL):
@@ -116,23 +115,23 @@ def variables(node: Any) -> set[str]:
 
 
 def parts_of_playbooks() -> set[str]:
-    """What the playbooks take from the role fleet."""
+    """Return the task files of the role fleet that the playbooks include."""
     return {text for path in PLAYBOOKS.values() for key, text in strings(read(path)) if key == "tasks_from"}
 
 
 def files_of(entry_point: str) -> list[Path]:
-    """The files with its tasks, and those that they include."""
-    # The playbook rolling has tasks of its user's between parts of the role.
+    """Return the task files of an entry point, including the files that they include."""
+    # The playbook rolling runs the user's tasks between task files of the role.
     parts = sorted(parts_of_playbooks() - set(ENTRY_POINTS)) if entry_point == "rolling_batch" else []
     files = [ENTRY_POINTS[entry_point] / "tasks" / f"{name}.yml" for name in [entry_point, *parts]]
-    for file in files:  # More come in meanwhile.
+    for file in files:  # The loop also visits the files that it appends.
         included = [file.parent / text for key, text in strings(read(file)) if key in INCLUDES and "{{" not in text]
         files += [path for path in included if path not in files]
     return files
 
 
 def used_by(entry_point: str) -> set[str]:
-    """The variables that its tasks use, and those that they are made of."""
+    """Return the variables that the tasks of an entry point use, directly or in defaults and vars."""
     role = ENTRY_POINTS[entry_point]
     made = {**DEFAULTS[role], **read(role / "vars/main.yml")}
     found: set[str] = set()
@@ -143,16 +142,16 @@ def used_by(entry_point: str) -> set[str]:
     return {name for name in found if not name.startswith("hapgent__")}
 
 
-# They name the hosts of the play, and how many of them at once.
+# Only the playbooks use these: they set the hosts and serial keywords of the plays.
 OF_PLAYBOOKS = {"hapgent_hosts", "hapgent_serial"}
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
-def test_entry_point_has_the_variables_that_its_tasks_use(entry_point: str) -> None:
+def test_specs_of_an_entry_point_list_exactly_the_variables_that_its_tasks_use(entry_point: str) -> None:
     assert used_by(entry_point) - OF_PLAYBOOKS == set(entry_points(ENTRY_POINTS[entry_point])[entry_point])
 
 
-def test_playbooks_have_all_other_entry_points_and_no_variables_but_theirs() -> None:
+def test_playbooks_use_all_entry_points_and_only_their_own_variables() -> None:
     assert set(entry_points(FLEET)) <= parts_of_playbooks()
     used = variables([read(path) for path in PLAYBOOKS.values()])
     assert {name for name in used if not name.startswith("hapgent__")} == {*OF_PLAYBOOKS, "hapgent_handlers"}
@@ -163,11 +162,11 @@ def test_variables_of_the_playbooks_are_documented() -> None:
     assert [name for name in [*OF_PLAYBOOKS, "reason"] if f"`{name}`" not in readme] == []
 
 
-# Their loops
+# Loops in tasks
 
 
 def tasks(node: Any) -> Iterator[dict[str, Any]]:
-    """All tasks in a file, those in blocks too."""
+    """Yield all tasks in a file, including those in blocks."""
     for task in node or []:
         yield task
         for part in ("block", "rescue", "always"):
@@ -178,7 +177,7 @@ FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.glob("roles/*
 
 
 @pytest.mark.parametrize("file", FILES.values(), ids=FILES)
-def test_no_loop_takes_the_name_that_a_loop_over_the_role_has(file: Path) -> None:
+def test_no_loop_variable_clashes_with_a_loop_over_the_role(file: Path) -> None:
     for task in tasks(read(file)):
         if any(word == "loop" or word.startswith("with_") for word in task):
             assert task["loop_control"]["loop_var"].startswith("hapgent__"), task["name"]

@@ -2,10 +2,24 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The rules of the state, against statements of them that share no code with the agent.
+"""The agent follows the rules of the state, and every change reaches every server whatever happens in between.
 
-First what a state is and how it is written. Then that every change lands: the agent, without its threads and signals,
-meets a model of HAProxy's servers, and time is what the test says it is.
+The tests compare the agent with models that share no code with it. The file has these parts:
+
+- What a state is: the model. expected_state() decides which bytes are a state file, expected_line() what the agent
+  answers for it.
+- What a state is: generated documents that are close to a state file, and the tests that compare the agent's rules
+  (hapgent/state.py) with the model.
+- HAProxy's servers: the model. Server applies answers as HAProxy does. The tests prove that each state and each change
+  reaches such a server.
+- The agent and load balancers: the simulation. RunningAgent is the real agent without its threads, signals and sockets,
+  and Clock replaces the time. Backend and LoadBalancer record what the agent owes them.
+- Changes: a state machine of Hypothesis that changes, signals, restarts and kills the agent, and polls, reloads and
+  administers HAProxy, in random order. After each poll the server must have the agent's state. Known limits are part of
+  the machine, marked "Limit:". ChangesWithoutSettling does the same with HAPGENT_SETTLE=0. Some sequences that random
+  order rarely produces follow as separate tests.
+- The agent killed at every system call: the next agent resets what the killed one sent.
+- Which load balancers the agent remembers, and which it forgets first.
 """
 
 from __future__ import annotations
@@ -35,21 +49,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 ROOT = Path(__file__).parents[2]
 with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
-    # Not by its name: mypy looks for the agent elsewhere.
+    # Imported at run time, because mypy does not find the agent's package here.
     hapgent: Any = {
         name: importlib.import_module(f"hapgent.{name}")
         for name in ("agent", "keeper", "log", "memory", "peers", "settings", "state")
     }
 
-# The same examples in each run, and nothing written into the working folder.
+# Hypothesis must generate the same examples in each run and write nothing into the working folder.
 same_examples = settings(derandomize=True, database=None, deadline=None)
 
 
-# What a state is: the statement
+# What a state is: the model
 
 
 class Meant(NamedTuple):
-    """The fields of a state."""
+    """A state as the models understand it. It shares no code with the agent's State."""
 
     status: str
     weight: int | None = None
@@ -61,7 +75,7 @@ UP_AND_DOWN = ("UP", "DOWN", "FAIL", "STOPPED")
 ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
 STATUSES = (*UP_AND_DOWN, *ADMINISTRATIVE)
 
-# The grammar of RFC 8259, as far as a state file may use it: one object, with nothing in it that has an inside.
+# The part of the grammar of RFC 8259 that a state file may use: one object without nested objects or lists.
 BLANK = r"[ \t\n\r]*"
 STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
 NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
@@ -70,8 +84,8 @@ OBJECT = re.compile(rf"{BLANK}\{{(?:{MEMBER}(?:,{MEMBER})*)?\}}{BLANK}")
 ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
-def what_it_says(raw: bytes) -> Meant | None:
-    """The state that a file with these bytes is, or None if it is none."""
+def expected_state(raw: bytes) -> Meant | None:
+    """Return the state in a file with these bytes, or None if it is not a valid state."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -79,20 +93,20 @@ def what_it_says(raw: bytes) -> Meant | None:
     if not OBJECT.fullmatch(text):
         return None
     members = re.findall(MEMBER, text)
-    fields = {of_string(name): value for name, value in members}
+    fields = {decoded_string(name): value for name, value in members}
     if len(fields) != len(members) or not fields.keys() <= {"status", "weight", "maxconn", "reason"}:
         return None
-    status = of_string(fields.get("status", ""))
-    weight = in_range(fields.get("weight", "null"), 255)
-    maxconn = in_range(fields.get("maxconn", "null"), 65535)
-    reason = of_reason(fields.get("reason", "null"))
+    status = decoded_string(fields.get("status", ""))
+    weight = decoded_number(fields.get("weight", "null"), 255)
+    maxconn = decoded_number(fields.get("maxconn", "null"), 65535)
+    reason = decoded_reason(fields.get("reason", "null"))
     if status not in STATUSES or "wrong" in (weight, maxconn) or reason == "":
         return None
     return Meant(status, weight, maxconn, reason)  # type: ignore[arg-type]
 
 
-def of_string(written: str) -> str | None:
-    """The text of a string in JSON; None if it is not a string, or not one in Unicode."""
+def decoded_string(written: str) -> str | None:
+    """Decode a string in JSON; return None if it is not a string or not valid Unicode."""
     if not written.startswith('"'):
         return None
     unescaped = re.sub(
@@ -106,31 +120,31 @@ def of_string(written: str) -> str | None:
         return None
 
 
-def in_range(written: str, maximum: int) -> int | str | None:
+def decoded_number(written: str, most: int) -> int | str | None:
     if written == "null":
         return None
-    # As a double, like everywhere in JSON: 50.0 and 5e1 are 50.
-    wrong = written.startswith('"') or not 0 <= float(written) <= maximum or float(written) != int(float(written))
+    # JSON numbers are doubles, so 50.0 and 5e1 are 50.
+    wrong = written.startswith('"') or not 0 <= float(written) <= most or float(written) != int(float(written))
     return "wrong" if wrong else int(float(written))
 
 
-def of_reason(written: str) -> str | None:
-    """The reason, or '' if it cannot be one."""
+def decoded_reason(written: str) -> str | None:
+    """Decode a reason; return '' if it is not a valid one."""
     if written == "null":
         return None
-    text = of_string(written)
+    text = decoded_string(written)
     if text is None or len(text.encode()) > 120 or "#" in text:
         return ""
     categories = {unicodedata.category(character) for character in text}
-    # Cc is C0, DEL and C1.
+    # The category Cc consists of C0, DEL and C1.
     return "" if "Cc" in categories or categories <= {"Zs", "Zl", "Zp"} else text
 
 
-def line_of(state: Meant) -> str:
-    """What HAProxy is to be told of this state when nothing has to be undone."""
+def expected_line(state: Meant) -> str:
+    """Return the agent's answer in this state if no previous state must be reset."""
     line = state.status
     if state.reason and state.status in ADMINISTRATIVE:
-        # HAProxy shows a reason only beside a health word.
+        # HAProxy shows a reason only if a health keyword precedes it.
         line += " UP"
     if state.weight is not None:
         line += f" {state.weight}%"
@@ -141,11 +155,11 @@ def line_of(state: Meant) -> str:
     return line
 
 
-# What a state is: documents, near to what is one
+# What a state is: documents that are close to a state file
 
 plain_texts = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="#"), max_size=40)
 texts = plain_texts | st.text(max_size=5) | st.text(st.sampled_from(" \xa0\u2003\u2028\t#\x1f\x7f\x9f\ud83d\ude00a"))
-# The longest and one byte more.
+# Reasons of exactly the maximum length, and one byte longer.
 long_texts = st.builds(
     lambda character, more: character * (120 // len(character.encode())) + "." * more,
     st.sampled_from(["a", "é", "…", "🚦", '"']),
@@ -158,7 +172,7 @@ written_texts = st.builds(
         [
             json.dumps,
             lambda text: json.dumps(text, ensure_ascii=False),
-            # Control characters as they are, which JSON does not allow.
+            # Leave control characters unescaped, which JSON does not allow.
             lambda text: f'"{text}"',
             lambda text: '"' + "".join(f"\\u{ord(character):04X}" for character in text if character < "\uffff") + '"',
         ]
@@ -208,20 +222,20 @@ blanks = st.sampled_from(["", " ", "\n  ", "\t\r", "\xa0", "\ufeff", ","])
 
 @st.composite
 def documents(draw: st.DrawFn) -> bytes:
-    """What looks like a state file, and is one about every other time."""
+    """Generate documents that resemble a state file; about half of them are one."""
     members = {name: draw(values) for name, values in good_values.items() if draw(st.booleans())}
     members['"status"'] = draw(written_statuses)
     written = [f"{name}:{value}" for name, value in members.items()]
     if draw(st.booleans()):
         name, values = draw(odd_members)
         if draw(st.booleans()):
-            # Instead of one, not once more.
+            # Replace the member of this name instead of adding a second one.
             written = [member for member in written if not member.startswith(f"{name}:")]
         written.append(f"{name}:{draw(values)}")
     written = draw(st.permutations(written))
     raw = f"{{{','.join(written)}}}".encode("utf-8", "surrogatepass")
     if draw(st.booleans()):
-        # Between two of what JSON is made of.
+        # Insert the blank between two tokens of JSON.
         at = draw(st.sampled_from([match.end() for match in re.finditer(rb"^|[{:,]|}$", raw)]))
         raw = raw[:at] + draw(blanks).encode() + raw[at:]
     if draw(st.integers(0, 9)) == 5:
@@ -249,9 +263,9 @@ def parsed(raw: bytes) -> Meant | None:
 # What a state is: the tests
 
 
-def test_the_documents_are_states_and_are_not() -> None:
+def test_documents_include_both_valid_and_invalid_states() -> None:
     seen = []
-    settings(same_examples, max_examples=300)(given(documents())(lambda raw: seen.append(what_it_says(raw))))()
+    settings(same_examples, max_examples=300)(given(documents())(lambda raw: seen.append(expected_state(raw))))()
     found = [meant for meant in seen if meant]
     assert 0.2 < len(found) / len(seen) < 0.8
     for field in Meant._fields:
@@ -260,25 +274,25 @@ def test_the_documents_are_states_and_are_not() -> None:
 
 @settings(same_examples, max_examples=2500)
 @given(documents())
-def test_a_file_is_the_state_that_the_rules_say_or_none(raw: bytes) -> None:
-    assert parsed(raw) == what_it_says(raw)
+def test_documents_are_read_as_the_rules_require(raw: bytes) -> None:
+    assert parsed(raw) == expected_state(raw)
 
 
 @settings(same_examples, max_examples=300)
 @given(st.binary(max_size=100) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_any_bytes_are_the_state_that_the_rules_say_or_none(raw: bytes) -> None:
-    assert parsed(raw) == what_it_says(raw)
+def test_any_bytes_are_read_as_the_rules_require(raw: bytes) -> None:
+    assert parsed(raw) == expected_state(raw)
 
 
-def test_each_character_is_allowed_in_a_reason_or_not() -> None:
+def test_each_character_in_a_reason_is_accepted_or_refused_as_the_rules_require() -> None:
     characters = itertools.chain(range(0x3100), range(0xD7F0, 0xE010), range(0xFE00, 0x10010), [0xE0001, 0x10FFFF])
     for character in map(chr, characters):
         for reason in (character, f"a{character}"):
             raw = json.dumps({"status": "UP", "reason": reason}).encode()
-            assert parsed(raw) == what_it_says(raw), repr(reason)
+            assert parsed(raw) == expected_state(raw), repr(reason)
 
 
-def test_a_field_may_not_be_there_twice_whatever_it_says() -> None:
+def test_duplicate_fields_are_refused_whatever_their_values() -> None:
     for name, value in [("status", '"UP"'), ("weight", "1"), ("weight", "null"), ("maxconn", "1"), ("reason", '"a"')]:
         member = f'"{name}": {value}'
         once = member if name == "status" else f'"status": "UP", {member}'
@@ -289,10 +303,10 @@ def test_a_field_may_not_be_there_twice_whatever_it_says() -> None:
 
 @same_examples
 @given(meanings)
-def test_what_is_written_is_read_by_everybody(meant: Meant) -> None:
+def test_written_states_are_read_back_by_the_agent_the_model_and_json(meant: Meant) -> None:
     raw = hapgent["state"].dump(hapgent["state"].State(*meant))
     assert parsed(raw) == meant
-    assert what_it_says(raw) == meant
+    assert expected_state(raw) == meant
     written = {name: value for name, value in meant._asdict().items() if value is not None}
     assert json.loads(raw) == written
     assert raw.decode() == json.dumps(written, indent=2, ensure_ascii=False) + "\n"
@@ -300,15 +314,15 @@ def test_what_is_written_is_read_by_everybody(meant: Meant) -> None:
 
 @same_examples
 @given(meanings)
-def test_the_answer_is_the_line_of_the_rules(meant: Meant) -> None:
-    assert hapgent["state"].State(*meant).answer() == line_of(meant)
+def test_answers_are_as_the_rules_require(meant: Meant) -> None:
+    assert hapgent["state"].State(*meant).answer() == expected_line(meant)
 
 
 # HAProxy's servers: the model
 
-# What goes along with a state for a while, to undo the one before.
+# The keywords that the agent may add for a while to reset the previous state.
 UNDOING = {"UP", "READY", "100%"}
-# What each status means on a server that is new.
+# What HAProxy shows on a new server for each status.
 SHOWN = {
     "UP": "UP",
     "READY": "UP",
@@ -323,12 +337,12 @@ HEALTH = {"up": True, "down": False, "fail": False, "stopped": False}
 
 @dataclasses.dataclass
 class Server:
-    """A server line in HAProxy with its agent-check, configured with weight 100.
+    """A server in HAProxy with an agent-check, configured with weight 100.
 
     Source: src/tcpcheck.c in HAProxy's source, from "The agent supports strings made of a single line" on.
     """
 
-    # Whether an end of maintenance alone leaves it down. HAProxy 2.6 does not, 3.4 does.
+    # Whether the server stays down when maintenance ends: false for HAProxy 2.6, true for 3.4.
     down_after_maint: bool
     administration: str = "ready"
     healthy: bool = True
@@ -337,21 +351,21 @@ class Server:
     text: str | None = None
 
     def reload(self) -> None:
-        """HAProxy is started anew."""
+        """Return to the configured state, as after a reload of HAProxy."""
         fresh = type(self)(self.down_after_maint)
         for field in dataclasses.fields(fresh):
             setattr(self, field.name, getattr(fresh, field.name))
 
     def administer(self, word: str) -> None:
-        """By the agent, or by an operator: set server ... state."""
+        """Set the administrative state, as the agent does or an operator with C(set server ... state)."""
         if self.administration == "maint" != word and self.down_after_maint:
             self.healthy = False
         self.administration = word
 
     def obey(self, answer: bytes) -> None:
-        """What an answer of the agent does. A word that is absent changes nothing."""
+        """Apply an answer of the agent. What no keyword mentions stays unchanged."""
         line, end, _rest = answer.partition(b"\n")
-        assert end, "a line without an end is thrown away"
+        assert end, "HAProxy discards a line without a line feed"
         words, sharp, text = line.decode().partition("#")
         last: dict[str, str] = {}
         for word in re.split("[ \t,]+", words.strip(" \t,").lower()):
@@ -364,7 +378,7 @@ class Server:
             elif re.fullmatch("maxconn:[0-9]+", word):
                 last["maxconn"] = word.partition(":")[2]
             else:
-                raise AssertionError(f"HAProxy knows no word {word!r}")
+                raise AssertionError(f"HAProxy does not know the keyword {word!r}")
         if "administration" in last:
             self.administer(last["administration"])
         if "weight" in last:
@@ -376,7 +390,7 @@ class Server:
             self.text = text.lstrip(" \t") if sharp else None
 
     def shows(self) -> str:
-        """The status on its stats page."""
+        """Return the status on HAProxy's stats page."""
         if self.administration == "maint":
             return "MAINT"
         if not self.healthy:
@@ -384,7 +398,7 @@ class Server:
         return "DRAIN" if self.administration == "drain" else "UP"
 
     def differs_from(self, state: Meant, drained_by_hand: bool = False) -> str:
-        """In what it is not what this state means, '' if it is."""
+        """Describe how the server differs from what this state means, or return ''."""
         shows = SHOWN[state.status]
         administration = "ready" if shows in ("UP", "DOWN") else shows.lower()
         if drained_by_hand and state.status in UP_AND_DOWN:
@@ -394,22 +408,22 @@ class Server:
             "status": (self.shows(), shows),
             "administration": (self.administration, administration),
             "weight": (self.weight, 100 if state.weight is None else state.weight),
-            # Nothing gives a configured maxconn back.
+            # No keyword resets maxconn to its configured value.
             "maxconn": (self.maxconn, self.maxconn if state.maxconn is None else state.maxconn),
             "text": (self.text, state.reason),
         }
         return ", ".join(f"{name} is {has}, not {want}" for name, (has, want) in wanted.items() if has != want)
 
 
-def after(lines: list[str], down_after_maint: bool) -> Server:
+def server_after(lines: list[str], down_after_maint: bool) -> Server:
     server = Server(down_after_maint)
     for line in lines:
         server.obey(line.encode() + b"\n")
     return server
 
 
-def test_the_model_does_what_haproxy_was_seen_to_do() -> None:
-    # Source: what was tried with HAProxy 2.6.12 and 3.4.0.
+def test_model_of_servers_behaves_like_haproxy() -> None:
+    # Source: experiments with HAProxy 2.6.12 and 3.4.0.
     for lines, shown in [
         (["drain", "up"], "DRAIN"),
         (["maint", "up"], "MAINT"),
@@ -418,10 +432,10 @@ def test_the_model_does_what_haproxy_was_seen_to_do() -> None:
         (["drain", "up ready"], "UP"),
         (["maint", "up ready"], "UP"),
     ]:
-        assert after(lines, False).shows() == after(lines, True).shows() == shown
+        assert server_after(lines, False).shows() == server_after(lines, True).shows() == shown
     for down_after_maint, right in [(False, 38), (True, 36)]:
         pairs = itertools.product(STATUSES, repeat=2)
-        assert sum(after([*pair], down_after_maint).shows() == SHOWN[pair[1]] for pair in pairs) == right
+        assert sum(server_after([*pair], down_after_maint).shows() == SHOWN[pair[1]] for pair in pairs) == right
     server = Server(True)
     server.obey(b"drain # kernel\n")
     assert server.text is None
@@ -436,35 +450,35 @@ SOME_STATES = [
 
 
 @pytest.mark.parametrize("down_after_maint", [False, True])
-def test_each_state_alone_lands_on_a_server_that_is_new(down_after_maint: bool) -> None:
+def test_each_state_takes_effect_on_a_new_server(down_after_maint: bool) -> None:
     for state in SOME_STATES:
-        assert not after([line_of(state)], down_after_maint).differs_from(state)
+        assert not server_after([expected_line(state)], down_after_maint).differs_from(state)
 
 
 @pytest.mark.parametrize("down_after_maint", [False, True])
-def test_each_change_lands_and_stays(down_after_maint: bool) -> None:
+def test_each_change_takes_effect_and_stays(down_after_maint: bool) -> None:
     for before, state in itertools.product(SOME_STATES, repeat=2):
         was, is_ = (hapgent["state"].State(*meant) for meant in (before, state))
         line = is_.answer(is_.undoing(was))
-        server = after([was.answer(), line], down_after_maint)
+        server = server_after([was.answer(), line], down_after_maint)
         assert not server.differs_from(state), (before, line)
         server.obey(is_.answer().encode() + b"\n")
         assert not server.differs_from(state), (before, line)
         assert line in is_.answers()
 
 
-# The agent among load balancers: what it meets
+# The agent and load balancers: the simulation
 
 
 class Clock:
-    """Stands in for the module time where the agent looks at it."""
+    """Replaces the module time in the agent's modules."""
 
     strftime = staticmethod(system_time.strftime)
     localtime = staticmethod(system_time.localtime)
     sleep = staticmethod(system_time.sleep)
 
     def __init__(self) -> None:
-        # Quarters of seconds, so that no sum is rounded.
+        # All times are multiples of a quarter of a second, so that no sum is rounded.
         self.wall = 1_800_000_000.0
         self.booted = self.wall - 1000.0
 
@@ -482,7 +496,7 @@ class Clock:
 
 
 class Connection:
-    """A check of a load balancer, as the agent sees it."""
+    """A load balancer's connection for one check, as the agent sees it."""
 
     def __init__(self, reset: bool) -> None:
         self._reset = reset
@@ -524,7 +538,7 @@ class Listener:
 
 
 class RunningAgent:
-    """The real agent: its two threads take turns here, and signals are handed to it."""
+    """The real agent. Tests call what its two threads would do, and pass signals to it directly."""
 
     def __init__(self, state_file: Path, settle: int) -> None:
         self._listener = Listener()
@@ -536,7 +550,7 @@ class RunningAgent:
 
     @property
     def answers(self) -> str:
-        """With what, when there is nothing to be undone."""
+        """The agent's answer without reset keywords."""
         answer: str = json.loads(self._agent.status())["answer"]
         return answer
 
@@ -551,7 +565,7 @@ class RunningAgent:
         return connection.answer
 
     def receive(self, number: signal.Signals) -> None:
-        """As in the loops of its threads."""
+        """Handle a signal as the loop of the agent's thread does."""
         if number == signal.SIGALRM:
             self._agent._keeper.tick()
         else:
@@ -569,8 +583,8 @@ class RunningAgent:
 
 
 @contextlib.contextmanager
-def instead_of_the_system() -> Iterator[Clock]:
-    """Time is the test's, nothing is logged, and the disk keeps what it is given."""
+def simulated_system() -> Iterator[Clock]:
+    """Let the test set the time, log nothing, and skip fsync, because the simulated disk loses nothing."""
     clock = Clock()
     with contextlib.ExitStack() as stack:
         for name in ("agent", "keeper", "memory", "peers"):
@@ -581,7 +595,7 @@ def instead_of_the_system() -> Iterator[Clock]:
 
 
 class Backend:
-    """A server in one load balancer, and what is owed to it."""
+    """A server in one load balancer, and what the agent owes it."""
 
     def __init__(self, down_after_maint: bool) -> None:
         self.server = Server(down_after_maint)
@@ -589,39 +603,39 @@ class Backend:
 
     def begin_anew(self) -> None:
         self.server.reload()
-        # Whether its administration is what an operator set by hand.
+        # Whether an operator set its current administrative state manually.
         self.by_hand = False
-        # Whether that was a drain, which has to stay until the next change.
+        # Whether that was a drain that must stay until the next change.
         self.drain_stays = False
-        # Whether an answer arrived since the change, or was not needed.
+        # Whether an answer has arrived since the last change, or none is needed.
         self.reached = True
-        # Else until when the agent says what it has to know, once others at its address, or answers that were lost,
-        # have begun that time.
+        # If not, when the agent stops sending what this server must receive. The time is set when another server at the
+        # same address polls, or when an answer to this one is lost.
         self.sent_until: float | None = None
-        # Whether it was not reached in that time.
+        # Whether no answer reached it in that time.
         self.missed_it = False
-        # Whether it is as the agent's last answer left it.
+        # Whether the server is unchanged since the agent's last answer.
         self.as_sent = False
 
 
 class LoadBalancer:
-    """An address that asks, for each of its backends."""
+    """A source address that polls for each of its backends."""
 
     def __init__(self, address: str, *backends: Backend) -> None:
         self.address = address
         self.backends = backends
         self.last_seen: float | None = None
-        # Whether it had been away for a week when the agent may have saved what it knows, and was not seen since.
+        # Whether it had been offline for a week at a moment when the agent may have saved, and has not polled since.
         self.was_absent = False
-        # Whether the agent would know it after a kill, and the first answer since the change.
+        # Whether the agent would still know, after a kill, this load balancer and its first answer since the change.
         self.known = self.answer_known = False
         self.changes_since_seen = 0
-        # From when on it is to be told the bare state. None until it asks after a change.
+        # When the agent must begin to send it the bare state. None until its first poll after a change.
         self.bare_from: float | None = None
-        # Whether it was told the bare state, and whether the agent would know that after a kill.
+        # Whether it received the bare state, and whether the agent would still know that after a kill.
         self.settled = False
         self.remembered = False
-        # Whether the state was administrative since it settled, or ever: then READY may be among its words.
+        # Whether the state has been administrative since it settled, or ever: answers may then contain READY.
         self.ready_may_be_due = False
 
     def expect_a_change(self) -> None:
@@ -632,7 +646,7 @@ class LoadBalancer:
             backend.drain_stays = backend.reached = False
 
     def is_forgotten(self) -> None:
-        """A limit: who is not known is told what undoes the state before the last change, and no more than that."""
+        """Limit: an unknown load balancer receives only what resets the state before the last change."""
         self.last_seen = self.bare_from = None
         self.ready_may_be_due = True
         self.known = self.settled = self.remembered = False
@@ -642,7 +656,7 @@ class LoadBalancer:
 
 
 WEEK = 7 * 86400
-# Few values, so that the same ones meet again.
+# There are few values, so that the same ones recur.
 changes = st.builds(
     Meant,
     st.sampled_from(STATUSES),
@@ -656,12 +670,12 @@ backend_numbers = st.integers(0, 1)
 
 
 class Changes(RuleBasedStateMachine):
-    """Changes of state, checks, restarts, cuts, hands: in any order and at any pace."""
+    """Changes of the state, polls, restarts, lost answers and manual changes, in any order and at any pace."""
 
     def __init__(self) -> None:
         super().__init__()
         self._stack = contextlib.ExitStack()
-        self._clock = self._stack.enter_context(instead_of_the_system())
+        self._clock = self._stack.enter_context(simulated_system())
         self._file = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "state.json"
         self._agent: RunningAgent | None = None
         self._stopped_at = self._clock.wall
@@ -689,14 +703,14 @@ class Changes(RuleBasedStateMachine):
     def _write(self, state: Meant) -> None:
         self._in_file = state
         if self._file.exists():
-            # While it is open, no other file gets its number.
+            # Keep the old file open, so that no new file gets its inode number.
             self._stack.enter_context(self._file.open("rb"))
         new = self._file.with_name("new")
         new.write_bytes(json.dumps(state._asdict()).encode())
         new.replace(self._file)
 
     def _expect(self, state: Meant) -> None:
-        """The agent has read this."""
+        """Note that the agent has loaded this state."""
         if state != self._state:
             self._state = state
             for balancer in self._balancers:
@@ -708,7 +722,7 @@ class Changes(RuleBasedStateMachine):
                 balancer.ready_may_be_due = True
 
     def _expect_memory(self) -> None:
-        """The agent has saved what it knows."""
+        """Note that the agent has saved its memory file."""
         for balancer in self._balancers:
             balancer.known = balancer.answer_known = balancer.last_seen is not None
             balancer.was_absent = balancer.last_seen is not None and balancer.last_seen <= self._clock.wall - WEEK
@@ -731,7 +745,7 @@ class Changes(RuleBasedStateMachine):
     @precondition(lambda self: self._agent)
     @rule()
     def reload(self) -> None:
-        """Of a file that is the same, if this is a step of its own."""
+        """Reload the state file. As a step of its own, this reloads an unchanged file."""
         assert self._agent
         self._agent.receive(signal.SIGHUP)
         self._expect(self._in_file)
@@ -751,12 +765,12 @@ class Changes(RuleBasedStateMachine):
         assert self._agent
         self._agent.receive(number)
         status = "UP" if number == signal.SIGUSR1 else "DOWN"
-        # A reason is one for its status.
+        # A signal that changes the status removes the reason, which belonged to the previous status.
         state = self._state if self._state.status == status else self._state._replace(status=status, reason=None)
         self._in_file = state
         self._expect(state)
         self._expect_memory()
-        assert what_it_says(self._file.read_bytes()) == state
+        assert expected_state(self._file.read_bytes()) == state
 
     @precondition(lambda self: self._agent)
     @rule()
@@ -769,7 +783,7 @@ class Changes(RuleBasedStateMachine):
         self._expect_memory()
 
     def _is_given_up(self, balancer: LoadBalancer) -> bool:
-        """A limit: it came back after a week, and the agent was killed before it saved that."""
+        """Limit: the load balancer came back after a week, and the agent was killed before it saved that."""
         if not balancer.was_absent:
             return False
         memory = json.loads(Path(f"{self._file}.memory").read_bytes())
@@ -779,7 +793,7 @@ class Changes(RuleBasedStateMachine):
     @precondition(lambda self: self._agent)
     @rule()
     def kill(self) -> None:
-        """A limit: what happened in the second before is not known to anybody. So it is said for longer."""
+        """Limit: what happened in the last second before a kill is lost, so the next agent settles for longer."""
         assert self._agent
         self._agent.kill()
         self._agent = None
@@ -788,7 +802,7 @@ class Changes(RuleBasedStateMachine):
         for balancer in self._balancers:
             if balancer.last_seen is not None and (not balancer.known or self._is_given_up(balancer)):
                 balancer.is_forgotten()
-            # A signal may have set UP or DOWN since, and so that is undone.
+            # A lost signal may have set UP or DOWN, so the next agent resets that.
             balancer.settled = False
             balancer.bare_from = None
             if not balancer.remembered:
@@ -800,7 +814,7 @@ class Changes(RuleBasedStateMachine):
     def edit_while_stopped(self, state: Meant) -> None:
         self._write(state)
         if self._was_killed:
-            # Then it may have been told anything, for all that the agent knows.
+            # The next agent must assume that the load balancers received any state.
             for balancer in self._balancers:
                 balancer.ready_may_be_due = True
                 for backend in balancer.backends:
@@ -814,7 +828,8 @@ class Changes(RuleBasedStateMachine):
         if reboot:
             self._clock.reboot()
         self._agent = RunningAgent(self._file, self._settle)
-        # Nobody can ask meanwhile, so that is no time; and it is told for as long as the agent now says, at most.
+        # Time does not count while the agent is stopped, because no load balancer can poll. The remaining time is at
+        # most the new setting.
         stopped_for = self._clock.wall - self._stopped_at
         for balancer in self._balancers:
             if balancer.bare_from is not None:
@@ -859,16 +874,16 @@ class Changes(RuleBasedStateMachine):
         balancer = self._balancers[number]
         backend = balancer.backends[which % len(balancer.backends)]
         answer = self._agent.ask(balancer.address, reset=fate == "reset")
-        if fate == "reset":  # Then the agent knows that it was in vain.
+        if fate == "reset":  # The agent knows that its answer did not arrive.
             assert answer == b""
             return
         self._see_line(balancer, answer)
         for other in balancer.backends:
             if not other.reached and other.sent_until is None:
                 other.sent_until = self._clock.wall + self._settle
-            # A limit: the agent cannot know who is behind an address, and what is lost on the way. See the README.
+            # Limit: the agent does not know which servers share an address or which answers are lost: docs/concepts.md.
             other.missed_it |= other.sent_until is not None and self._clock.wall >= other.sent_until
-        if fate == "lost":  # Then the agent does not know.
+        if fate == "lost":  # The agent does not know that its answer did not arrive.
             backend.as_sent = False
             return
         backend.server.obey(answer)
@@ -880,7 +895,7 @@ class Changes(RuleBasedStateMachine):
 
     def _see_line(self, balancer: LoadBalancer, answer: bytes) -> None:
         line = answer.decode().removesuffix("\n")
-        bare = line_of(self._state)
+        bare = expected_line(self._state)
         more = set(line.partition(" #")[0].split()) - set(bare.partition(" #")[0].split())
         assert more <= UNDOING
         assert line.partition(" #")[2] == bare.partition(" #")[2]
@@ -892,7 +907,7 @@ class Changes(RuleBasedStateMachine):
         if line == bare:
             balancer.settled = True
         elif self._state.status in UP_AND_DOWN and "READY" in more:
-            assert balancer.ready_may_be_due, f"{line} ends drains that nobody asked to end"
+            assert balancer.ready_may_be_due, f"{line} ends manual drains without need"
         balancer.last_seen = self._clock.wall
         balancer.changes_since_seen = 0
 
@@ -903,7 +918,7 @@ class Changes(RuleBasedStateMachine):
         else:
             assert not wrong, f"{backend.server}: {wrong}"
         if backend.drain_stays:
-            assert backend.server.administration == "drain", "an operator's drain was undone"
+            assert backend.server.administration == "drain", "a manual drain was ended"
 
     @precondition(lambda self: self._agent)
     @rule()
@@ -940,25 +955,25 @@ class Changes(RuleBasedStateMachine):
     @invariant()
     def the_agent_knows_its_state_and_a_bounded_number_of_peers(self) -> None:
         if self._agent:
-            assert self._agent.answers == line_of(self._state)
+            assert self._agent.answers == expected_line(self._state)
             peers = self._agent.peers()
             assert len(peers) <= len(self._balancers)
             assert all(0 <= peer["settles_for"] <= self._settle for peer in peers)
 
     @invariant()
-    def who_is_reported_to_have_the_state_has_received_it(self) -> None:
+    def servers_reported_to_have_the_state_have_it(self) -> None:
         if self._agent and self._settle:
             have_received = [peer["address"] for peer in self._agent.peers() if peer["received"]]
             for balancer in self._balancers:
-                # Of more than one, the address has it when the first one has it.
+                # An address with several servers is reported to have the state as soon as one of them was answered.
                 backend = balancer.backends[0]
                 if balancer.address in have_received and len(balancer.backends) == 1 and backend.as_sent:
                     wrong = backend.server.differs_from(self._state, backend.by_hand)
-                    assert not wrong, f"the agent says of {backend.server} that it has the state: {wrong}"
+                    assert not wrong, f"the agent reports that {backend.server} has the state, but {wrong}"
 
 
 class ChangesWithoutSettling(Changes):
-    """With settle 0 the agent says what hapgent 0.3.2 said: nothing is undone, and no drain by hand."""
+    """With HAPGENT_SETTLE=0 the agent answers as hapgent 0.3.2: it resets nothing, including manual drains."""
 
     @initialize(state=changes, settle=st.just(0))
     def begin(self, state: Meant, settle: int) -> None:
@@ -975,7 +990,7 @@ class ChangesWithoutSettling(Changes):
 
 
 UP, DRAIN = Meant("UP"), Meant("DRAIN")
-# A load balancer is told DRAIN, and nobody remembers that.
+# A load balancer receives DRAIN, but the agent is killed before it saves that.
 TOLD_AND_KILLED = [("poll", 0, 0), ("wait", 1.0), ("change", DRAIN), ("poll", 0, 0), ("kill",)]
 AND_UP_AGAIN = {
     "while stopped": [("edit_while_stopped", UP), ("start",)],
@@ -986,24 +1001,24 @@ up_again = pytest.mark.parametrize("steps", AND_UP_AGAIN.values(), ids=AND_UP_AG
 
 
 @up_again
-def test_what_an_agent_said_in_the_second_before_it_was_killed_is_undone(steps: list[tuple[Any, ...]]) -> None:
-    do(UP, [*TOLD_AND_KILLED, *steps, ("poll", 0, 0)])
+def test_answer_in_the_second_before_a_kill_is_reset(steps: list[tuple[Any, ...]]) -> None:
+    run_steps(UP, [*TOLD_AND_KILLED, *steps, ("poll", 0, 0)])
 
 
 @up_again
-def test_who_heard_something_in_the_second_before_a_kill_is_not_said_to_have_the_state(
+def test_load_balancer_that_polled_in_the_second_before_a_kill_is_not_reported_to_have_the_state(
     steps: list[tuple[Any, ...]],
 ) -> None:
-    do(UP, [*TOLD_AND_KILLED, *steps, ("who_is_said_to_have_the_state_has_it",)])
+    run_steps(UP, [*TOLD_AND_KILLED, *steps, ("servers_reported_to_have_the_state_have_it",)])
 
 
-def test_settling_ends_when_the_agent_is_started_without_it() -> None:
-    do(DRAIN, [("poll", 0, 0), ("change", UP), ("poll", 0, 0), ("stop",), ("start", 0), ("poll", 0, 0)])
+def test_start_without_settling_ends_settling() -> None:
+    run_steps(DRAIN, [("poll", 0, 0), ("change", UP), ("poll", 0, 0), ("stop",), ("start", 0), ("poll", 0, 0)])
 
 
-def test_who_asks_all_the_time_is_known_after_a_kill_however_long_nothing_changed() -> None:
+def test_regular_load_balancer_is_known_after_a_kill_however_long_nothing_changed() -> None:
     eight_days = ("wait", 8 * 86400.0)
-    do(
+    run_steps(
         DRAIN,
         [
             *[("poll", 0, 0), ("change", UP), ("let_all_settle",), ("set_by_hand", 0, 0, "drain")],
@@ -1012,14 +1027,14 @@ def test_who_asks_all_the_time_is_known_after_a_kill_however_long_nothing_change
     )
 
 
-def test_who_comes_back_after_a_week_and_is_not_remembered_is_sent_what_undoes_the_last_change() -> None:
+def test_load_balancer_forgotten_after_a_week_receives_what_resets_the_last_change() -> None:
     weighted = Meant("UP", 0)
     killed = [("poll", 0, 0), ("wait", 9 * 86400.0), ("change", weighted), ("poll", 0, 0), ("kill",)]
-    do(UP, [*killed, ("edit_while_stopped", UP), ("start",), ("poll", 0, 0)])
-    do(UP, [*killed, ("edit_while_stopped", UP), ("start",), ("break_the_file",), ("let_all_settle",)])
+    run_steps(UP, [*killed, ("edit_while_stopped", UP), ("start",), ("poll", 0, 0)])
+    run_steps(UP, [*killed, ("edit_while_stopped", UP), ("start",), ("break_the_file",), ("let_all_settle",)])
 
 
-def do(state: Meant, steps: list[tuple[Any, ...]]) -> None:
+def run_steps(state: Meant, steps: list[tuple[Any, ...]]) -> None:
     machine = Changes()
     try:
         machine.begin(state, 60)
@@ -1033,12 +1048,12 @@ def do(state: Meant, steps: list[tuple[Any, ...]]) -> None:
 
 
 class KilledError(BaseException):
-    """Stands in for SIGKILL: nothing of the agent may handle it."""
+    """Simulates SIGKILL. No code of the agent may catch it."""
 
 
 @contextlib.contextmanager
 def killed_at(point: int, last: Callable[[], None]) -> Iterator[None]:
-    """Kill at this system call that changes or opens something, the first is 1; C(last) happens just before."""
+    """Kill at a system call that opens or changes a file: C(point) is its number, from 1. Call C(last) just before."""
     calls = itertools.count(1)
 
     def traced(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -1057,7 +1072,10 @@ def killed_at(point: int, last: Callable[[], None]) -> Iterator[None]:
 
 
 def crash(folder: Path, before: Meant, act: Meant | signal.Signals, after: Meant | None, point: int) -> bool:
-    """Whether there was such a point. What two load balancers were told until then is undone by the next agent."""
+    """Kill the agent at this point of a change, and assert that the next agent resets what two load balancers received.
+
+    Returns False if the change has fewer system calls.
+    """
     folder.mkdir()
     file = folder / "state.json"
     file.write_bytes(json.dumps(before._asdict()).encode())
@@ -1066,13 +1084,13 @@ def crash(folder: Path, before: Meant, act: Meant | signal.Signals, after: Meant
     old.obey(agent.ask("198.51.100.11"))
     agent.receive(signal.SIGALRM)
 
-    def send() -> None:
+    def poll_both() -> None:
         old.obey(agent.ask("198.51.100.11"))
         new.obey(agent.ask("198.51.100.12"))
 
     def put(state: Meant) -> None:
         (folder / "new").write_bytes(json.dumps(state._asdict()).encode())
-        # The number of the old one is not used again.
+        # Keep the old file, so that its inode number is not reused.
         os.link(file, folder / f"old-{len(os.listdir(folder))}")
         (folder / "new").rename(file)
 
@@ -1082,20 +1100,20 @@ def crash(folder: Path, before: Meant, act: Meant | signal.Signals, after: Meant
     else:
         number = act
     try:
-        with killed_at(point, send):
+        with killed_at(point, poll_both):
             agent.receive(number)
     except KilledError:
         killed = True
     else:
         killed = False
-        send()
+        poll_both()
     agent.kill()
     if after:
         put(after)
-    state = what_it_says(file.read_bytes())
+    state = expected_state(file.read_bytes())
     assert state
     agent = RunningAgent(file, 60)
-    send()
+    poll_both()
     for server in (old, new):
         assert not server.differs_from(state), f"{before}, {act}, killed at {point}, then {after}"
     agent.kill()
@@ -1104,25 +1122,26 @@ def crash(folder: Path, before: Meant, act: Meant | signal.Signals, after: Meant
 
 @pytest.mark.parametrize("before", [Meant(status) for status in STATUSES], ids=STATUSES)
 @pytest.mark.parametrize("after", [None, Meant("UP"), Meant("DRAIN"), Meant("READY", 50)], ids=str)
-def test_what_was_sent_before_a_kill_is_undone_at_every_point(
-    tmp_path: Path, before: Meant, after: Meant | None
-) -> None:
+def test_answers_before_a_kill_at_any_point_are_reset(tmp_path: Path, before: Meant, after: Meant | None) -> None:
     weighted = [Meant(status, 30) for status in STATUSES]
     acts: list[Meant | signal.Signals] = [*weighted, signal.SIGUSR1, signal.SIGUSR2]
-    with instead_of_the_system():
+    with simulated_system():
         for number, act in enumerate(acts):
             points = itertools.count(1)
             while crash(tmp_path / f"{number}-{(point := next(points))}", before, act, after, point):
                 pass
-            # At least folder, lock and file are opened.
+            # The agent opens at least the folder, the lock and the file.
             assert point > 3
 
 
-def test_the_agent_remembers_a_bounded_number_of_peers_and_reads_that_again(tmp_path: Path) -> None:
-    # The longest that there is: of the reason, each byte is written as two, and so it is once more in the line.
+# Which load balancers the agent remembers
+
+
+def test_1024_peers_with_the_longest_answers_survive_a_restart(tmp_path: Path) -> None:
+    # The longest possible state: JSON escapes each byte of the reason, in the state and again in the line.
     longest = Meant("STOPPED", 255, 65535, '"' * 120)
     state_file = tmp_path / "state.json"
-    with instead_of_the_system() as clock:
+    with simulated_system() as clock:
         clock.wall += 1 / 3
         state_file.write_bytes(json.dumps(longest._replace(status="MAINT")._asdict()).encode())
         agent = RunningAgent(state_file, 60)
@@ -1141,15 +1160,15 @@ def test_the_agent_remembers_a_bounded_number_of_peers_and_reads_that_again(tmp_
         agent.kill()
 
 
-class Asked:
-    """Peers as the agent keeps them, at a time that the test says."""
+class PeerTable:
+    """The agent's table of peers, with polls at times that the test sets."""
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
         self.peers = hapgent["peers"].Peers(60)
         self._change = hapgent["peers"].Change(hapgent["state"].FAIL, 0.0)
 
-    def by(self, address: str, now: float) -> None:
+    def poll(self, address: str, now: float) -> None:
         with mock.patch.object(hapgent["peers"], "MAX_PEERS", self._maximum):
             peer = self.peers.see(address, now)
         self.peers.given(peer, *peer.answer(self._change, now, 60), self._change)
@@ -1158,30 +1177,30 @@ class Asked:
         return {peer.address for peer in self.peers.all()}
 
 
-def test_new_addresses_never_push_out_one_that_asks_for_longer() -> None:
-    asked = Asked(maximum=100)
+def test_new_addresses_never_push_out_one_that_keeps_polling() -> None:
+    table = PeerTable(maximum=100)
     chance = random.Random(1)
     with mock.patch.object(os, "urandom", chance.randbytes):
         for second in range(10):
-            asked.by("regular", float(second))
+            table.poll("regular", float(second))
         for number in range(4000):
             now = 10 + number / 40
-            asked.by(f"once {number}", now)
-            # It comes in the middle of them, and asks every 1.5 seconds: 60 others ask between two of its checks.
+            table.poll(f"once {number}", now)
+            # This peer first polls during the flood, and then every 1.5 seconds: 60 others poll between its checks.
             if number % 60 == 0:
-                asked.by("new", now)
-    assert {"regular", "new", "once 3999"} <= asked.known()
-    assert len(asked.known()) == 100
-    assert next(peer for peer in asked.peers.all() if peer.address == "new").checks > 40
+                table.poll("new", now)
+    assert {"regular", "new", "once 3999"} <= table.known()
+    assert len(table.known()) == 100
+    assert next(peer for peer in table.peers.all() if peer.address == "new").checks > 40
 
 
-def test_an_address_that_no_longer_asks_makes_room_first() -> None:
-    asked = Asked(maximum=3)
+def test_address_that_no_longer_polls_is_forgotten_first() -> None:
+    table = PeerTable(maximum=3)
     for second in range(100):
-        asked.by("gone", float(second))
+        table.poll("offline", float(second))
     for number, address in enumerate(["a", "b", "c", "d"]):
-        asked.by(address, 99 + 301 + number)
-    assert "gone" not in asked.known()
+        table.poll(address, 99 + 301 + number)
+    assert "offline" not in table.known()
 
 
 TestChanges = Changes.TestCase
