@@ -12,18 +12,24 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
+  - Reads C(ansible_host) and C(hapgent_source_addresses) of the load balancers.
+positional: hosts
 options:
   _input:
-    description: "Lists of three items: the name of a host, its C(ansible_host) and its C(hapgent_source_addresses)."
+    description: The variable C(hostvars).
+    type: dict
+    required: true
+  hosts:
+    description: The load balancers.
     type: list
-    elements: list
+    elements: str
     required: true
 """
 
 EXAMPLES = r"""
 - name: Show the source addresses of lb1
   ansible.builtin.debug:
-    msg: "{{ [['lb1', '198.51.100.11', []]] | hapgent.agent._addresses }}"
+    msg: "{{ hostvars | hapgent.agent._addresses(['lb1']) }}"
 """
 
 RETURN = r"""
@@ -37,8 +43,16 @@ import typing as t
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import addresses
 
 
+def addresses_of(hostvars: t.Mapping[str, t.Mapping[str, t.Any]], hosts: t.Iterable[str]) -> dict[str, str]:
+    """See DOCUMENTATION."""
+    return addresses(
+        (host, hostvars[host].get("ansible_host", ""), hostvars[host].get("hapgent_source_addresses", []))
+        for host in hosts
+    )
+
+
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_addresses": addresses}
+        return {"_addresses": addresses_of}

@@ -14,54 +14,28 @@ description:
   - For the role of this collection only. It may change at any time.
   - Formats the table of the playbook C(hapgent.agent.status). Inconsistencies are marked with C(!) and explained
     below the table.
-positional: servers, backends, agents, asked
+positional: hosts, balancers
 options:
   _input:
-    description: The names of the hosts.
-    type: list
-    elements: str
-    required: true
-  servers:
-    description: The name of each host's server in HAProxy, in the order of the hosts.
-    type: list
-    elements: str
-    required: true
-  backends:
-    description: The backends to show for each host. An empty list means all backends that have the host's server.
-    type: list
-    elements: list
-    required: true
-  agents:
-    description: The result of M(hapgent.agent.hapgent_info) for each host, run with a service.
-    type: list
-    elements: dict
-    required: true
-  asked:
-    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers.
-    type: list
-    elements: dict
-    required: true
-  known:
-    description: The names of the load balancers, by source address.
+    description: The variable C(hostvars), with what C(status.yml) has recorded.
     type: dict
-    default: {}
+    required: true
+  hosts:
+    description: The hosts to show. The first one has queried the load balancers.
+    type: list
+    elements: str
+    required: true
+  balancers:
+    description: The load balancers.
+    type: list
+    elements: str
+    required: true
 """
 
 EXAMPLES = r"""
-- name: Query the agent
-  hapgent.agent.hapgent_info:
-    service: hapgent
-  register: agent
-
-- name: Query the load balancers
-  hapgent.agent.haproxy_server_info:
-  delegate_to: "{{ item }}"
-  loop: [lb1, lb2]
-  register: asked
-
 - name: Show the table
   ansible.builtin.debug:
-    msg: "{{ ['web1'] | hapgent.agent._fleet_table(['web1'], [[]], [agent], asked.results) }}"
+    msg: "{{ hostvars | hapgent.agent._fleet_table(ansible_play_hosts_all, ['lb1', 'lb2']) }}"
 """
 
 RETURN = r"""
@@ -73,11 +47,27 @@ _value:
 
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.filter._addresses import addresses_of
 from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import table
+
+
+def fleet_table(
+    hostvars: t.Mapping[str, t.Mapping[str, t.Any]], hosts: t.Sequence[str], balancers: t.Iterable[str]
+) -> list[str]:
+    """See DOCUMENTATION."""
+    variables = [hostvars[host] for host in hosts]
+    return table(
+        hosts,
+        [host.get("hapgent__server", "") for host in variables],
+        [host.get("hapgent__server_backends", []) for host in variables],
+        [host.get("hapgent__agent", {}) for host in variables],
+        variables[0]["hapgent__queried"]["results"],
+        known=addresses_of(hostvars, balancers),
+    )
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_fleet_table": table}
+        return {"_fleet_table": fleet_table}

@@ -4,7 +4,7 @@
 
 # Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""The progress of a rolling update before its first drain, as the agents and load balancers of all hosts report it."""
+"""How far a rolling update is: before its first drain, as agents and load balancers report it, and during it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,33 @@ class HostCheck(t.TypedDict):
     kept_out: str
     done: bool
     begun: bool
+
+
+class Turn(t.TypedDict):
+    """What a rolling update has recorded about a host.
+
+    C(reason) is the reason of the update in which the host has had its turn, '' before that. C(done) is whether the
+    host is updated, C(kept_out) what else keeps it out of rotation, '' if there is nothing. C(plays) is whether Ansible
+    still runs tasks on the host.
+    """
+
+    reason: str
+    done: bool
+    kept_out: str
+    plays: bool
+
+
+class Progress(t.TypedDict):
+    """The hosts that are done, not finished, and kept out of rotation by something else; and a summary of these.
+
+    C(halted) are the hosts because of which the update must not continue: those whose tasks failed or ended the play.
+    """
+
+    done: list[str]
+    unfinished: list[str]
+    kept_out: list[str]
+    halted: list[str]
+    summary: str
 
 
 class Decision(t.TypedDict):
@@ -90,6 +117,28 @@ def decision(checks: t.Sequence[HostCheck], reason: str, when_kept_out: str, lim
             "summary": "",
         }
     return {"refusal": "", "summary": _summary(checks, reason)}
+
+
+def progress(turns: t.Mapping[str, Turn], reason: str) -> Progress:
+    """Determine the progress of the rolling update with this reason, from the turns of its hosts in their order."""
+    done = [host for host, turn in turns.items() if turn["done"]]
+    kept = [host for host, turn in turns.items() if turn["kept_out"]]
+    started = [host for host, turn in turns.items() if turn["reason"] == reason]
+    unfinished = [host for host in started if host not in (*done, *kept)]
+    untouched = [host for host in turns if host not in (*started, *done, *kept)]
+    reasons = "; ".join(f"{host}: {turns[host]['kept_out']}" for host in kept)
+    return {
+        "done": done,
+        "unfinished": unfinished,
+        "kept_out": kept,
+        "halted": [host for host, turn in turns.items() if host in unfinished or not turn["plays"]],
+        "summary": f"Done: {_listed(done)}. Not finished: {_listed(unfinished)}. "
+        f"Kept out by something else: {reasons or 'none'}. Not touched: {_listed(untouched)}.",
+    }
+
+
+def _listed(hosts: t.Sequence[str]) -> str:
+    return ", ".join(hosts) or "none"
 
 
 def _summary(checks: t.Sequence[HostCheck], reason: str) -> str:

@@ -37,15 +37,29 @@ def agent(item: str, status: str) -> Result:
     return {"item": item, "instances": [{"state": {"status": status}, "problem": None, "since": None, "peers": None}]}
 
 
-# A call of each filter, as documented, and its result.
+# What the tasks of the role have recorded about the host, as far as the filters read it.
+RECORDED = {
+    "ansible_host": "192.0.2.1",
+    "hapgent__server": "web1",
+    "hapgent__agent": agent("web1", "UP"),
+    "hapgent__queried": {"results": [balancer("lb1", web1=True)]},
+    "hapgent__capacity_view": {"server": "web1", "min_up": "half", "asked": [], "fleet": []},
+    "hapgent__done": True,
+}
+# A call of each filter that reads hostvars, and its result.
 CALLS: dict[str, tuple[str, object]] = {
     "_fleet_table": (
-        "{{ ['web1'] | hapgent.agent._fleet_table(['web1'], [[]], [agent], [balancer]) }}",
+        "{{ hostvars | hapgent.agent._fleet_table(['web1'], []) }}",
         ["host  state  since  reason  received  lb1", f"{'web1  UP':38}UP"],
     ),
+    "_addresses": ("{{ hostvars | hapgent.agent._addresses(['web1']) }}", {"192.0.2.1": "web1"}),
     "_kept_out_by": (
-        "{{ {'status': 'DRAIN'} | hapgent.agent._kept_out_by('release 4.2', [balancer], 'web1') }}",
+        "{{ {'status': 'DRAIN'} | hapgent.agent._kept_out_by('release 4.2', hapgent__queried.results, 'web1') }}",
         "its agent reports DRAIN",
+    ),
+    "_rolling_progress": (
+        "{{ (hostvars | hapgent.agent._rolling_progress(['web1'], ['web1'], 'release 4.2')).done }}",
+        ["web1"],
     ),
 }
 
@@ -55,22 +69,21 @@ def test_filters_work_in_playbooks(run_playbook: RunPlaybook, tmp_path: Path) ->
     """The filters are called by their full names, with values from Ansible's variables."""
     tasks = [
         {
-            "ansible.builtin.assert": {"that": "got == wanted", "fail_msg": "{{ got }}"},
+            "ansible.builtin.assert": {"that": "got == wanted", "fail_msg": "{{ got | string }}"},
             "vars": {"got": got, "wanted": wanted},
         }
         for got, wanted in CALLS.values()
     ]
-    view = {"host": "web1", "server": "web1", "min_up": "half", "asked": [], "agents": []}
-    refused = {"ansible.builtin.debug": {"msg": "{{ [view] | hapgent.agent._refusals }}"}}
+    facts = {"ansible.builtin.set_fact": RECORDED}
+    refused = {"ansible.builtin.debug": {"msg": "{{ hostvars | hapgent.agent._refusals(['web1'], 'web1') }}"}}
     play = {
         "hosts": "web1",
         "gather_facts": False,
-        "vars": {"balancer": balancer("lb1", web1=True), "agent": agent("web1", "UP"), "view": view},
-        "tasks": [*tasks, refused],
+        "tasks": [facts, *tasks, refused],
     }
     (tmp_path / "playbook.yml").write_text(json.dumps([play]), encoding="utf-8")
     output = run_playbook("playbook.yml", succeeds=False)
-    assert f"ok={len(CALLS)} " in output, output
+    assert f"ok={len(CALLS) + 1} " in output, output
     assert "hapgent_min_up must be " in output
     assert "half" in output
     assert "Traceback" not in output

@@ -92,6 +92,12 @@ def test_variables_of_both_roles_differ_only_in_their_descriptions() -> None:
 
 # Where variables are used
 
+# Variables of load balancers that filters read from hostvars.
+READ_BY_FILTERS = {
+    "_addresses": {"hapgent_source_addresses"},
+    "_fleet_problems": {"hapgent_own_variables"},
+    "_fleet_table": {"hapgent_source_addresses"},
+}
 CONDITIONS = ("when", "that", "until", "failed_when", "changed_when")
 INCLUDES = ("ansible.builtin.import_tasks", "ansible.builtin.include_tasks")
 
@@ -111,6 +117,8 @@ def variables(node: Any) -> set[str]:
     for key, text in strings(node):
         for expression in [text] if key in CONDITIONS else re.findall(r"{{.*?}}", text, re.DOTALL):
             found |= set(re.findall(r"\bhapgent_\w+", re.sub(r"\bhapgent\.agent\.\w+", "", expression)))
+            for name in re.findall(r"\bhapgent\.agent\.(\w+)", expression):
+                found |= READ_BY_FILTERS.get(name, set())
     return found
 
 

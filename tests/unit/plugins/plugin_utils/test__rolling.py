@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ansible.inventory.manager import InventoryManager
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import decision, host_check
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Turn, decision, host_check, progress
 
 Result = dict[str, Any]
 
@@ -121,3 +121,42 @@ def test_advised_limit_excludes_the_named_hosts(limit: str) -> None:
     inventory.subset(refusal.partition("--limit='")[2].partition("'")[0])
     left = {found.name for found in inventory.get_hosts()}
     assert left == ({"web1"} if limit else {"web1", "away"})
+
+
+# Progress during the update
+
+
+def turn(reason: str = "", done: bool = False, kept_out: str = "", plays: bool = True) -> Turn:
+    return {"reason": reason, "done": done, "kept_out": kept_out, "plays": plays}
+
+
+# The turns of hosts; those that are done, unfinished, kept out and halted.
+PROGRESS: dict[str, tuple[dict[str, Turn], tuple[str, str, str, str]]] = {
+    "nothing was started": ({"web1": turn(), "web2": turn()}, ("", "", "", "")),
+    "one is done": ({"web1": turn(OURS, done=True), "web2": turn()}, ("web1", "", "", "")),
+    "one was done by an earlier run": ({"web1": turn(done=True), "web2": turn()}, ("web1", "", "", "")),
+    "one failed": ({"web1": turn(OURS, plays=False), "web2": turn()}, ("", "web1", "", "web1")),
+    "the tasks ended the play of one": ({"web1": turn(OURS), "web2": turn()}, ("", "web1", "", "web1")),
+    "one was lost before its turn": (
+        {"web1": turn(OURS, done=True), "web2": turn(plays=False)},
+        ("web1", "", "", "web2"),
+    ),
+    "one is kept out": ({"web1": turn(OURS, kept_out="a"), "web2": turn()}, ("", "", "web1", "")),
+    "one is done and kept out since": ({"web1": turn(OURS, done=True, kept_out="a")}, ("web1", "", "web1", "")),
+    "another update in the same run": ({"web1": turn("release 9"), "web2": turn(OURS)}, ("", "web2", "", "web2")),
+}
+
+
+@pytest.mark.parametrize(("turns", "expected"), PROGRESS.values(), ids=PROGRESS)
+def test_progress_of_the_update(turns: dict[str, Turn], expected: tuple[str, ...]) -> None:
+    found = progress(turns, OURS)
+    assert (found["done"], found["unfinished"], found["kept_out"], found["halted"]) == tuple(
+        hosts.split() for hosts in expected
+    )
+
+
+def test_summary_of_an_update_names_all_hosts() -> None:
+    turns = {"web1": turn(OURS, done=True), "web2": turn(OURS), "web3": turn(kept_out="disk"), "web4": turn()}
+    assert progress(turns, OURS)["summary"] == (
+        "Done: web1. Not finished: web2. Kept out by something else: web3: disk. Not touched: web4."
+    )
