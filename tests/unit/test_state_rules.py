@@ -57,6 +57,7 @@ class Meant(NamedTuple):
     reason: str | None = None
 
 
+LIMITS = {"weight": 255, "maxconn": 65535}
 UP_AND_DOWN = ("UP", "DOWN", "FAIL", "STOPPED")
 ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
 STATUSES = (*UP_AND_DOWN, *ADMINISTRATIVE)
@@ -80,15 +81,14 @@ def what_it_says(raw: bytes) -> Meant | None:
         return None
     members = re.findall(MEMBER, text)
     fields = {of_string(name): value for name, value in members}
-    if len(fields) != len(members) or not fields.keys() <= {"status", "weight", "maxconn", "reason"}:
+    if len(fields) != len(members) or not fields.keys() <= {*Meant._fields}:
         return None
     status = of_string(fields.get("status", ""))
-    weight = in_range(fields.get("weight", "null"), 255)
-    maxconn = in_range(fields.get("maxconn", "null"), 65535)
-    reason = of_reason(fields.get("reason", "null"))
-    if status not in STATUSES or "wrong" in (weight, maxconn) or reason == "":
+    written = {name: fields.get(name, "null") for name in Meant._fields[1:]}
+    values = [in_range(text, LIMITS[name]) if name in LIMITS else of_note(text) for name, text in written.items()]
+    if status not in STATUSES or "wrong" in values:
         return None
-    return Meant(status, weight, maxconn, reason)  # type: ignore[arg-type]
+    return Meant(status, *values)  # type: ignore[arg-type]
 
 
 def of_string(written: str) -> str | None:
@@ -114,16 +114,16 @@ def in_range(written: str, maximum: int) -> int | str | None:
     return "wrong" if wrong else int(float(written))
 
 
-def of_reason(written: str) -> str | None:
-    """The reason, or '' if it cannot be one."""
+def of_note(written: str) -> str | None:
+    """The reason, or 'wrong' if it cannot be one."""
     if written == "null":
         return None
     text = of_string(written)
     if text is None or len(text.encode()) > 120 or "#" in text:
-        return ""
+        return "wrong"
     categories = {unicodedata.category(character) for character in text}
     # Cc is C0, DEL and C1.
-    return "" if "Cc" in categories or categories <= {"Zs", "Zl", "Zp"} else text
+    return "wrong" if "Cc" in categories or categories <= {"Zs", "Zl", "Zp"} else text
 
 
 def line_of(state: Meant) -> str:
@@ -994,7 +994,7 @@ def test_what_an_agent_said_in_the_second_before_it_was_killed_is_undone(steps: 
 def test_who_heard_something_in_the_second_before_a_kill_is_not_said_to_have_the_state(
     steps: list[tuple[Any, ...]],
 ) -> None:
-    do(UP, [*TOLD_AND_KILLED, *steps, ("who_is_said_to_have_the_state_has_it",)])
+    do(UP, [*TOLD_AND_KILLED, *steps, ("who_is_reported_to_have_the_state_has_received_it",)])
 
 
 def test_settling_ends_when_the_agent_is_started_without_it() -> None:

@@ -197,7 +197,7 @@ CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] 
 
 
 @pytest.mark.parametrize(
-    ("told", "left_out", "pattern", "parts", "others"), CHANGE_PROBLEMS.values(), ids=CHANGE_PROBLEMS
+    ("result", "left_out", "pattern", "parts", "others"), CHANGE_PROBLEMS.values(), ids=CHANGE_PROBLEMS
 )
 def test_change_problem(result: Result, left_out: list[str], pattern: str, parts: list[str], others: list[str]) -> None:
     report = change_problem(result, KNOWN, left_out, pattern)
