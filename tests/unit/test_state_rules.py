@@ -58,6 +58,7 @@ class Meant(NamedTuple):
 
 
 LIMITS = {"weight": 255, "maxconn": 65535}
+NOTES = [name for name in Meant._fields[1:] if name not in LIMITS]
 UP_AND_DOWN = ("UP", "DOWN", "FAIL", "STOPPED")
 ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
 STATUSES = (*UP_AND_DOWN, *ADMINISTRATIVE)
@@ -188,7 +189,7 @@ written_statuses = st.sampled_from(STATUSES).flatmap(
 good_values = {
     '"weight"': good_numbers,
     '"maxconn"': good_numbers,
-    '"reason"': plain_texts.filter(bool).map(json.dumps) | st.just("null"),
+    **{f'"{name}"': plain_texts.filter(bool).map(json.dumps) | st.just("null") for name in NOTES},
 }
 odd_members = st.sampled_from(
     [
@@ -197,10 +198,9 @@ odd_members = st.sampled_from(
         ('"Status"', written_statuses),
         ('"weight"', written_numbers),
         ('"maxconn"', written_numbers),
-        ('"reason"', written_texts),
-        ('"reason"', written_texts),
+        *((f'"{name}"', written_texts) for name in NOTES * 2),
         ('"wait"', st.just("null")),
-        *((name, written_values) for name in ('"status"', '"weight"', '"maxconn"', '"reason"')),
+        *((f'"{name}"', written_values) for name in Meant._fields),
     ]
 )
 blanks = st.sampled_from(["", " ", "\n  ", "\t\r", "\xa0", "\ufeff", ","])
@@ -235,7 +235,9 @@ meanings = st.builds(
     st.sampled_from(STATUSES),
     st.none() | st.integers(0, 255),
     st.none() | st.integers(0, 65535),
-    st.none() | plain_texts.filter(lambda text: text and not text.isspace() and len(text.encode()) <= 120),
+    **dict.fromkeys(
+        NOTES, st.none() | plain_texts.filter(lambda text: text and not text.isspace() and len(text.encode()) <= 120)
+    ),
 )
 
 
@@ -648,7 +650,7 @@ changes = st.builds(
     st.sampled_from(STATUSES),
     st.sampled_from([None, None, 0, 30]),
     st.sampled_from([None, None, None, 7]),
-    st.sampled_from([None, None, "release 4.2", "é: kernel, maint 50%"]),
+    **dict.fromkeys(NOTES, st.sampled_from([None, None, "release 4.2", "é: kernel, maint 50%"])),
 )
 settles = st.sampled_from([2, 5, 60])
 balancer_numbers = st.integers(0, 2)
@@ -752,7 +754,7 @@ class Changes(RuleBasedStateMachine):
         self._agent.receive(number)
         status = "UP" if number == signal.SIGUSR1 else "DOWN"
         # A reason is one for its status.
-        state = self._state if self._state.status == status else self._state._replace(status=status, reason=None)
+        state = self._state if self._state.status == status else Meant(status, *self._state[1:3])
         self._in_file = state
         self._expect(state)
         self._expect_memory()

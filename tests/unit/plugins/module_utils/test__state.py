@@ -50,9 +50,7 @@ LIMITS = {"weight": 255, "maxconn": 65535}
 states = st.builds(
     State,
     st.sampled_from(STATUSES),
-    st.none() | st.integers(0, LIMITS["weight"]),
-    st.none() | st.integers(0, LIMITS["maxconn"]),
-    st.none() | reasons,
+    **{name: st.none() | (st.integers(0, LIMITS[name]) if name in LIMITS else reasons) for name in State._fields[1:]},
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
