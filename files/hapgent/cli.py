@@ -11,11 +11,12 @@ import os
 from hapgent import ANSWERS_AS, VERSION, log, systemd
 from hapgent.agent import Agent
 from hapgent.settings import SettingsError, from_environment
-from hapgent.state import LIMITS, MAX_REASON_BYTES, STATUSES
+from hapgent.state import FIELDS, STATUSES
 from hapgent.status_socket import StatusSocket
 
 EXIT_OK, EXIT_CANNOT_LISTEN, EXIT_USAGE = 0, 1, 2
 
+_FIELDS = "\n".join(f"  {name:<20}optional: {field.meaning}, {field.range}" for name, field in FIELDS.items())
 USAGE = f"""\
 usage: hapgent [--help | --version]
        hapgent status [--help] [--json | --prometheus] [SOCKET]
@@ -33,9 +34,7 @@ Environment:
 
 State file: a JSON object, for example {{"status": "UP"}}.
   status              one of {" ".join(STATUSES)}
-  weight              optional: 0 to {LIMITS["weight"]}, a percentage of the weight configured in HAProxy
-  maxconn             optional: 0 to {LIMITS["maxconn"]}, the maximum number of connections
-  reason              optional: text of at most {MAX_REASON_BYTES} bytes that HAProxy shows
+{_FIELDS}
 
 Signals:
   USR1                set status UP and save it

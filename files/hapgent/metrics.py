@@ -10,7 +10,7 @@ import re
 import typing as t
 
 from hapgent.printable import printable
-from hapgent.state import STATUSES
+from hapgent.state import FIELDS, STATUSES
 
 # Long enough for a path.
 MAX_LABEL = 4200
@@ -39,8 +39,11 @@ def _lines(path: str, status: dict[str, t.Any] | None) -> t.Iterator[str]:
     of_states = [({"status": word}, float(word == state["status"])) for word in words]
     yield from _metric("state", "gauge", "1 for the status that the agent reports.", path, of_states)
     for name, value, text in (
-        ("weight", state["weight"], "Percentage of the configured weight that the agent reports."),
-        ("maxconn", state["maxconn"], "Maximum number of connections that the agent reports."),
+        *(
+            (name, state[name], f"The {name} that the agent reports: {field.meaning}.")
+            for name, field in FIELDS.items()
+            if field.kind == "int"
+        ),
         ("state_since_timestamp_seconds", status["since"], "Time of the last change of the state."),
         ("start_timestamp_seconds", status["started"], "Time when the agent started."),
         ("state_file_ok", status["state_file_ok"], "Whether the last access to the state file succeeded."),

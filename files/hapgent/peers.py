@@ -25,7 +25,7 @@ LONG_GAP_SECONDS = 60.0
 
 
 # The states that a peer may have received if nothing is known about it. Resets do not depend on more detail.
-ANYTHING = tuple(State(status, 100, None, "any") for status in STATUSES)
+ANYTHING = tuple(State(status, weight=100, reason="any") for status in STATUSES)
 
 
 def perhaps(states: tuple[State, ...]) -> tuple[State, ...]:
@@ -34,7 +34,7 @@ def perhaps(states: tuple[State, ...]) -> tuple[State, ...]:
     The result has at most as many states as ANYTHING, and needs the same reset keywords or more.
     """
     kinds = dict.fromkeys(
-        State(state.status, None if state.weight is None else 100, None, "any" if state.reason else None)
+        State(state.status, weight=None if state.weight is None else 100, reason="any" if state.reason else None)
         for state in states
     )
     return tuple(kinds) if len(kinds) <= len(ANYTHING) else ANYTHING
@@ -67,9 +67,8 @@ class Change:
         """The change that follows this one, to C(state), now."""
         now = time.time()
         before = perhaps((*self.before, self.state)) if now < self.unsure_until else (self.state,)
-        # A reason that is dropped changes nothing for HAProxy.
-        is_reason_dropped = state == self.state._replace(reason=None)
-        return Change(state, self.since if is_reason_dropped else now, before, self.unsure_until)
+        since = self.since if state.drops_only_notes(self.state) else now
+        return Change(state, since, before, self.unsure_until)
 
     def unsure(self, received: tuple[State, ...]) -> Change:
         """The same change, for the case that peers may have received any of these states before it."""

@@ -19,6 +19,7 @@ import typing as t
 from hapgent import SIGNALS
 from hapgent.metrics import metrics
 from hapgent.printable import printable
+from hapgent.state import FIELDS
 
 # The path that the role uses for an agent with the default name.
 DEFAULT_SOCKET = "/run/hapgent/hapgent/status.sock"
@@ -191,7 +192,7 @@ OPTIONAL: Kinds = {
     "counters": _is_object,
 }
 REQUIRED_OF_STATE: Kinds = {"status": _is_text}
-OPTIONAL_OF_STATE: Kinds = {"weight": _is_number, "maxconn": _is_number, "reason": _is_text}
+OPTIONAL_OF_STATE: Kinds = {name: _is_number if field.kind == "int" else _is_text for name, field in FIELDS.items()}
 REQUIRED_OF_PEER: Kinds = {"address": _is_text, "received": _is_flag}
 OPTIONAL_OF_PEER: Kinds = {
     "checks": _is_number,
@@ -251,9 +252,7 @@ def table(status: Status) -> str:
     facts = {
         "state": state["status"],
         "error": None if status["state_file_ok"] in (True, None) else status["last_error"] or "see the agent's log",
-        "weight": None if state["weight"] is None else f"{state['weight']}%",
-        "maxconn": state["maxconn"],
-        "reason": state["reason"],
+        **{name: None if state[name] is None else f"{state[name]}{field.unit}" for name, field in FIELDS.items()},
         "since": f"{_date(status['since'])}, {_ago(now - status['since'])}",
         "answers on": status["address"] and f"{status['address']} port {_or_dash(status['port'])}",
         "state file": status["state_file"],

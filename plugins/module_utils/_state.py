@@ -23,13 +23,13 @@ STATUSES = ("UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED")
 # HAProxy tracks the administrative state and the health of a server separately. These statuses change only the first,
 # all others only the second.
 ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
-LIMITS = {"weight": 255, "maxconn": 65535}
-# HAProxy stores at most 127 bytes. Source: HCHK_DESC_LEN in its source code.
-MAX_REASON_BYTES = 120
 MAX_BYTES = 64 * 1024
 LOCK_POLL_SECONDS = 0.05
 # The keywords that the agent may add to an answer for a while, to reset the previous state.
 UNDOING = frozenset({"UP", "READY", "100%"})
+
+Number = t.Optional[int]
+Text = t.Optional[str]
 
 
 class StateError(Exception):
@@ -44,25 +44,52 @@ class LockedError(Exception):
     """The lock cannot be acquired. The text names it, and the processes that hold it if they are visible here."""
 
 
+class Field(t.NamedTuple):
+    """The rules of one field of a state. All programs that handle fields read them from here.
+
+    C(kind) is the name of its type in Ansible, C(limit) the highest number or the maximum length of a text in bytes,
+    and C(meaning) what it is. C(prefix) and C(unit) surround its value in the agent's answer; if the prefix is None,
+    HAProxy does not receive the field. C(is_note) is whether it explains the status, so that a new status removes it.
+    """
+
+    kind: str
+    limit: int
+    meaning: str
+    prefix: str | None = None
+    unit: str = ""
+    is_note: bool = False
+
+    @property
+    def range(self) -> str:
+        """The valid numbers or lengths, in words."""
+        return f"0 to {self.limit}" if self.kind == "int" else f"1 to {self.limit} bytes"
+
+
 class State(t.NamedTuple):
     """What the agent reports to HAProxy about its server.
 
-    C(weight) is a percentage of the weight configured in HAProxy, 0 to 255. C(maxconn) is 0 to 65535. C(reason) is text
-    of at most 120 bytes. A field that is None is not reported, and HAProxy keeps its value.
+    Each field after the status is annotated with its rules. A field that is None is not reported, and HAProxy keeps its
+    value. The order is that in the file and in the answer, where the rest of the line after a # is a comment.
     """
 
     status: str
-    weight: int | None = None
-    maxconn: int | None = None
-    reason: str | None = None
+    weight: t.Annotated[Number, Field("int", 255, "a percentage of the weight configured in HAProxy", "", "%")] = None
+    maxconn: t.Annotated[Number, Field("int", 65535, "the maximum number of connections", "maxconn:")] = None
+    # HAProxy stores at most 127 bytes. Source: HCHK_DESC_LEN in its source code.
+    reason: t.Annotated[Text, Field("str", 120, "text that HAProxy shows", "# ", is_note=True)] = None
 
     def fields(self) -> dict[str, str | int]:
         """The fields that are set, in the order in which they are written to the file."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
     def with_status(self, status: str) -> State:
-        """This state with another status. A new status removes the reason, which was given for the previous one."""
-        return self if status == self.status else self._replace(status=status, reason=None)
+        """This state with another status. A new status removes the notes, which explain the previous one."""
+        return self if status == self.status else self._replace(status=status, **dict.fromkeys(NOTES))
+
+    def drops_only_notes(self, before: State) -> bool:
+        """Whether this state is C(before) without some of its notes, which changes nothing for HAProxy."""
+        mine, earlier = self.fields(), before.fields()
+        return mine.items() <= earlier.items() and earlier.keys() - mine.keys() <= {*NOTES}
 
     def undoing(self, before: State) -> frozenset[str]:
         """The keywords, out of UNDOING, that reset what C(before) did in HAProxy and this state does not reset itself.
@@ -95,14 +122,12 @@ class State(t.NamedTuple):
                 words.append("UP")
         elif "READY" in undoing:
             words.append("READY")
-        if self.weight is not None:
-            words.append(f"{self.weight}%")
-        elif "100%" in undoing:
-            words.append("100%")
-        if self.maxconn is not None:
-            words.append(f"maxconn:{self.maxconn}")
-        if self.reason:
-            words.append(f"# {self.reason}")
+        values = self.fields()
+        for name, field in FIELDS.items():
+            if name in values and field.prefix is not None:
+                words.append(f"{field.prefix}{values[name]}{field.unit}")
+            elif name == "weight" and "100%" in undoing:
+                words.append("100%")
         return " ".join(words)
 
     def answers(self) -> set[str]:
@@ -112,6 +137,13 @@ class State(t.NamedTuple):
         }
 
 
+# The rules of all fields except the status, from the annotations in State.
+FIELDS: dict[str, Field] = {
+    name: hint.__metadata__[0]
+    for name, hint in t.get_type_hints(State, include_extras=True).items()
+    if t.get_origin(hint) is t.Annotated
+}
+NOTES = [name for name, field in FIELDS.items() if field.is_note]
 FAIL = State("FAIL")
 
 
@@ -125,8 +157,8 @@ def from_fields(fields: dict[str, t.Any]) -> State:
         raise StateError(f"status is missing: it must be one of {', '.join(STATUSES)}")
     if status not in STATUSES:
         raise StateError(f"status must be one of {', '.join(STATUSES)}, not {_shown(status)}")
-    numbers = {name: _whole_number(name, fields.get(name)) for name in LIMITS}
-    return State(status, **numbers, reason=_reason(fields.get("reason")))
+    values: dict[str, t.Any] = {name: _checked(name, field, fields.get(name)) for name, field in FIELDS.items()}
+    return State(status, **values)
 
 
 def parse(raw: bytes) -> State:
@@ -357,32 +389,34 @@ def _without_duplicates(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
     return fields
 
 
-def _whole_number(name: str, value: t.Any) -> int | None:
+def _checked(name: str, field: Field, value: t.Any) -> int | str | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LIMITS[name] or value % 1:
-        raise StateError(f"{name} must be a whole number from 0 to {LIMITS[name]}, not {_shown(value)}")
-    return int(value)
+    if field.kind == "int":
+        if _is_whole_number(value, field.limit):
+            return int(value)
+        raise StateError(f"{name} must be a whole number from {field.range}, not {_shown(value)}")
+    if _is_plain(value, field.limit):
+        return str(value)
+    raise StateError(
+        f"{name} must be text of {field.range} in UTF-8 without control characters and #, not {_shown(value)}"
+    )
 
 
-def _reason(value: t.Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value.strip() or not _is_plain(value):
-        raise StateError(
-            f"reason must be text of 1 to {MAX_REASON_BYTES} bytes in UTF-8 without control characters and #, "
-            f"not {_shown(value)}"
-        )
-    return value
+def _is_whole_number(value: t.Any, limit: int) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 <= value <= limit and value % 1 == 0
 
 
-def _is_plain(text: str) -> bool:
+def _is_plain(value: t.Any, limit: int) -> bool:
+    if not isinstance(value, str) or not value.strip():
+        return False
     try:
-        length = len(text.encode("utf-8"))
+        length = len(value.encode("utf-8"))
     except UnicodeEncodeError:  # Half of a surrogate pair, which JSON can represent.
         return False
-    return length <= MAX_REASON_BYTES and not any(
-        character == "#" or character < " " or "\x7f" <= character <= "\x9f" for character in text
+    return length <= limit and not any(
+        character == "#" or character < " " or "\x7f" <= character <= "\x9f" for character in value
     )
 
 

@@ -291,7 +291,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._agent_process impor
 )
 from ansible_collections.hapgent.agent.plugins.module_utils._deadline import check_seconds
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
-    LIMITS,
+    FIELDS,
     STATUSES,
     LockedError,
     MissingError,
@@ -652,10 +652,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "status": {"type": "str", "choices": list(STATUSES)},
-            "weight": {"type": "int"},
-            "maxconn": {"type": "int"},
-            "reason": {"type": "str"},
-            "unset": {"type": "list", "elements": "str", "choices": [*LIMITS, "reason"], "default": []},
+            **{name: {"type": field.kind} for name, field in FIELDS.items()},
+            "unset": {"type": "list", "elements": "str", "choices": list(FIELDS), "default": []},
             "only_if": {
                 "type": "dict",
                 "options": {

@@ -15,12 +15,14 @@ import stat
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.module_utils._state import FIELDS
 
 NUMBERS = {
     "hapgent_port": (1, 65535),
     "hapgent_settle": (0, 86400),
-    "hapgent_weight": (0, 255),
-    "hapgent_maxconn": (0, 65535),
+    # The fields that the first state of a new host can have.
+    "hapgent_weight": (0, FIELDS["weight"].limit),
+    "hapgent_maxconn": (0, FIELDS["maxconn"].limit),
 }
 OPTIONAL = ("hapgent_weight", "hapgent_maxconn")
 # Nine digits are more than any limit needs. Leading zeros are rejected, because some programs read them as octal.

@@ -71,6 +71,8 @@ class Meant(NamedTuple):
     reason: str | None = None
 
 
+LIMITS = {"weight": 255, "maxconn": 65535}
+NOTES = [name for name in Meant._fields[1:] if name not in LIMITS]
 UP_AND_DOWN = ("UP", "DOWN", "FAIL", "STOPPED")
 ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
 STATUSES = (*UP_AND_DOWN, *ADMINISTRATIVE)
@@ -94,15 +96,16 @@ def expected_state(raw: bytes) -> Meant | None:
         return None
     members = re.findall(MEMBER, text)
     fields = {decoded_string(name): value for name, value in members}
-    if len(fields) != len(members) or not fields.keys() <= {"status", "weight", "maxconn", "reason"}:
+    if len(fields) != len(members) or not fields.keys() <= {*Meant._fields}:
         return None
     status = decoded_string(fields.get("status", ""))
-    weight = decoded_number(fields.get("weight", "null"), 255)
-    maxconn = decoded_number(fields.get("maxconn", "null"), 65535)
-    reason = decoded_reason(fields.get("reason", "null"))
-    if status not in STATUSES or "wrong" in (weight, maxconn) or reason == "":
+    written = {name: fields.get(name, "null") for name in Meant._fields[1:]}
+    values = [
+        decoded_number(text, LIMITS[name]) if name in LIMITS else decoded_note(text) for name, text in written.items()
+    ]
+    if status not in STATUSES or "wrong" in values:
         return None
-    return Meant(status, weight, maxconn, reason)  # type: ignore[arg-type]
+    return Meant(status, *values)  # type: ignore[arg-type]
 
 
 def decoded_string(written: str) -> str | None:
@@ -128,16 +131,16 @@ def decoded_number(written: str, most: int) -> int | str | None:
     return "wrong" if wrong else int(float(written))
 
 
-def decoded_reason(written: str) -> str | None:
-    """Decode a reason; return '' if it is not a valid one."""
+def decoded_note(written: str) -> str | None:
+    """Decode a reason; return 'wrong' if it is not a valid one."""
     if written == "null":
         return None
     text = decoded_string(written)
     if text is None or len(text.encode()) > 120 or "#" in text:
-        return ""
+        return "wrong"
     categories = {unicodedata.category(character) for character in text}
     # The category Cc consists of C0, DEL and C1.
-    return "" if "Cc" in categories or categories <= {"Zs", "Zl", "Zp"} else text
+    return "wrong" if "Cc" in categories or categories <= {"Zs", "Zl", "Zp"} else text
 
 
 def expected_line(state: Meant) -> str:
@@ -202,7 +205,7 @@ written_statuses = st.sampled_from(STATUSES).flatmap(
 good_values = {
     '"weight"': good_numbers,
     '"maxconn"': good_numbers,
-    '"reason"': plain_texts.filter(bool).map(json.dumps) | st.just("null"),
+    **{f'"{name}"': plain_texts.filter(bool).map(json.dumps) | st.just("null") for name in NOTES},
 }
 odd_members = st.sampled_from(
     [
@@ -211,10 +214,9 @@ odd_members = st.sampled_from(
         ('"Status"', written_statuses),
         ('"weight"', written_numbers),
         ('"maxconn"', written_numbers),
-        ('"reason"', written_texts),
-        ('"reason"', written_texts),
+        *((f'"{name}"', written_texts) for name in NOTES * 2),
         ('"wait"', st.just("null")),
-        *((name, written_values) for name in ('"status"', '"weight"', '"maxconn"', '"reason"')),
+        *((f'"{name}"', written_values) for name in Meant._fields),
     ]
 )
 blanks = st.sampled_from(["", " ", "\n  ", "\t\r", "\xa0", "\ufeff", ","])
@@ -249,7 +251,9 @@ meanings = st.builds(
     st.sampled_from(STATUSES),
     st.none() | st.integers(0, 255),
     st.none() | st.integers(0, 65535),
-    st.none() | plain_texts.filter(lambda text: text and not text.isspace() and len(text.encode()) <= 120),
+    **dict.fromkeys(
+        NOTES, st.none() | plain_texts.filter(lambda text: text and not text.isspace() and len(text.encode()) <= 120)
+    ),
 )
 
 
@@ -662,7 +666,7 @@ changes = st.builds(
     st.sampled_from(STATUSES),
     st.sampled_from([None, None, 0, 30]),
     st.sampled_from([None, None, None, 7]),
-    st.sampled_from([None, None, "release 4.2", "é: kernel, maint 50%"]),
+    **dict.fromkeys(NOTES, st.sampled_from([None, None, "release 4.2", "é: kernel, maint 50%"])),
 )
 settles = st.sampled_from([2, 5, 60])
 balancer_numbers = st.integers(0, 2)
@@ -766,7 +770,7 @@ class Changes(RuleBasedStateMachine):
         self._agent.receive(number)
         status = "UP" if number == signal.SIGUSR1 else "DOWN"
         # A signal that changes the status removes the reason, which belonged to the previous status.
-        state = self._state if self._state.status == status else self._state._replace(status=status, reason=None)
+        state = self._state if self._state.status == status else Meant(status, *self._state[1:3])
         self._in_file = state
         self._expect(state)
         self._expect_memory()

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     FAIL,
-    LIMITS,
     STATUSES,
     UNDOING,
     LockedError,
@@ -47,12 +46,11 @@ ONE_OBJECT = "one JSON object"
 reasons = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="#"), min_size=1, max_size=30
 ).filter(str.strip)
+LIMITS = {"weight": 255, "maxconn": 65535}
 states = st.builds(
     State,
     st.sampled_from(STATUSES),
-    st.none() | st.integers(0, LIMITS["weight"]),
-    st.none() | st.integers(0, LIMITS["maxconn"]),
-    st.none() | reasons,
+    **{name: st.none() | (st.integers(0, LIMITS[name]) if name in LIMITS else reasons) for name in State._fields[1:]},
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -268,10 +266,10 @@ def test_any_fields_are_a_state_or_refused(fields: dict[str, Any]) -> None:
         assert len(str(error)) < 200
     else:
         assert state.status in STATUSES
-        for name in LIMITS:
+        for name, limit in LIMITS.items():
             value = getattr(state, name)
             assert value == fields.get(name)
-            assert value is None or 0 <= value <= LIMITS[name]
+            assert value is None or 0 <= value <= limit
         assert state.reason == fields.get("reason")
         assert state.reason is None or (state.reason.strip() and 1 <= len(state.reason.encode()) <= 120)
         assert not {"#", "\n", "\r"} & set(state.answer().partition(" # ")[2])
