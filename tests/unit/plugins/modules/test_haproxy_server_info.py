@@ -292,9 +292,20 @@ class LoadBalancer:
 
         eventually(have_statuses, f"{statuses}")
 
+    def connections(self) -> int:
+        """How often anyone has connected to this HAProxy, including this call."""
+        return int(self.send("show info").partition("\nCumConns: ")[2].split()[0])
+
     @contextlib.contextmanager
     def waiting(self, **arguments: Any) -> Iterator[Waiting]:
+        """Run the module in the background, and wait until it has queried HAProxy, if HAProxy runs."""
+        before = self.connections() if self._process else 0
         waiting = Waiting({"socket": str(self.socket), "interval": 0.1, **arguments})
+        own = 1
+        while self._process and self.connections() - before <= own:
+            own += 1
+            assert own * 0.05 < PATIENCE_SECONDS, "the module does not query HAProxy"
+            time.sleep(0.05)
         try:
             yield waiting
         finally:
