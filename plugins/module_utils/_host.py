@@ -69,8 +69,7 @@ def python_version(program: str, deadline: float) -> str:
         )
     except OSError:
         return ""
-    assert process.stdout
-    with process.stdout as output:
+    with t.cast(t.IO[bytes], process.stdout) as output:
         ready, _writable, _exceptional = select.select([output], [], [], seconds_until(deadline))
         printed = os.read(output.fileno(), 32) if ready else b""
     # With all the processes that it started. It may have ended, but it has not been reaped, so the ID is still its own.

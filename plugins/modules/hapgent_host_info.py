@@ -103,7 +103,7 @@ path:
   contains:
     path:
       description: The path of this folder or file.
-      type: path
+      type: str
     uid:
       description: The user ID of the owner.
       type: int

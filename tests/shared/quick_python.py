@@ -63,8 +63,10 @@ def quick_python(folder: Path) -> Iterator[Path]:
         assert server.stdin
         assert server.stdout
         server.stdout.readline()
-        yield program
-        server.stdin.close()
+        try:
+            yield program
+        finally:
+            server.stdin.close()
 
 
 def _serve(path: Path) -> None:
