@@ -21,7 +21,7 @@ import time
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils import _as_owner, _systemd
-from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 
 UNITS = "/etc/systemd/system"
 # What the agent may keep in the folder: the state, its memory, their locks, and what an interrupted save has left.
@@ -29,6 +29,7 @@ OWN_FILES = ("", ".lock", ".tmp", ".memory", ".memory.lock", ".memory.tmp")
 # A user without rights, which need not have a name.
 NOBODY = 65534
 MAX_UNIT_BYTES = 1024 * 1024
+REAP_SECONDS = 1.0
 
 Found = dict[str, t.Any]
 
@@ -39,13 +40,13 @@ def user(name: str) -> Found | None:
         found = pwd.getpwnam(name)
     except KeyError:
         return None
-    return {"id": found.pw_uid, "comment": found.pw_gecos}
+    return {"id": found.pw_uid, "comment": printable(found.pw_gecos)}
 
 
 def group(name: str) -> Found | None:
     """Return the members of a group, or None if there is no such group."""
     try:
-        return {"members": grp.getgrnam(name).gr_mem}
+        return {"members": [printable(member) for member in grp.getgrnam(name).gr_mem]}
     except KeyError:
         return None
 
@@ -70,11 +71,14 @@ def python_version(program: str, deadline: float) -> str:
     except OSError:
         return ""
     with t.cast(t.IO[bytes], process.stdout) as output:
-        ready, _writable, _exceptional = select.select([output], [], [], seconds_until(deadline))
+        ready, _writable, _exceptional = select.select([output], [], [], max(0.0, deadline - time.monotonic()))
         printed = os.read(output.fileno(), 32) if ready else b""
     # With all the processes that it started. It may have ended, but it has not been reaped, so the ID is still its own.
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        process.wait(REAP_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass  # It hangs in a system call that cannot be interrupted.
     match = re.fullmatch(rb"([0-9]{1,3}\.[0-9]{1,3})\n", printed)
     return match[1].decode() if match else ""
 
@@ -85,7 +89,7 @@ def service_manager() -> str:
         return "systemd"
     try:
         with open("/proc/1/comm", encoding="utf-8", errors="replace") as comm:
-            return comm.read(64).strip()
+            return printable(comm.read(64).strip())
     except OSError:
         return "unknown"
 
@@ -141,7 +145,7 @@ def _is_file(path: str) -> bool:
 
 def _user_name(uid: int) -> str:
     try:
-        return pwd.getpwuid(uid).pw_name
+        return printable(pwd.getpwuid(uid).pw_name)
     except KeyError:
         return f"user {uid}"
 

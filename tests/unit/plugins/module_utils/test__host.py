@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import stat
 import time
 from pathlib import Path
@@ -30,6 +32,20 @@ def test_accounts() -> None:
     assert _host.user("no-such-user") is None
     assert _host.group("root") == {"members": []}
     assert _host.group("no-such-group") is None
+
+
+def test_accounts_are_printable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Databases such as LDAP may contain anything."""
+    hostile = "x\x1b[2J\udce4"
+    entry = pwd.struct_passwd((hostile, "x", 7, 7, hostile, "/", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwnam", lambda _name: entry)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: entry)
+    monkeypatch.setattr(grp, "getgrnam", lambda _name: grp.struct_group(("x", "x", 7, [hostile])))
+    user, group, root = _host.user("x"), _host.group("x"), _host.path_to("/etc")[0]
+    assert user
+    assert group
+    for text in (user["comment"], group["members"][0], root["owner"]):
+        assert text == "x\\x1b[2J\\udce4"
 
 
 # Python
