@@ -95,6 +95,8 @@ def _problem(error: Exception) -> str:
         return f"no complete response within {PATIENCE_SECONDS:g} s"
     if isinstance(error, RecursionError):
         return "what responds there is not an agent: its JSON is nested too deeply"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
     return str(error)
 
 

@@ -292,8 +292,10 @@ def ask(instance: Instance, deadline: float) -> Row:
         return {**status, **paths(instance), "problem": why_fail(status) or None}
     try:
         state = saved_state(instance, deadline)
-    except (StateError, PathError, NoOutcomeError, OSError) as error:
+    except (StateError, PathError, NoOutcomeError) as error:
         return {"problem": f"{instance.state_file}: {error}"}
+    except OSError as error:
+        return {"problem": f"{instance.state_file} cannot be read ({error.strerror})"}
     return {"state": state.fields(), "answer": state.answer()}
 
 

@@ -560,7 +560,8 @@ class HapgentState:
         within = f"{self.module.params['wait_timeout']:g} s"
         if result.not_received_by:
             return f"these load balancers did not receive it within {within}: {result.missing(peers)}"
-        if result.received_by:
+        polling_now = [address for address in polling(peers) if address not in self.wait_for.left_out]
+        if self.wait_for.count and polling_now:
             return f"only {len(result.received_by)} of {self.wait_for.count} load balancers received it within {within}"
         if polling(peers):
             return "all load balancers that poll the agent are in wait_except, so there is none to wait for"

@@ -1185,6 +1185,20 @@ def test_error_if_no_load_balancer_polls(agents: Agents, tmp_path: Path) -> None
     assert (result["received_by"], result["not_received_by"]) == ([], [])
 
 
+def test_error_if_fewer_load_balancers_than_requested_receive_it(
+    agents: Agents, tmp_path: Path, eventually: Eventually
+) -> None:
+    agent = start_with_status(agents, tmp_path)
+
+    def receive_nothing(_relay: Relay, status: dict[str, Any]) -> None:
+        for peer in status["peers"]:
+            peer["received"] = False
+
+    with polled(agent, eventually, {FAST: 0.1}), relayed(agent, receive_nothing):
+        result = change(agent, status="DRAIN", wait=True, wait_for=2, wait_timeout=0.5)
+    assert_not_received(result, agent, "only 0 of 2 ", " 0.5 s")
+
+
 def test_error_if_all_load_balancers_are_excluded(agents: Agents, tmp_path: Path, eventually: Eventually) -> None:
     agent = start_with_status(agents, tmp_path)
     with polled(agent, eventually, {FAST: 0.1}):
