@@ -7,10 +7,10 @@ export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
 CHECKOUT := $(CURDIR)/.cache/collections
 INSTALLED := $(CURDIR)/.cache/installed
 export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
-demo demo-down hosts-ready shell scenario-default scenario-settling scenario-rolling: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
+demo demo-down hosts shell scenario-default scenario-settling scenario-rolling: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell demo-down test check lint unit robustness playbooks hosts hosts-ready build docs shell
+.PHONY: help demo demo-shell demo-down test check lint unit robustness playbooks hosts build docs shell
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -29,15 +29,13 @@ demo-shell: ## open a shell on a host of the demo: make demo-shell HOST=demo-web
 demo-down: ## remove the demo
 	MOLECULE_EPHEMERAL_DIRECTORY=$(CURDIR)/.cache/demo tests/tools/with-hosts molecule destroy --scenario-name demo
 
-# Scenarios mostly wait, so the playbooks run beside them, at a lower priority.
 test: ## run everything: check, robustness, playbooks and hosts
 	@mkdir -p .cache && rm -f .cache/stages
-	@result=0; \
-		{ $(MAKE) --no-print-directory check robustness hosts-ready && $(MAKE) --no-print-directory --jobs 3 \
-			--output-sync=target scenario-default scenario-rolling playbooks scenario-settling; } || result=$$?; \
+	@result=0; $(MAKE) --no-print-directory check robustness playbooks hosts || result=$$?; \
 		echo "== stages"; cat .cache/stages; exit $$result
 
-check: lint unit ## run lint and the unit tests, which need no test hosts
+check: ## run lint and the unit tests, which need no test hosts, side by side
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
 lint: ## check format, types, documentation and licences; run ansible-lint and ansible-test sanity
 	@tests/tools/stage install tests/tools/install
@@ -56,15 +54,13 @@ robustness: ## test the agent against signal storms, floods, kills and full disk
 playbooks: TESTS = tests/playbooks
 playbooks: ## run the playbooks on simulated fleets, with each release of Ansible; or those in TESTS
 	@tests/tools/stage install tests/tools/install
-	@PYTHONPATH=$(CHECKOUT) tests/tools/stage playbooks nice -n 5 pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
+	@PYTHONPATH=$(CHECKOUT) tests/tools/stage playbooks pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
 
-hosts: hosts-ready ## run the molecule scenarios on real systemd hosts with a real HAProxy, two at a time
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target scenario-default scenario-rolling scenario-settling
-
-hosts-ready:
+hosts: ## run the molecule scenarios on real systemd hosts with a real HAProxy, two at a time
 	@tests/tools/stage "install for hosts" tests/tools/install hosts
 	@echo bullseye bookworm trixie | tests/tools/stage images \
 		tests/tools/with-hosts xargs -n 1 -P 3 molecule/shared/build-image localhost/hapgent-test-host
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target scenario-default scenario-rolling scenario-settling
 
 scenario-%:
 	@tests/tools/stage $@ tests/tools/with-hosts molecule test --scenario-name $*
