@@ -880,7 +880,15 @@ def test_text_of_a_health_check_may_contain_empty_lines(balancer: LoadBalancer, 
         )
         balancer.start()
         balancer.await_status(eventually, web6="UP", web7="DOWN", web8="UP")
-        for result in (balancer.run_module(), on_page(balancer)):
+        for query in (balancer.run_module, lambda: on_page(balancer)):
+            result: Result = {}
+
+            def has_text(query: Callable[[], Result] = query, result: Result = result) -> bool:
+                # HAProxy shows no text while it performs a check.
+                result.update(query())
+                return result["servers"][1]["health_check"]["text"] is not None
+
+            eventually(has_text, "the text of a health check")
             assert [server["server"] for server in result["servers"]] == ["web6", "web7", "web8"]
             text = result["servers"][1]["health_check"]["text"]
             assert text.startswith("Error: database down Traceback: File x,")
