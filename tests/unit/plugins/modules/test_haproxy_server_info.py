@@ -863,6 +863,18 @@ def test_unreadable_row_affects_only_its_server(balancer: LoadBalancer) -> None:
 BODY = b'Error: database down\n\nTraceback:\n  File x, "y" \x1b[2J\n'
 
 
+def with_text_of_the_second(query: Callable[[], Result], eventually: Eventually) -> Result:
+    """Repeat a query until it returns a text of the second server's health check: there is none during a check."""
+    result: Result = {}
+
+    def has_text() -> bool:
+        result.update(query())
+        return result["servers"][1]["health_check"]["text"] is not None
+
+    eventually(has_text, "the text of a health check")
+    return result
+
+
 def test_text_of_a_health_check_may_contain_empty_lines(balancer: LoadBalancer, eventually: Eventually) -> None:
     """The text must not end the table, and must not reach a terminal unescaped."""
     sick = FakeServer(b"HTTP/1.0 503 Sorry\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY))
@@ -881,14 +893,7 @@ def test_text_of_a_health_check_may_contain_empty_lines(balancer: LoadBalancer, 
         balancer.start()
         balancer.await_status(eventually, web6="UP", web7="DOWN", web8="UP")
         for query in (balancer.run_module, lambda: on_page(balancer)):
-            result: Result = {}
-
-            def has_text(query: Callable[[], Result] = query, result: Result = result) -> bool:
-                # HAProxy shows no text while it performs a check.
-                result.update(query())
-                return result["servers"][1]["health_check"]["text"] is not None
-
-            eventually(has_text, "the text of a health check")
+            result = with_text_of_the_second(query, eventually)
             assert [server["server"] for server in result["servers"]] == ["web6", "web7", "web8"]
             text = result["servers"][1]["health_check"]["text"]
             assert text.startswith("Error: database down Traceback: File x,")
