@@ -165,10 +165,13 @@ class Agent:
         new.replace(self.state_file)
 
     def reload(self, content: bytes, answer: bytes) -> None:
-        """Replace the state file, send HUP, and wait for the answer that results."""
+        """Replace the state file, send HUP, and wait until it is loaded and the agent answers with it."""
         self.write_state(content)
         self.send(signal.SIGHUP)
         self.await_answer(answer)
+        # The answer alone shows nothing if the agent has given the same one before. A rejected file is not recorded.
+        if answer != b"FAIL\n":
+            self.await_loaded()
 
     # Observe the agent
 
@@ -193,7 +196,9 @@ class Agent:
 
         def is_loaded() -> bool:
             now = self.state_file.stat()
-            return bool(json.loads(memory.read_bytes())["state_file"][:2] == [now.st_ino, now.st_ctime_ns])
+            # None if the last file was rejected.
+            recorded = json.loads(memory.read_bytes())["state_file"] or []
+            return bool(recorded[:2] == [now.st_ino, now.st_ctime_ns])
 
         wait_until(is_loaded, "the state file is loaded")
 
