@@ -12,9 +12,17 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: reason, asked, server
+positional: host, state, reason
 options:
   _input:
+    description: The variable C(hostvars), with what the tasks of the role have recorded.
+    type: dict
+    required: true
+  host:
+    description: The host.
+    type: str
+    required: true
+  state:
     description: The state of the host's agent, as M(hapgent.agent.hapgent_state) returns it.
     type: dict
     required: true
@@ -22,21 +30,12 @@ options:
     description: The reason of the drain. V('') means no reason.
     type: str
     required: true
-  asked:
-    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers.
-    type: list
-    elements: dict
-    required: true
-  server:
-    description: The name of the host's server in HAProxy.
-    type: str
-    required: true
 """
 
 EXAMPLES = r"""
 - name: Fail if the host cannot be drained
   ansible.builtin.assert:
-    that: not (state.after | hapgent.agent._drain_plan('release 4.2', [], 'web1')).refusal
+    that: not (hostvars | hapgent.agent._drain_plan('web1', state.after, 'release 4.2')).refusal
 """
 
 RETURN = r"""
@@ -49,11 +48,20 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import drain
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Plan, drain
+
+
+def drain_plan(hostvars: _recorded.Hostvars, host: str, state: t.Mapping[str, t.Any], reason: str) -> Plan:
+    """See DOCUMENTATION."""
+    plan = drain(state, reason, _recorded.asked(hostvars, host), _recorded.host(hostvars, host)["server"])
+    if plan["refusal"]:
+        plan["refusal"] = f"{host} cannot be drained: {plan['refusal']}. Nothing was changed on it."
+    return plan
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_drain_plan": drain}
+        return {"_drain_plan": drain_plan}

@@ -21,7 +21,7 @@ options:
     type: dict
     required: true
   hosts:
-    description: The hosts to show. The first one has queried the load balancers.
+    description: The hosts to show.
     type: list
     elements: str
     required: true
@@ -48,20 +48,19 @@ _value:
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.filter._addresses import addresses_of
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
 from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import table
 
 
-def fleet_table(
-    hostvars: t.Mapping[str, t.Mapping[str, t.Any]], hosts: t.Sequence[str], balancers: t.Iterable[str]
-) -> list[str]:
+def fleet_table(hostvars: _recorded.Hostvars, hosts: t.Sequence[str], balancers: t.Iterable[str]) -> list[str]:
     """See DOCUMENTATION."""
-    variables = [hostvars[host] for host in hosts]
+    settings = [_recorded.host(hostvars, host) for host in hosts]
     return table(
         hosts,
-        [host.get("hapgent__server", "") for host in variables],
-        [host.get("hapgent__server_backends", []) for host in variables],
-        [host.get("hapgent__agent", {}) for host in variables],
-        variables[0]["hapgent__queried"]["results"],
+        [own["server"] for own in settings],
+        [own["backends"] for own in settings],
+        [_recorded.agent(hostvars, host) for host in hosts],
+        _recorded.asked_by_all(hostvars, hosts),
         known=addresses_of(hostvars, balancers),
     )
 

@@ -17,9 +17,17 @@ description:
   - HAProxy keeps a server out of rotation if it was set to drain or maintenance manually or in the configuration.
     While the agent reports C(DRAIN) with the given reason, a drain in HAProxy is attributed to the agent.
   - A server that is only down is not considered to be kept out.
-positional: reason, asked, server
+positional: host, state, reason, in_haproxy
 options:
   _input:
+    description: The variable C(hostvars), with what the tasks of the role have recorded.
+    type: dict
+    required: true
+  host:
+    description: The host.
+    type: str
+    required: true
+  state:
     description: The state of the server's agent, as returned by M(hapgent.agent.hapgent_state).
     type: dict
     required: true
@@ -27,14 +35,9 @@ options:
     description: Your own reason. An agent that reports C(DRAIN) with this reason is not reported.
     type: str
     required: true
-  asked:
-    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers.
-    type: list
-    elements: dict
-    required: true
-  server:
-    description: The name of the server in HAProxy.
-    type: str
+  in_haproxy:
+    description: Whether to also report a server that HAProxy keeps out of rotation.
+    type: bool
     required: true
 """
 
@@ -44,15 +47,9 @@ EXAMPLES = r"""
   check_mode: true
   register: state
 
-- name: Query the load balancers
-  hapgent.agent.haproxy_server_info:
-  delegate_to: "{{ item }}"
-  loop: [lb1, lb2]
-  register: asked
-
 - name: Work on the server unless something else keeps it out of rotation
   ansible.builtin.import_tasks: work.yml
-  when: not state.after | hapgent.agent._kept_out_by('release 4.2', asked.results, inventory_hostname)
+  when: not hostvars | hapgent.agent._kept_out_by('web1', state.after, 'release 4.2', false)
 """
 
 RETURN = r"""
@@ -63,11 +60,19 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import kept_out
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _fleet, _recorded
+
+
+def kept_out_by(
+    hostvars: _recorded.Hostvars, host: str, state: t.Mapping[str, t.Any], reason: str, in_haproxy: bool
+) -> str:
+    """See DOCUMENTATION."""
+    asked = _recorded.asked(hostvars, host) if in_haproxy else []
+    return _fleet.kept_out(state, reason, asked, _recorded.host(hostvars, host)["server"])
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_kept_out_by": kept_out}
+        return {"_kept_out_by": kept_out_by}

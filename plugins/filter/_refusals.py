@@ -12,10 +12,10 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: leaving, first
+positional: leaving
 options:
   _input:
-    description: The variable C(hostvars), with what C(steps/check_capacity.yml) has recorded.
+    description: The variable C(hostvars), with what the tasks of the role have recorded.
     type: dict
     required: true
   leaving:
@@ -23,16 +23,12 @@ options:
     type: list
     elements: str
     required: true
-  first:
-    description: The host that has queried the agents of the fleet.
-    type: str
-    required: true
 """
 
 EXAMPLES = r"""
 - name: Fail if too few servers would stay in rotation
   ansible.builtin.assert:
-    that: not hostvars | hapgent.agent._refusals(['web1'], 'web1')
+    that: not hostvars | hapgent.agent._refusals(['web1'])
 """
 
 RETURN = r"""
@@ -45,23 +41,26 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.hapgent.agent.plugins.plugin_utils import _fleet
-from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _fleet, _recorded
 
 
-def refusals(hostvars: t.Mapping[str, t.Mapping[str, t.Any]], leaving: t.Iterable[str], first: str) -> list[str]:
+def refusals(hostvars: _recorded.Hostvars, leaving: t.Iterable[str]) -> list[str]:
     """Return why these hosts must stay in rotation. Raises AnsibleFilterError."""
-    agents = hostvars[first].get("hapgent__fleet_queried", {}).get("results", [])
     try:
-        return _fleet.refusals([_view(host, hostvars[host]["hapgent__capacity_view"], agents) for host in leaving])
+        return _fleet.refusals([_view(hostvars, host) for host in leaving])
     except _fleet.FleetError as error:
         raise AnsibleFilterError(str(error)) from error
 
 
-def _view(host: str, recorded: t.Mapping[str, t.Any], agents: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, t.Any]:
-    # A fleet that does not include the host says nothing about the servers that can replace it.
-    members = recorded["fleet"] if host in recorded["fleet"] else []
-    return {**recorded, "host": host, "agents": [agent for agent in agents if name_of(agent) in members]}
+def _view(hostvars: _recorded.Hostvars, host: str) -> dict[str, t.Any]:
+    settings = _recorded.host(hostvars, host)
+    return {
+        "host": host,
+        "server": settings["server"],
+        "min_up": settings["min_up"],
+        "asked": _recorded.asked(hostvars, host),
+        "agents": _recorded.fleet_agents(hostvars, host),
+    }
 
 
 class FilterModule:

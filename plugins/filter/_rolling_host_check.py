@@ -12,33 +12,26 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: view, reason, asked
+positional: host, reason
 options:
   _input:
-    description: The result of M(hapgent.agent.hapgent_state) in check mode.
+    description: The variable C(hostvars), with what the tasks of the role have recorded.
     type: dict
     required: true
-  view:
-    description: The host, with the keys C(host), C(server) and C(backends).
-    type: dict
+  host:
+    description: The host.
+    type: str
     required: true
   reason:
     description: The reason of the rolling update.
     type: str
-    required: true
-  asked:
-    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers of the host.
-    type: list
-    elements: dict
     required: true
 """
 
 EXAMPLES = r"""
 - name: Show whether web1 is done
   ansible.builtin.debug:
-    msg: "{{ (agent | hapgent.agent._rolling_host_check(web1, 'release 4.2', [])).done }}"
-  vars:
-    web1: {host: web1, server: web1, backends: []}
+    msg: "{{ (hostvars | hapgent.agent._rolling_host_check('web1', 'release 4.2')).done }}"
 """
 
 RETURN = r"""
@@ -51,11 +44,18 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import host_check
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import HostCheck, host_check
+
+
+def rolling_host_check(hostvars: _recorded.Hostvars, host: str, reason: str) -> HostCheck:
+    """See DOCUMENTATION."""
+    server, asked = _recorded.host(hostvars, host)["server"], _recorded.asked(hostvars, host)
+    return host_check(host, _recorded.agent(hostvars, host), reason, asked, server)
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_rolling_host_check": host_check}
+        return {"_rolling_host_check": rolling_host_check}

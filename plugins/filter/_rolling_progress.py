@@ -50,23 +50,15 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Progress, Turn, progress
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Progress, progress
 
 
 def rolling_progress(
-    hostvars: t.Mapping[str, t.Mapping[str, t.Any]], hosts: t.Sequence[str], plays: t.Collection[str], reason: str
+    hostvars: _recorded.Hostvars, hosts: t.Sequence[str], plays: t.Collection[str], reason: str
 ) -> Progress:
     """See DOCUMENTATION."""
-    return progress({host: _turn(hostvars[host], host in plays) for host in hosts}, reason)
-
-
-def _turn(variables: t.Mapping[str, t.Any], plays: bool) -> Turn:
-    return {
-        "reason": variables.get("hapgent__started_reason", ""),
-        "done": variables.get("hapgent__done", False),
-        "kept_out": variables.get("hapgent__kept_out", ""),
-        "plays": plays,
-    }
+    return progress({host: _recorded.turn(hostvars, host, plays=host in plays) for host in hosts}, reason)
 
 
 class FilterModule:

@@ -6,34 +6,28 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _server_problems
-short_description: Report the load balancers that do not list a server
+short_description: Report the load balancers that did not answer or do not list a server
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: server, backends
+positional: host
 options:
   _input:
-    description: The results of M(hapgent.agent.haproxy_server_info) in a loop over the load balancers.
-    type: list
-    elements: dict
+    description: The variable C(hostvars), with what the tasks of the role have recorded.
+    type: dict
     required: true
-  server:
-    description: The name of the server in HAProxy.
+  host:
+    description: The host.
     type: str
-    required: true
-  backends:
-    description: The backends that were queried. An empty list means all backends.
-    type: list
-    elements: str
     required: true
 """
 
 EXAMPLES = r"""
 - name: Check that each load balancer has the server
   ansible.builtin.assert:
-    that: not asked.results | hapgent.agent._server_problems('web1', [])
+    that: not hostvars | hapgent.agent._server_problems(inventory_hostname)
 """
 
 RETURN = r"""
@@ -44,7 +38,15 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import server_problems
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers, _recorded
+
+
+def server_problems(hostvars: _recorded.Hostvars, host: str) -> str:
+    """See DOCUMENTATION."""
+    asked, settings = _recorded.asked(hostvars, host), _recorded.host(hostvars, host)
+    return _balancers.query_problems(asked, settings["load_balancer_pattern"]) or _balancers.server_problems(
+        asked, settings["server"], settings["backends"]
+    )
 
 
 class FilterModule:

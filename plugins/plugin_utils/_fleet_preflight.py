@@ -18,7 +18,12 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import ho
 MISSING = {"hapgent_hosts": "the hosts of --limit", "hapgent_serial": "one at a time"}
 MIN_UP = re.compile("[0-9]{1,6}|([0-9]{1,2}|100)%")
 DAY = 86400
-RANGES = {"hapgent_grace": (0, DAY), "hapgent_wait_timeout": (0, DAY), "hapgent_server_port": (1, 65535)}
+RANGES = {
+    "hapgent_grace": (0, DAY),
+    "hapgent_wait_timeout": (0, DAY),
+    "hapgent_server_port": (1, 65535),
+    "hapgent_health_tries": (1, DAY),
+}
 
 
 class Given(t.TypedDict):

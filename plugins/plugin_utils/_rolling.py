@@ -38,13 +38,14 @@ class Turn(t.TypedDict):
     """What a rolling update has recorded about a host.
 
     C(reason) is the reason of the update in which the host has had its turn, '' before that. C(done) is whether the
-    host is updated, C(kept_out) what else keeps it out of rotation, '' if there is nothing. C(plays) is whether Ansible
-    still runs tasks on the host.
+    host is updated, C(kept_out) what else keeps it out of rotation, and C(sessions_left) which sessions its drain has
+    left, both '' if there is nothing. C(plays) is whether Ansible still runs tasks on the host.
     """
 
     reason: str
     done: bool
     kept_out: str
+    sessions_left: str
     plays: bool
 
 
@@ -52,12 +53,14 @@ class Progress(t.TypedDict):
     """The hosts that are done, not finished, and kept out of rotation by something else; and a summary of these.
 
     C(halted) are the hosts because of which the update must not continue: those whose tasks failed or ended the play.
+    C(sessions_left) names the sessions that were left on all hosts.
     """
 
     done: list[str]
     unfinished: list[str]
     kept_out: list[str]
     halted: list[str]
+    sessions_left: str
     summary: str
 
 
@@ -68,30 +71,21 @@ class Decision(t.TypedDict):
     summary: str
 
 
-def host_check(agent: Result, view: Result, reason: str, asked: t.Iterable[Result]) -> HostCheck:
+def host_check(host: str, agent: Result, reason: str, asked: t.Iterable[Result], server: str) -> HostCheck:
     """Determine the progress of one host. C(agent) is the result of C(hapgent_state) in check mode.
 
-    C(view) has its C(host), C(server) (its name in HAProxy) and C(backends), the backends to check; none means all.
-    C(asked) has the results of C(haproxy_server_info) for the load balancers of the host.
+    C(asked) has the results of C(haproxy_server_info) for its load balancers, C(server) is its name in HAProxy.
     """
-    host, backends = view["host"], view["backends"]
     if "before" not in agent or agent.get("unreachable") or agent.get("msg"):
         what = "is unreachable" if agent.get("unreachable") else "does not report its state"
         problem = f"{what}: {printable(agent.get('msg', 'unknown'), MAX_SHOWN).rstrip('.')}"
         return {"host": host, "problem": problem, "kept_out": "", "done": False, "begun": False}
     state = agent["before"]
-    narrowed = [
-        {
-            **result,
-            "servers": [row for row in result.get("servers", []) if not backends or row["backend"] in backends],
-        }
-        for result in asked
-    ]
     ours = state.get("reason") == reason
     return {
         "host": host,
         "problem": "",
-        "kept_out": printable(kept_out(state, reason, narrowed, view["server"]), MAX_SHOWN),
+        "kept_out": printable(kept_out(state, reason, asked, server), MAX_SHOWN),
         "done": state["status"] == "UP" and ours,
         "begun": state["status"] == "DRAIN" and ours,
     }
@@ -107,13 +101,14 @@ def decision(checks: t.Sequence[HostCheck], reason: str, when_kept_out: str, lim
     if problems:
         listed = "; ".join(f"{seen['host']} {seen['problem']}" for seen in problems)
         return {
-            "refusal": f"{listed}. Fix this, or exclude hosts that are down: {_limit(problems, limit)}",
+            "refusal": f"{listed}. Fix this, or exclude hosts that are down: {_limit(problems, limit)}. "
+            "Nothing was changed.",
             "summary": "",
         }
     if kept and when_kept_out == "fail":
         return {
             "refusal": f"Something else keeps hosts out of rotation: {_kept(kept)}. Bring them back, exclude them "
-            f"({_limit(kept, limit)}), or continue without them: hapgent_kept_out=skip",
+            f"({_limit(kept, limit)}), or continue without them: hapgent_kept_out=skip. Nothing was changed.",
             "summary": "",
         }
     return {"refusal": "", "summary": _summary(checks, reason)}
@@ -132,6 +127,9 @@ def progress(turns: t.Mapping[str, Turn], reason: str) -> Progress:
         "unfinished": unfinished,
         "kept_out": kept,
         "halted": [host for host, turn in turns.items() if host in unfinished or not turn["plays"]],
+        "sessions_left": " ".join(
+            f"{host}: {turn['sessions_left']}" for host, turn in turns.items() if turn["sessions_left"]
+        ),
         "summary": f"Done: {_listed(done)}. Not finished: {_listed(unfinished)}. "
         f"Kept out by something else: {reasons or 'none'}. Not touched: {_listed(untouched)}.",
     }

@@ -15,7 +15,6 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Turn
 Result = dict[str, Any]
 
 OURS = "release 10"
-VIEW = {"host": "web1", "server": "s1", "backends": ["web"]}
 
 
 def balancer(backend: str, admin: str) -> Result:
@@ -32,11 +31,6 @@ HOST_CHECKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]
     "drained with another reason": ({"before": {"status": "DRAIN", "reason": "disk"}}, [], (False, True, False, False)),
     "in maintenance": ({"before": {"status": "MAINT"}}, [], (False, True, False, False)),
     "drained in HAProxy": ({"before": {"status": "UP"}}, [balancer("web", "drain")], (False, True, False, False)),
-    "drained in another backend": (
-        {"before": {"status": "UP"}},
-        [balancer("api", "drain")],
-        (False, False, False, False),
-    ),
     "a load balancer that is silent": ({"before": {"status": "UP"}}, [{"item": "lb1"}], (False, False, False, False)),
     "cannot be reached": ({"unreachable": True, "msg": "No route"}, [], (True, False, False, False)),
     "no agent": ({"msg": "No service hapgent runs."}, [], (True, False, False, False)),
@@ -51,7 +45,7 @@ HOST_CHECKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]
 
 @pytest.mark.parametrize(("agent", "asked", "expected"), HOST_CHECKS.values(), ids=HOST_CHECKS)
 def test_progress_of_a_host(agent: Result, asked: list[Result], expected: tuple[bool, ...]) -> None:
-    seen = host_check(agent, VIEW, OURS, asked)
+    seen = host_check("web1", agent, OURS, asked, "s1")
     assert (bool(seen["problem"]), bool(seen["kept_out"]), seen["done"], seen["begun"]) == expected
     assert seen["host"] == "web1"
 
@@ -67,14 +61,17 @@ DONE, BEGUN, OPEN = host("c", done=True), host("d", begun=True), host("e")
 @pytest.mark.parametrize("mode", ["fail", "skip"])
 def test_update_does_not_begin_with_an_unknown_host(mode: str) -> None:
     refusal = decision([OPEN, DOWN, host("f", problem="no agent")], OURS, mode, "")["refusal"]
-    assert refusal == "a is down; f no agent. Fix this, or exclude hosts that are down: --limit='all,!a,!f'"
+    assert (
+        refusal
+        == "a is down; f no agent. Fix this, or exclude hosts that are down: --limit='all,!a,!f'. Nothing was changed."
+    )
 
 
 def test_update_does_not_begin_if_something_else_keeps_a_host_out() -> None:
     refusal = decision([OPEN, KEPT], OURS, "fail", "web")["refusal"]
     assert refusal == (
         "Something else keeps hosts out of rotation: b: in MAINT. Bring them back, exclude them (--limit='web,!b'), "
-        "or continue without them: hapgent_kept_out=skip"
+        "or continue without them: hapgent_kept_out=skip. Nothing was changed."
     )
     skipped = decision([OPEN, KEPT], OURS, "skip", "")
     assert skipped["refusal"] == ""
@@ -105,8 +102,9 @@ def test_summary_of_the_progress(checks: list[Any], summary: str) -> None:
 
 
 def test_text_from_agents_is_escaped() -> None:
-    assert host_check({"msg": "\x1b[2J"}, VIEW, OURS, [])["problem"].isprintable()
-    assert host_check({"before": {"status": "MAINT", "reason": "\u202e"}}, VIEW, OURS, [])["kept_out"].isprintable()
+    assert host_check("web1", {"msg": "\x1b[2J"}, OURS, [], "s1")["problem"].isprintable()
+    agent = {"before": {"status": "MAINT", "reason": "\u202e"}}
+    assert host_check("web1", agent, OURS, [], "s1")["kept_out"].isprintable()
 
 
 @pytest.mark.parametrize("limit", ["", "web:!away", "web,!away", "!away"])
@@ -126,8 +124,8 @@ def test_advised_limit_excludes_the_named_hosts(limit: str) -> None:
 # Progress during the update
 
 
-def turn(reason: str = "", done: bool = False, kept_out: str = "", plays: bool = True) -> Turn:
-    return {"reason": reason, "done": done, "kept_out": kept_out, "plays": plays}
+def turn(reason: str = "", done: bool = False, kept_out: str = "", sessions_left: str = "", plays: bool = True) -> Turn:
+    return {"reason": reason, "done": done, "kept_out": kept_out, "sessions_left": sessions_left, "plays": plays}
 
 
 # The turns of hosts; those that are done, unfinished, kept out and halted.
@@ -160,3 +158,8 @@ def test_summary_of_an_update_names_all_hosts() -> None:
     assert progress(turns, OURS)["summary"] == (
         "Done: web1. Not finished: web2. Kept out by something else: web3: disk. Not touched: web4."
     )
+
+
+def test_sessions_that_were_left_are_listed_by_host() -> None:
+    turns = {"web1": turn(OURS, sessions_left="lb1: 2 sessions"), "web2": turn(OURS), "web3": turn(sessions_left="x")}
+    assert progress(turns, OURS)["sessions_left"] == "web1: lb1: 2 sessions web3: x"

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Ansible can call the filters of the role fleet. test__fleet.py tests their results in detail."""
+"""Ansible can call the private plugins of the role fleet. The tests of plugin_utils test their results in detail."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def balancer(item: str, **servers: bool) -> Result:
             "status": "UP" if takes else "DRAIN",
             "takes_new_sessions": takes,
             "admin_state": "ready" if takes else "drain",
+            "admin_by": [],
+            "configured_weight": 1,
         }
         for name, takes in servers.items()
     ]
@@ -40,11 +42,18 @@ def agent(item: str, status: str) -> Result:
 # What the tasks of the role have recorded about the host, as far as the filters read it.
 RECORDED = {
     "ansible_host": "192.0.2.1",
-    "hapgent__server": "web1",
+    "hapgent__host": {
+        "server": "web1",
+        "backends": [],
+        "load_balancers": ["lb1"],
+        "load_balancer_pattern": "lb1",
+        "min_up": "half",
+        "fleet": [],
+    },
+    "hapgent__asker": {"name": "web1"},
     "hapgent__agent": agent("web1", "UP"),
     "hapgent__queried": {"results": [balancer("lb1", web1=True)]},
-    "hapgent__capacity_view": {"server": "web1", "min_up": "half", "asked": [], "fleet": []},
-    "hapgent__done": True,
+    "hapgent__turn": {"done": True},
 }
 # A call of each filter that reads hostvars, and its result.
 CALLS: dict[str, tuple[str, object]] = {
@@ -54,7 +63,7 @@ CALLS: dict[str, tuple[str, object]] = {
     ),
     "_addresses": ("{{ hostvars | hapgent.agent._addresses(['web1']) }}", {"192.0.2.1": "web1"}),
     "_kept_out_by": (
-        "{{ {'status': 'DRAIN'} | hapgent.agent._kept_out_by('release 4.2', hapgent__queried.results, 'web1') }}",
+        "{{ hostvars | hapgent.agent._kept_out_by('web1', {'status': 'DRAIN'}, 'release 4.2', true) }}",
         "its agent reports DRAIN",
     ),
     "_rolling_progress": (
@@ -75,7 +84,7 @@ def test_filters_work_in_playbooks(run_playbook: RunPlaybook, tmp_path: Path) ->
         for got, wanted in CALLS.values()
     ]
     facts = {"ansible.builtin.set_fact": RECORDED}
-    refused = {"ansible.builtin.debug": {"msg": "{{ hostvars | hapgent.agent._refusals(['web1'], 'web1') }}"}}
+    refused = {"ansible.builtin.debug": {"msg": "{{ hostvars | hapgent.agent._refusals(['web1']) }}"}}
     play = {
         "hosts": "web1",
         "gather_facts": False,
@@ -87,3 +96,17 @@ def test_filters_work_in_playbooks(run_playbook: RunPlaybook, tmp_path: Path) ->
     assert "hapgent_min_up must be " in output
     assert "half" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.oldest_too
+def test_decision_is_recorded_unless_it_is_a_refusal(run_playbook: RunPlaybook, tmp_path: Path) -> None:
+    decisions = {"accepted": "{{ {'refusal': '', 'reason': '4.10'} }}", "refused": {"refusal": "No.", "reason": "x"}}
+    tasks = [
+        {"hapgent.agent.hapgent_decision": {"decision": decision}, "register": name, "ignore_errors": True}
+        for name, decision in decisions.items()
+    ]
+    wanted = ["accepted is success", "accepted.reason == '4.10'", "refused is failed", "refused.msg == 'No.'"]
+    asserted = {"ansible.builtin.assert": {"that": [*wanted, "refused.reason is not defined"]}}
+    play = {"hosts": "web1", "gather_facts": False, "tasks": [*tasks, asserted]}
+    (tmp_path / "playbook.yml").write_text(json.dumps([play]), encoding="utf-8")
+    run_playbook("playbook.yml")

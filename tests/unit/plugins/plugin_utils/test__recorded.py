@@ -1,0 +1,89 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What one host has asked is divided among the hosts for which it has asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
+
+Result = dict[str, Any]
+
+
+def settings(*load_balancers: str, backends: tuple[str, ...] = (), fleet: tuple[str, ...] = ()) -> Result:
+    return {"server": "s1", "backends": [*backends], "load_balancers": [*load_balancers], "fleet": [*fleet]}
+
+
+def balancer(name: str, *rows: str, unreadable: tuple[str, ...] = ()) -> Result:
+    """The result of a load balancer with these servers, as backend/server."""
+    servers = [dict(zip(("backend", "server"), row.split("/"))) for row in rows]
+    return {"item": name, "servers": servers, "unreadable": dict.fromkeys(unreadable, "short")}
+
+
+ASKED = [
+    balancer("lb1", "web/s1", "web/s2", "api/s1", unreadable=("web/s3", "api/s4", "?/?")),
+    balancer("lb2", "web/s1"),
+    {"item": "lb3", "msg": "It is silent."},
+]
+AGENTS = [{"item": "web1", "instances": []}, {"item": "web2", "instances": []}]
+HOSTVARS: dict[str, dict[str, Any]] = {
+    "web1": {
+        "hapgent__asker": {"name": "web1"},
+        "hapgent__host": settings("lb1", "lb2"),
+        "hapgent__queried": {"results": ASKED},
+        "hapgent__fleet_queried": {"results": AGENTS},
+    },
+    # A task that is skipped also registers its result.
+    "web2": {
+        "hapgent__asker": {"name": "web1"},
+        "hapgent__host": settings("lb1", backends=("api",)),
+        "hapgent__queried": {"skipped": True},
+    },
+    "web3": {"hapgent__asker": {"name": "web1"}, "hapgent__host": settings("lb3", backends=("web",))},
+    "web4": {"hapgent__asker": {"name": "web1"}, "hapgent__host": settings(fleet=("web2", "web4"))},
+    "web5": {"hapgent__asker": {"name": "web1"}, "hapgent__host": settings(fleet=("web1", "web2"))},
+    "web6": {"hapgent__asker": {"name": "web1"}, "hapgent__host": settings(fleet=("web2", "web6"))},
+    "with invalid variables": {"hapgent__host": {"failed": True, "msg": "hapgent_min_up must be ..."}},
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "results"),
+    [
+        ("web1", ASKED[:2]),
+        ("web2", [balancer("lb1", "api/s1", unreadable=("api/s4", "?/?"))]),
+        ("web3", ASKED[2:]),
+        ("web4", []),
+    ],
+)
+def test_host_gets_the_results_of_its_load_balancers_and_backends(host: str, results: list[Result]) -> None:
+    assert _recorded.asked(HOSTVARS, host) == results
+
+
+def test_results_for_all_hosts_come_from_the_host_that_asked() -> None:
+    assert _recorded.asked_by_all(HOSTVARS, ["with invalid variables", "web2"]) == ASKED
+    assert _recorded.asked_by_all(HOSTVARS, ["with invalid variables"]) == []
+
+
+@pytest.mark.parametrize(("host", "members"), [("web4", ["web2"]), ("web5", []), ("web6", ["web2"]), ("web1", [])])
+def test_fleet_counts_only_for_a_host_that_it_includes(host: str, members: list[str]) -> None:
+    assert [result["item"] for result in _recorded.fleet_agents(HOSTVARS, host)] == members
+
+
+def test_host_before_its_turn() -> None:
+    assert _recorded.turn(HOSTVARS, "web1", plays=True) == {
+        "reason": "",
+        "done": False,
+        "kept_out": "",
+        "sessions_left": "",
+        "plays": True,
+    }
+
+
+def test_host_with_invalid_variables_has_no_server() -> None:
+    assert _recorded.host(HOSTVARS, "with invalid variables")["server"] == ""
+    assert _recorded.agent(HOSTVARS, "with invalid variables") == {}
