@@ -42,8 +42,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-'*':
-  description: The keys of O(decision).
-  returned: success
-  type: raw
+refusal:
+  description: Empty. The other keys of O(decision) are returned too.
+  returned: if O(decision) has this key
+  type: str
+  sample: ""
 """

@@ -19,7 +19,7 @@ Result = dict[str, Any]
 
 
 def balancer(item: str, **servers: bool) -> Result:
-    rows = [
+    rows: list[Result] = [
         {
             "backend": "web",
             "server": name,

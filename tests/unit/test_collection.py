@@ -102,7 +102,7 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
     )
     modules = listed["all"]["module"]
     returned = {
-        "hapgent.agent.hapgent_decision": {"*"},
+        "hapgent.agent.hapgent_decision": {"refusal"},
         "hapgent.agent.hapgent_host_info": {
             "user",
             "group",

@@ -20,7 +20,8 @@ def settings(*load_balancers: str, backends: tuple[str, ...] = (), fleet: tuple[
 
 def balancer(name: str, *rows: str, unreadable: tuple[str, ...] = ()) -> Result:
     """The result of a load balancer with these servers, as backend/server."""
-    servers = [dict(zip(("backend", "server"), row.split("/"))) for row in rows]
+    pairs = [row.split("/") for row in rows]
+    servers = [{"backend": backend, "server": server} for backend, server in pairs]
     return {"item": name, "servers": servers, "unreadable": dict.fromkeys(unreadable, "short")}
 
 
