@@ -54,7 +54,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Plan, 
 
 def drain_plan(hostvars: _recorded.Hostvars, host: str, state: t.Mapping[str, t.Any], reason: str) -> Plan:
     """See DOCUMENTATION."""
-    plan = drain(state, reason, _recorded.asked(hostvars, host), _recorded.host(hostvars, host)["server"])
+    plan = drain(state, reason, _recorded.asked(hostvars, host), _recorded.settings(hostvars, host)["server"])
     if plan["refusal"]:
         plan["refusal"] = f"{host} cannot be drained: {plan['refusal']}. Nothing was changed on it."
     return plan

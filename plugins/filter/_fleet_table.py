@@ -54,7 +54,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import table
 
 def fleet_table(hostvars: _recorded.Hostvars, hosts: t.Sequence[str], balancers: t.Iterable[str]) -> list[str]:
     """See DOCUMENTATION."""
-    settings = [_recorded.host(hostvars, host) for host in hosts]
+    settings = [_recorded.settings(hostvars, host) for host in hosts]
     return table(
         hosts,
         [own["server"] for own in settings],

@@ -68,7 +68,7 @@ def kept_out_by(
 ) -> str:
     """See DOCUMENTATION."""
     asked = _recorded.asked(hostvars, host) if in_haproxy else []
-    return _fleet.kept_out(state, reason, asked, _recorded.host(hostvars, host)["server"])
+    return _fleet.kept_out(state, reason, asked, _recorded.settings(hostvars, host)["server"])
 
 
 class FilterModule:

@@ -53,7 +53,7 @@ def refusals(hostvars: _recorded.Hostvars, leaving: t.Iterable[str]) -> list[str
 
 
 def _view(hostvars: _recorded.Hostvars, host: str) -> dict[str, t.Any]:
-    settings = _recorded.host(hostvars, host)
+    settings = _recorded.settings(hostvars, host)
     return {
         "host": host,
         "server": settings["server"],

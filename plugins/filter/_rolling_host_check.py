@@ -50,7 +50,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Host
 
 def rolling_host_check(hostvars: _recorded.Hostvars, host: str, reason: str) -> HostCheck:
     """See DOCUMENTATION."""
-    server, asked = _recorded.host(hostvars, host)["server"], _recorded.asked(hostvars, host)
+    server, asked = _recorded.settings(hostvars, host)["server"], _recorded.asked(hostvars, host)
     return host_check(host, _recorded.agent(hostvars, host), reason, asked, server)
 
 

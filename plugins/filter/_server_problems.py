@@ -43,7 +43,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers, _
 
 def server_problems(hostvars: _recorded.Hostvars, host: str) -> str:
     """See DOCUMENTATION."""
-    asked, settings = _recorded.asked(hostvars, host), _recorded.host(hostvars, host)
+    asked, settings = _recorded.asked(hostvars, host), _recorded.settings(hostvars, host)
     return _balancers.query_problems(asked, settings["load_balancer_pattern"]) or _balancers.server_problems(
         asked, settings["server"], settings["backends"]
     )

@@ -42,12 +42,12 @@ def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) ->
 
     C(asked) has the results of C(haproxy_server_info) in a loop over the load balancers.
     """
-    said = f"its agent reports {answer_of(state)}"
+    reported = f"its agent reports {answer_of(state)}"
     if state["status"] == "DRAIN":
         others = state.get("reason", "") != reason
-        return _plan(change=not others, note=f"{said}, which is kept" if others else "")
+        return _plan(change=not others, note=f"{reported}, which is kept" if others else "")
     if state["status"] not in IN:
-        return _plan(change=False, note=f"{said}, which is kept")
+        return _plan(change=False, note=f"{reported}, which is kept")
     rows = [(name_of(result), row) for result in asked for row in result.get("servers", []) if row["server"] == server]
     in_maint = [f"{row['backend']}/{row['server']} on {name}" for name, row in rows if _agent_would_end(row)]
     if not in_maint:
@@ -70,11 +70,11 @@ def undrain(state: Fields, reason: str, found_out: str) -> Plan:
     has left unchanged, '' if there is none: such a state is not ended either.
     """
     if state["status"] in IN and not found_out:
-        said = state.get("reason", "")
-        if said in ("", reason):
+        their_reason = state.get("reason", "")
+        if their_reason in ("", reason):
             return _plan(change=True)
         if reason:
-            return _plan(change=True, keeps=said)
+            return _plan(change=True, keeps=their_reason)
         return _plan(change=True, note=f"this removes the reason: its agent reports {answer_of(state)}")
     if found_out:
         return _plan(change=False, note=f"it was out of rotation before this run, and stays out ({found_out})")

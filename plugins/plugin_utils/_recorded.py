@@ -17,7 +17,7 @@ Result = t.Mapping[str, t.Any]
 Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
 
 
-class Host(t.TypedDict):
+class Settings(t.TypedDict):
     """What steps/check_variables.yml has recorded. C(min_up) and C(fleet) are there if the host may be drained."""
 
     server: str
@@ -28,9 +28,9 @@ class Host(t.TypedDict):
     fleet: list[str]
 
 
-def host(hostvars: Hostvars, name: str) -> Host:
+def settings(hostvars: Hostvars, name: str) -> Settings:
     """The settings of a host, empty if its variables are invalid."""
-    empty: Host = {
+    empty: Settings = {
         "server": "",
         "backends": [],
         "load_balancers": [],
@@ -38,7 +38,7 @@ def host(hostvars: Hostvars, name: str) -> Host:
         "min_up": 0,
         "fleet": [],
     }
-    return t.cast(Host, {**empty, **hostvars[name].get("hapgent__host", {})})
+    return t.cast(Settings, {**empty, **hostvars[name].get("hapgent__settings", {})})
 
 
 def agent(hostvars: Hostvars, name: str) -> Result:
@@ -52,7 +52,7 @@ def asked(hostvars: Hostvars, name: str) -> list[Result]:
 
     One host has queried all load balancers for all hosts, see steps/query_for_all.yml.
     """
-    own = host(hostvars, name)
+    own = settings(hostvars, name)
     return [
         _narrowed(result, own["backends"])
         for result in _queried(hostvars, name, "hapgent__queried")
@@ -73,7 +73,7 @@ def fleet_agents(hostvars: Hostvars, name: str) -> list[Result]:
 
     Such a fleet says nothing about the servers that can replace the host.
     """
-    members = host(hostvars, name)["fleet"]
+    members = settings(hostvars, name)["fleet"]
     if name not in members:
         return []
     return [result for result in _queried(hostvars, name, "hapgent__fleet_queried") if name_of(result) in members]

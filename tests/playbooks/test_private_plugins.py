@@ -42,7 +42,7 @@ def agent(item: str, status: str) -> Result:
 # What the tasks of the role have recorded about the host, as far as the filters read it.
 RECORDED = {
     "ansible_host": "192.0.2.1",
-    "hapgent__host": {
+    "hapgent__settings": {
         "server": "web1",
         "backends": [],
         "load_balancers": ["lb1"],

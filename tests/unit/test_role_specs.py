@@ -170,7 +170,7 @@ def test_variables_of_the_playbooks_are_documented() -> None:
     assert [name for name in [*OF_PLAYBOOKS, "reason"] if f"`{name}`" not in readme] == []
 
 
-# Loops in tasks
+# Names in tasks
 
 
 def tasks(node: Any) -> Iterator[dict[str, Any]]:
@@ -182,6 +182,23 @@ def tasks(node: Any) -> Iterator[dict[str, Any]]:
 
 
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.glob("roles/*/tasks/**/*.yml"))}
+
+
+def recorded_by(role: Path) -> set[str]:
+    """Return the variables that the tasks of a role register or set as facts."""
+    found: set[str] = set()
+    for file in sorted((role / "tasks").rglob("*.yml")):
+        for task in tasks(read(file)):
+            found |= {task.get("register", ""), *task.get("ansible.builtin.set_fact", {})} - {""}
+    return found
+
+
+def test_the_roles_do_not_overwrite_what_the_other_has_recorded() -> None:
+    # A play may drain a host, run the role hapgent and undrain the host.
+    both = recorded_by(HAPGENT), recorded_by(FLEET)
+    assert all(both)
+    assert both[0] & both[1] == set()
+    assert all(name.startswith("hapgent__") for names in both for name in names)
 
 
 @pytest.mark.parametrize("file", FILES.values(), ids=FILES)

@@ -49,7 +49,7 @@ REFUSED = [
     # Debian's staff may write there.
     ("hapgent_state_file", "/var/local/hapgent/state.json"),
     ("hapgent_user", "no-such-user"),
-    # It would stay for ever: nothing tells who created it.
+    # It would stay for ever: nothing records who created it.
     ("hapgent_group", "shops"),
     ("hapgent_python", "/home/ops/venv/bin/python"),
     ("hapgent_python", "/bin/true"),

@@ -181,7 +181,7 @@ def test_invalid_min_up_is_refused(min_up: object) -> None:
 
 def pool(**members: str) -> Pool:
     """A pool of servers with these statuses; servers that are UP take new sessions."""
-    return Pool("of web on lb1", {name: (says == "UP", says) for name, says in members.items()})
+    return Pool("of web on lb1", {name: (status == "UP", status) for name, status in members.items()})
 
 
 def too_few(
@@ -579,7 +579,7 @@ def differs(reported: str, status: str, *, on: str = "lb1", backend: str = "web"
     return f"its agent reports {reported}, but {on} sends it {new}: it is {status} in {backend}"
 
 
-# The agent, the load balancers; the cells (state, reason, told and one for each load balancer) and the remarks.
+# The agent, the load balancers; the cells (state, reason, received and one for each load balancer) and the remarks.
 TABLES: dict[str, tuple[Result, list[Result], list[str], list[str]]] = {
     "no load balancers": (agent(), [], ["UP", "", "2 of 2"], []),
     "down by its health check": (

@@ -14,7 +14,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
 Result = dict[str, Any]
 
 
-def settings(*load_balancers: str, backends: tuple[str, ...] = (), fleet: tuple[str, ...] = ()) -> Result:
+def settings_of(*load_balancers: str, backends: tuple[str, ...] = (), fleet: tuple[str, ...] = ()) -> Result:
     return {"server": "s1", "backends": [*backends], "load_balancers": [*load_balancers], "fleet": [*fleet]}
 
 
@@ -34,21 +34,21 @@ AGENTS = [{"item": "web1", "instances": []}, {"item": "web2", "instances": []}]
 HOSTVARS: dict[str, dict[str, Any]] = {
     "web1": {
         "hapgent__asker": {"name": "web1"},
-        "hapgent__host": settings("lb1", "lb2"),
+        "hapgent__settings": settings_of("lb1", "lb2"),
         "hapgent__queried": {"results": ASKED},
         "hapgent__fleet_queried": {"results": AGENTS},
     },
     # A task that is skipped also registers its result.
     "web2": {
         "hapgent__asker": {"name": "web1"},
-        "hapgent__host": settings("lb1", backends=("api",)),
+        "hapgent__settings": settings_of("lb1", backends=("api",)),
         "hapgent__queried": {"skipped": True},
     },
-    "web3": {"hapgent__asker": {"name": "web1"}, "hapgent__host": settings("lb3", backends=("web",))},
-    "web4": {"hapgent__asker": {"name": "web1"}, "hapgent__host": settings(fleet=("web2", "web4"))},
-    "web5": {"hapgent__asker": {"name": "web1"}, "hapgent__host": settings(fleet=("web1", "web2"))},
-    "web6": {"hapgent__asker": {"name": "web1"}, "hapgent__host": settings(fleet=("web2", "web6"))},
-    "with invalid variables": {"hapgent__host": {"failed": True, "msg": "hapgent_min_up must be ..."}},
+    "web3": {"hapgent__asker": {"name": "web1"}, "hapgent__settings": settings_of("lb3", backends=("web",))},
+    "web4": {"hapgent__asker": {"name": "web1"}, "hapgent__settings": settings_of(fleet=("web2", "web4"))},
+    "web5": {"hapgent__asker": {"name": "web1"}, "hapgent__settings": settings_of(fleet=("web1", "web2"))},
+    "web6": {"hapgent__asker": {"name": "web1"}, "hapgent__settings": settings_of(fleet=("web2", "web6"))},
+    "with invalid variables": {"hapgent__settings": {"failed": True, "msg": "hapgent_min_up must be ..."}},
 }
 
 
@@ -86,5 +86,5 @@ def test_host_before_its_turn() -> None:
 
 
 def test_host_with_invalid_variables_has_no_server() -> None:
-    assert _recorded.host(HOSTVARS, "with invalid variables")["server"] == ""
+    assert _recorded.settings(HOSTVARS, "with invalid variables")["server"] == ""
     assert _recorded.agent(HOSTVARS, "with invalid variables") == {}
