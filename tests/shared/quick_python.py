@@ -12,6 +12,7 @@ files. It contains nothing specific to Ansible and so works with every release.
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import hashlib
 import importlib
@@ -33,9 +34,10 @@ from typing import NoReturn
 
 # The modules of the standard library that Ansible modules need and that take longest to import.
 PRELOADED = """
-ast base64 bz2 ctypes.util dataclasses datetime email.mime.multipart fcntl getpass glob grp gzip hmac http.client
-http.cookiejar inspect ipaddress json locale logging lzma netrc optparse pkgutil platform pwd random runpy selectors
-shlex shutil ssl subprocess syslog tarfile tempfile traceback typing unicodedata urllib.request uuid zipfile
+argparse ast base64 bz2 csv ctypes.util dataclasses datetime decimal email.mime.multipart encodings.cp437 encodings.idna
+fcntl getpass glob grp gzip hmac http.client http.cookiejar inspect ipaddress json locale logging lzma netrc optparse
+pkgutil platform pwd queue random runpy selectors shlex shutil ssl subprocess syslog tarfile tempfile traceback typing
+unicodedata urllib.request uuid zipfile
 """
 
 # This runs once for each module, so it imports as little as possible.
@@ -157,6 +159,8 @@ def _keep_compiled(folder: Path) -> None:
     folder.mkdir()
     compile_source = zipimport._compile_source  # type: ignore[attr-defined]
 
+    # The importer asks for each module twice.
+    @functools.cache
     def compile_once(path: str, source: bytes) -> types.CodeType:
         # Compiled code contains the path within the zip file, so the path is part of the key.
         kept = folder / hashlib.sha256(path.rpartition(".zip")[2].encode() + b"\0" + source).hexdigest()
