@@ -123,6 +123,8 @@ def _run_and_exit(connection: socket.socket) -> NoReturn:
     try:
         _run(connection)
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
