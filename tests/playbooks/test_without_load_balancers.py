@@ -116,14 +116,12 @@ def test_unreachable_host_of_the_fleet_is_not_available(
         assert "changed=1 " in run_playbook("hapgent.agent.drain", LIMIT, unreachable, "-e", variables)
 
 
-def test_min_up_is_enforced_with_the_free_strategy(
-    run_playbook: RunPlaybook, unreachable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_min_up_is_enforced_with_the_free_strategy(run_playbook: RunPlaybook, unreachable: str) -> None:
     # Hosts do not wait for each other with this strategy, but the check must still use the results of all hosts.
-    monkeypatch.setenv("ANSIBLE_STRATEGY", "free")
+    free = {"ANSIBLE_STRATEGY": "free"}
     inventory = ["--inventory=more1,more2,more3,", unreachable]
     variables = "hapgent_hosts=all:!away hapgent_fleet=all:!away hapgent_min_up=3 ansible_connection=local"
-    output = run_playbook("hapgent.agent.drain", *inventory, "-e", variables, succeeds=False)
+    output = run_playbook("hapgent.agent.drain", *inventory, "-e", variables, succeeds=False, environment=free)
     assert re.search(r"Of the 4 servers of hapgent_fleet, .*hapgent_min_up .*\b3\.", output)
     assert output.count("failed=1 ") == 1
 

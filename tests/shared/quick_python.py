@@ -2,36 +2,42 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A Python interpreter that starts in a tenth of the time, for the hundreds of modules that playbooks run in tests.
+"""A Python interpreter that starts in a tenth of the time, for the hundreds of programs that tests run.
 
-Each run is a separate process: a fork of a server that has already imported the standard library. Ansible sends each
-module as a zip file that contains only sources, so the server also caches, by content, what it compiles from zip files.
-It contains nothing specific to Ansible and so works with every release.
+Each run is a separate process: a fork of a server that has already imported what the programs import. Ansible sends
+each module as a zip file that contains only sources, so the server also caches, by content, what it compiles from zip
+files. It contains nothing specific to Ansible and so works with every release.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
+import gc
 import hashlib
 import importlib
 import marshal
 import os
 import runpy
 import select
-import signal
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 import types
 import zipimport
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 # The modules of the standard library that Ansible modules need and that take longest to import.
 PRELOADED = """
-ast base64 bz2 ctypes.util dataclasses datetime email.mime.multipart fcntl getpass glob grp gzip hmac http.client
-http.cookiejar inspect ipaddress json locale logging lzma netrc optparse pkgutil platform pwd random runpy selectors
-shlex shutil ssl subprocess syslog tarfile tempfile traceback typing unicodedata urllib.request uuid zipfile
+argparse ast base64 bz2 csv ctypes.util dataclasses datetime decimal email.mime.multipart encodings.cp437 encodings.idna
+fcntl getpass glob grp gzip hmac http.client http.cookiejar inspect ipaddress json locale logging lzma netrc optparse
+pkgutil platform pwd queue random runpy selectors shlex shutil ssl subprocess syslog tarfile tempfile traceback typing
+unicodedata urllib.request uuid zipfile
 """
 
 # This runs once for each module, so it imports as little as possible.
@@ -52,14 +58,25 @@ sys.exit((connection.recv(1) or b"\\1")[0])
 
 
 @contextmanager
-def quick_python(folder: Path) -> Iterator[Path]:
-    """Yield the path of the interpreter. It works until the context ends, and keeps its files in this folder."""
+def quick_python(
+    folder: Path,
+    *,
+    python: str = sys.executable,
+    preloaded: str = PRELOADED,
+    environment: Mapping[str, str] = os.environ,
+) -> Iterator[Path]:
+    """Yield the path of the interpreter. It works until the context ends, and keeps its files in this folder.
+
+    It is this C(python), after it has imported the modules C(preloaded) in this environment.
+    """
     path, program = folder / "server", folder / "python"
-    program.write_text(CLIENT.format(python=sys.executable, socket=str(path)), encoding="utf-8")
+    program.write_text(CLIENT.format(python=python, socket=str(path)), encoding="utf-8")
     program.chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, __file__, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as server:
+    environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    command = [python, __file__, str(path), *preloaded.split()]
+    with subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as server:
         assert server.stdin
         assert server.stdout
         server.stdout.readline()
@@ -69,43 +86,62 @@ def quick_python(folder: Path) -> Iterator[Path]:
             server.stdin.close()
 
 
-def _serve(path: Path) -> None:
+def _serve(path: Path, preloaded: list[str]) -> None:
     """Run what clients send, until standard input closes."""
-    for name in PRELOADED.split():
+    for name in preloaded:
         importlib.import_module(name)
     _keep_compiled(path.with_name("compiled"))
+    # From now on, the garbage collector leaves alone what is imported, so that it stays shared with each process.
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", flush=True)
-    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
-        connection = listener.accept()[0]
-        if not os.fork():
-            listener.close()
-            _answer(connection)
-            return
-        connection.close()
+    running: dict[int, tuple[int, socket.socket]] = {}
+    while sys.stdin not in (ready := select.select([listener, sys.stdin, *running], [], [])[0]):
+        if listener in ready:
+            connection = listener.accept()[0]
+            process = os.fork()
+            if not process:
+                _run_and_exit(connection)
+            running[os.pidfd_open(process)] = process, connection
+        for ended in running.keys() & set(ready):
+            process, connection = running.pop(ended)
+            exit_code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            os.close(ended)
+            # The client may have been killed.
+            with connection, suppress(OSError):
+                connection.sendall(bytes([exit_code & 0xFF]))
 
 
-def _answer(connection: socket.socket) -> None:
-    """Run what a client sends in a child process, and answer with its exit status."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    size, descriptors, _flags, _address = socket.recv_fds(connection, 4, 3)
-    request = connection.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
-    child = os.fork()
-    if not child:
-        connection.close()
-        _run(descriptors, *marshal.loads(request))
-        return
-    for descriptor in descriptors:
-        os.close(descriptor)
-    exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    connection.sendall(bytes([exit_code & 0xFF]))
+def _run_and_exit(connection: socket.socket) -> NoReturn:
+    """Run what a client sends, and exit as Python does, but without freeing each object.
+
+    Freeing them takes longer than most programs, because it copies all memory that is shared with the server.
+    """
+    status = 0
+    try:
+        _run(connection)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status & 0xFF)
 
 
-def _run(descriptors: list[int], arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def _run(connection: socket.socket) -> None:
     """Run the file in the arguments, or standard input if there are none, as Python does."""
+    with connection:
+        size, descriptors, _flags, _address = socket.recv_fds(connection, 4, 3)
+        request = connection.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+    arguments, environment, folder = marshal.loads(request)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -114,6 +150,7 @@ def _run(descriptors: list[int], arguments: list[str], environment: dict[str, st
     os.chdir(folder)
     sys.argv, sys.path[0] = arguments or [""], ""
     if arguments:
+        sys.path[0] = os.path.dirname(os.path.realpath(arguments[0]))
         runpy.run_path(arguments[0], run_name="__main__")
         return
     main = sys.modules["__main__"] = types.ModuleType("__main__")
@@ -124,6 +161,8 @@ def _keep_compiled(folder: Path) -> None:
     folder.mkdir()
     compile_source = zipimport._compile_source  # type: ignore[attr-defined]
 
+    # The importer asks for each module twice.
+    @functools.cache
     def compile_once(path: str, source: bytes) -> types.CodeType:
         # Compiled code contains the path within the zip file, so the path is part of the key.
         kept = folder / hashlib.sha256(path.rpartition(".zip")[2].encode() + b"\0" + source).hexdigest()
@@ -140,4 +179,4 @@ def _keep_compiled(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(Path(sys.argv[1]), sys.argv[2:])

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.hapgent.agent.plugins.module_utils import _state
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents, Eventually, FreePort
+    from tests.playbooks.conftest import AnsiblePlaybook
 
 ROOT = Path(__file__).parents[3]
 CACHE = ROOT / ".cache"
-COLLECTIONS = Path(_state.__file__).parents[5]
 HAPROXY = CACHE / "haproxy"
 # tests/tools/install downloads HAProxy; without it, the tests use the one of the machine.
 HAPROXY_PROGRAM = str(HAPROXY / "usr/sbin/haproxy") if HAPROXY.exists() else shutil.which("haproxy") or "haproxy"
@@ -185,9 +184,16 @@ class LoadBalancer:
 class Fleet:
     """Three hosts with an agent, two load balancers, and an inventory that tests may change."""
 
-    def __init__(self, folder: Path, python: Path, agents: Agents, free_port: FreePort, eventually: Eventually) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ansible_playbook: AnsiblePlaybook,
+        agents: Agents,
+        free_port: FreePort,
+        eventually: Eventually,
+    ) -> None:
         self._folder = folder
-        self._python = python
+        self._ansible_playbook = ansible_playbook
         self._agents = agents
         self._eventually = eventually
         self._stack = contextlib.ExitStack()
@@ -208,7 +214,7 @@ class Fleet:
         """Restore the initial situation: every server is UP on every load balancer, without a reason."""
         shutil.rmtree(self.project, ignore_errors=True)
         self.project.mkdir()
-        local = {"ansible_connection": "local", "ansible_python_interpreter": str(self._python)}
+        local = {"ansible_connection": "local", "ansible_python_interpreter": str(self._ansible_playbook.module_python)}
         web = {name: {"hapgent_state_file": str(self._state_file(name))} for name in WEB}
         balancers = {name: {"hapgent_haproxy_socket": str(lb.socket)} for name, lb in self.load_balancers.items()}
         of_web = {
@@ -260,32 +266,16 @@ class Fleet:
         inventory.write_text(json.dumps(self.inventory), encoding="utf-8")
         records = self._folder / "records.json"
         records.unlink(missing_ok=True)
-        done = subprocess.run(
-            [
-                ansible / "ansible-playbook",
-                "--inventory",
-                inventory,
-                *(["--extra-vars", json.dumps(variables)] if variables else []),
-                playbook,
-                *arguments,
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
+        done = self._ansible_playbook.run(
+            "--inventory",
+            inventory,
+            *(["--extra-vars", json.dumps(variables)] if variables else []),
+            playbook,
+            *arguments,
             cwd=self.project,
-            env={
-                **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
-                "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callback"),
-                "ANSIBLE_CALLBACKS_ENABLED": "records",
-                "ANSIBLE_PIPELINING": "true",
-                "ANSIBLE_HOME": str(self._folder / "ansible"),
-                "ANSIBLE_REMOTE_TEMP": str(self._folder / "remote"),
-                "FLEET_RECORDS": str(records),
-                **(environment or {}),
-            },
+            records=records,
+            ansible=ansible,
+            environment=environment,
         )
         played = Played(done, records)
         assert (played.exit_code == 0) == succeeds, played.output
@@ -372,14 +362,14 @@ class Fleet:
 @pytest.fixture(scope="session")
 def lasting_fleet(
     tmp_path_factory: pytest.TempPathFactory,
-    module_python: Path,
+    ansible_playbook: AnsiblePlaybook,
     agents_in: Callable[[Path], Agents],
     lasting_port: FreePort,
     eventually: Eventually,
 ) -> Iterator[Fleet]:
     """The fleet that all tests share, in the condition in which the previous test left it."""
     folder = tmp_path_factory.mktemp("fleet")
-    fleet = Fleet(folder, module_python, agents_in(folder), lasting_port, eventually)
+    fleet = Fleet(folder, ansible_playbook, agents_in(folder), lasting_port, eventually)
     try:
         yield fleet
     finally:

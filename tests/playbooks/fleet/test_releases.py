@@ -49,7 +49,8 @@ def test_all_playbooks_work(fleet: Fleet, release: str) -> None:
     """One run does the role's preflight, a drain, status, an undrain and a rolling update.
 
     Each release costs seconds, so there is one load balancer and mostly one host. On some releases, the rolling update
-    also skips a host.
+    also skips a host. The run has settings of its own, so it starts the real program, without a server that has already
+    imported it.
     """
     ansible = program(release)
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
