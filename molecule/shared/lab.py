@@ -9,10 +9,12 @@ Pytest also loads this file as a plugin, which adds the agents' journals to each
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -23,6 +25,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 from haproxy import servers
+from quick_ansible import PROGRAMS, QuickAnsible
 
 T = TypeVar("T")
 
@@ -68,12 +71,22 @@ def ansible_command(command: str, *arguments: str) -> tuple[list[str], dict[str,
     return [command, f"--inventory={inventory}", *arguments], environment
 
 
+@functools.cache
+def quick_ansible() -> QuickAnsible:
+    return QuickAnsible(ansible_command("ansible")[1])
+
+
 def ansible(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ansible or ansible-playbook against the scenario's inventory."""
     command_line, variables = ansible_command(command, *arguments)
+    folder = os.environ["MOLECULE_SCENARIO_DIRECTORY"]
+    if command in PROGRAMS and not environment:
+        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
+            exit_status = quick_ansible().run(command_line, folder, Path(output.name))
+            return subprocess.CompletedProcess(command_line, exit_status, output.read())
     return subprocess.run(
         command_line,
-        cwd=os.environ["MOLECULE_SCENARIO_DIRECTORY"],
+        cwd=folder,
         env={**variables, **environment},
         text=True,
         stdout=subprocess.PIPE,
@@ -82,9 +95,10 @@ def ansible(command: str, *arguments: str, **environment: str) -> subprocess.Com
     )
 
 
-def module(host: str, name: str, arguments: str) -> dict[str, Any]:
+def module(host: str, name: str, arguments: str, *options: str) -> dict[str, Any]:
     """Run one of the collection's modules on a host and return its result."""
-    done = ansible("ansible", host, "--one-line", f"--module-name=hapgent.agent.{name}", f"--args={arguments}")
+    command_line = [host, "--one-line", f"--module-name=hapgent.agent.{name}", f"--args={arguments}", *options]
+    done = ansible("ansible", *command_line)
     assert " | " in done.stdout, done.stdout
     result: dict[str, Any] = json.loads(done.stdout.split("=>", 1)[1])
     return result

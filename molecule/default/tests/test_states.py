@@ -10,7 +10,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from lab import HOSTS, ansible, ask, eventually, haproxy, module, run
+from lab import HOSTS, ask, eventually, haproxy, module, run
 
 SERVER = "hapgent-bookworm"
 ADDRESS = HOSTS[SERVER]
@@ -18,12 +18,7 @@ ADDRESS = HOSTS[SERVER]
 
 def set_state(arguments: str, *options: str, host: str = SERVER) -> dict[str, object]:
     """Run hapgent_state on a host and return its result."""
-    done = ansible(
-        "ansible", host, "--one-line", "--module-name=hapgent.agent.hapgent_state", f"--args={arguments}", *options
-    )
-    assert " | " in done.stdout, done.stdout
-    result: dict[str, object] = json.loads(done.stdout.split("=>", 1)[1])
-    return result
+    return module(host, "hapgent_state", arguments, *options)
 
 
 def haproxies() -> set[str]:
@@ -35,11 +30,17 @@ def await_status(status: str) -> None:
     assert eventually(haproxies, {status}) == {status}
 
 
-@pytest.fixture(autouse=True)
-def _up() -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _ready() -> None:
     # The role's tests reinstalled the agent on this host, and a new agent does not know that it has to end a drain.
     set_state("status=READY unset=weight,maxconn,reason")
-    set_state("status=UP")
+
+
+@pytest.fixture(autouse=True)
+def _up(_ready: None) -> None:
+    """The server is in rotation, as most tests leave it, and the agent's state is only that."""
+    if json.loads(run(SERVER, "cat /etc/hapgent/state.json").stdout) != {"status": "UP"}:
+        set_state("status=UP unset=weight,maxconn,reason")
     await_status("UP")
 
 

@@ -64,18 +64,42 @@ def shown(suffix: str = "") -> dict[str, dict[str, str]]:
     return found
 
 
-def set_statuses(step: int) -> None:
-    changed = ansible("ansible-playbook", "set_statuses.yml", f"--extra-vars=step={step}", "--forks=8")
+def systemctl(command: str, *suffixes: str) -> str:
+    """A command for the agents of all pairs."""
+    services = ("hapgent-of@" + "-".join(pair) + suffix for suffix in suffixes for pair in PAIRS)
+    return f"systemctl {command} {' '.join(services)}"
+
+
+def write_states(step: int, *suffixes: str) -> str:
+    """Commands that write the state files of the agents of all pairs."""
+    return "\n".join(
+        f"""echo '{{"status": "{pair[step]}"}}' >/var/lib/agents/{"-".join(pair)}{suffix}/state.json"""
+        for suffix in suffixes
+        for pair in PAIRS
+    )
+
+
+def start_with_the_first_statuses() -> None:
+    both = ("", WITHOUT_SETTLING)
+    script = [systemctl("stop", *both), "rm -f /var/lib/agents/*/state.json.memory", write_states(0, *both)]
+    run_script(*script, systemctl("start", *both))
+    # After a restart, HAProxy has no agent states.
+    with ThreadPoolExecutor() as hosts:
+        list(hosts.map(restart_haproxy, HOSTS))
+
+
+def set_statuses() -> None:
+    changed = ansible("ansible-playbook", "set_statuses.yml", "--forks=8")
     assert changed.returncode == 0, changed.stdout
 
 
-def set_statuses_without_settling(step: int) -> None:
-    script = "set -e; cd /var/lib/agents\n"
-    for pair in PAIRS:
-        name = "-".join(pair) + WITHOUT_SETTLING
-        script += f"""echo '{{"status": "{pair[step]}"}}' >{name}/state.json; systemctl reload hapgent-of@{name}\n"""
-    changed = run(AGENTS_HOST, script)
-    assert changed.returncode == 0, changed.stderr
+def set_statuses_without_settling() -> None:
+    run_script(write_states(1, WITHOUT_SETTLING), systemctl("reload", WITHOUT_SETTLING))
+
+
+def run_script(*commands: str) -> None:
+    done = run(AGENTS_HOST, "\n".join(["set -e", *commands]))
+    assert done.returncode == 0, done.stderr
 
 
 def lines() -> dict[str, set[str]]:
@@ -91,19 +115,15 @@ def restart_haproxy(host: str) -> None:
 @pytest.fixture(scope="module")
 def outcome() -> Outcome:
     """The statuses after the agents have sent the second one and settled."""
-    set_statuses_without_settling(0)
-    # After a restart, HAProxy has no agent states.
-    with ThreadPoolExecutor() as hosts:
-        list(hosts.map(restart_haproxy, HOSTS))
-    set_statuses(0)
+    start_with_the_first_statuses()
     everywhere = dict.fromkeys(HOSTS, expected(0))
     assert eventually(shown, everywhere) == everywhere
     assert eventually(lambda: shown(WITHOUT_SETTLING), everywhere) == everywhere
     settled = {pair: {pair.split("-")[0]} for pair in expected(0)}
     assert eventually(lines, settled, timeout=30) == settled
 
-    set_statuses_without_settling(1)
-    set_statuses(1)
+    set_statuses_without_settling()
+    set_statuses()
     settled = {pair: {pair.split("-")[1]} for pair in expected(1)}
     last_lines = eventually(lines, settled, timeout=30)
     everywhere = dict.fromkeys(HOSTS, expected(1))
