@@ -9,9 +9,12 @@ Pytest also loads this file as a plugin, which adds the agents' journals to each
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -25,7 +28,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 from haproxy import servers
-from quick_ansible import PROGRAMS, QuickAnsible
+from quick_python import quick_python
 
 T = TypeVar("T")
 
@@ -72,21 +75,25 @@ def ansible_command(command: str, *arguments: str) -> tuple[list[str], dict[str,
 
 
 @functools.cache
-def quick_ansible() -> QuickAnsible:
-    return QuickAnsible(ansible_command("ansible")[1])
+def python_with_ansible() -> Path:
+    """A Python that has imported Ansible with the scenario's configuration."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    environment = ansible_command("ansible")[1]
+    return stack.enter_context(quick_python(Path(folder), preloaded="imports_of_ansible", environment=environment))
 
 
 def ansible(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ansible or ansible-playbook against the scenario's inventory."""
     command_line, variables = ansible_command(command, *arguments)
-    folder = os.environ["MOLECULE_SCENARIO_DIRECTORY"]
-    if command in PROGRAMS and not environment:
-        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
-            exit_status = quick_ansible().run(command_line, folder, Path(output.name))
-            return subprocess.CompletedProcess(command_line, exit_status, output.read())
+    program = shutil.which(command)
+    # Another release must import its own Ansible. The configuration is read when Ansible is imported.
+    if program and program != command and not environment:
+        command_line = [str(python_with_ansible()), program, *command_line[1:]]
     return subprocess.run(
         command_line,
-        cwd=folder,
+        cwd=os.environ["MOLECULE_SCENARIO_DIRECTORY"],
         env={**variables, **environment},
         text=True,
         stdout=subprocess.PIPE,

@@ -99,7 +99,7 @@ class AnsiblePlaybook:
                 quick_python(
                     folder,
                     python=str(programs / "python"),
-                    preloaded="imports_of_playbooks",
+                    preloaded="imports_of_ansible",
                     environment=self._environment,
                 )
             )
