@@ -7,6 +7,8 @@ export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
 CHECKOUT := $(CURDIR)/.cache/collections
 INSTALLED := $(CURDIR)/.cache/installed
 export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
+# Without bytecode, each of the thousands of programs that the tests start would compile its imports again.
+unexport PYTHONDONTWRITEBYTECODE
 demo demo-down hosts shell scenario-default scenario-settling scenario-rolling: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help
