@@ -7,6 +7,8 @@ export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
 CHECKOUT := $(CURDIR)/.cache/collections
 INSTALLED := $(CURDIR)/.cache/installed
 export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
+# Without bytecode, each of the thousands of programs that the tests start would compile its imports again.
+unexport PYTHONDONTWRITEBYTECODE
 demo demo-down hosts shell scenario-default scenario-settling scenario-rolling: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help
@@ -47,9 +49,11 @@ unit: ## test the agent, modules and packaging with real processes, sockets and 
 	@tests/tools/stage install tests/tools/install
 	@PYTHONPATH=$(CHECKOUT) tests/tools/stage unit pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
 
+# Two tests at a time, because many of them wait or use only one processor.
 robustness: ## test the agent against signal storms, floods, kills and full disks, in separate namespaces
 	@tests/tools/stage install tests/tools/install
-	@tests/tools/stage robustness tests/tools/isolated env PYTHONPATH=$(CHECKOUT) pytest tests/robustness
+	@tests/tools/stage robustness tests/tools/isolated env PYTHONPATH=$(CHECKOUT) \
+		pytest --numprocesses 2 --maxschedchunk 1 tests/robustness
 
 playbooks: TESTS = tests/playbooks
 playbooks: ## run the playbooks on simulated fleets, with each release of Ansible; or those in TESTS

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.conftest import Agent
 
 CLIENTS = Path(__file__).with_name("clients.py")
-# Long enough for a million checks on a slow and busy machine. A test waits this long only if it fails.
+# Long enough for all checks of a test on a slow and busy machine. A test waits this long only if it fails.
 PATIENCE_SECONDS = 240.0
 # Enough for 5,000 connections and some more files.
 NEEDED_DESCRIPTORS = 6000

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import socket
 import subprocess
@@ -23,12 +24,15 @@ from ansible_collections.hapgent.agent.plugins.module_utils._agent_process impor
 
 IMPORTS = [Path(_state.__file__).parents[5], Path(ansible.__file__).parents[1]]
 RESOLVER_SECONDS = 30
+LOCK = Path(__file__).parents[2] / ".cache" / "name_server.lock"
 
 
 @pytest.fixture
 def name_server(tmp_path: Path) -> Iterator[socket.socket]:
     """The machine's name server: this socket, which never responds. Only safe in a separate mount namespace."""
-    with socket.socket(type=socket.SOCK_DGRAM) as server:
+    # Tests that run side by side share the namespace, so only one of them at a time can replace the name server.
+    with LOCK.open("wb") as lock, socket.socket(type=socket.SOCK_DGRAM) as server:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         server.bind(("127.0.0.1", 53))
         server.settimeout(15)
         config = tmp_path / "resolv.conf"

@@ -239,7 +239,8 @@ def test_invalid_bytes_are_refused(raw: bytes, words: list[str]) -> None:
 @pytest.mark.parametrize("beginning", [b"", b'{"status":', b'{"status": "UP", "weight":', b'{"status": "UP", "x":'])
 def test_nested_json_of_any_depth_is_refused(beginning: bytes) -> None:
     # Python's recursion limit depends on the depth of the caller, and differs for reading and writing JSON.
-    for depth in range(1, 1100):
+    # Python's limit is 1000, and the tests' own call stack is less than 300 deep.
+    for depth in [*range(1, 20), *range(700, 1100)]:
         for opening, closing in [(b"[", b"]"), (b'{"a":', b"}")]:
             with pytest.raises(StateError):
                 parse(beginning + opening * depth + b"1" + closing * depth + b"}" * bool(beginning))
