@@ -14,6 +14,7 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +34,12 @@ DRAINED = ["DRAIN (agent)", "DRAIN (agent)"]
 IN_ROTATION = ["UP", "UP"]
 
 
-def traffic() -> Traffic:
-    return Traffic("rolling-client", SSH_CONFIG, list(LOAD_BALANCERS.values()))
+# Sending and serving 300 requests per second takes a third of a processor.
+FULL_RATE = 300
+
+
+def traffic(rate: int = 100) -> Traffic:
+    return Traffic("rolling-client", SSH_CONFIG, list(LOAD_BALANCERS.values()), rate)
 
 
 def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -103,19 +108,21 @@ def drain(host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def _reset_fleet() -> Iterator[None]:
     """Put every server back into rotation after each test."""
     yield
-    for host in LOAD_BALANCERS:
-        run(host, "systemctl start haproxy")
-        run(host, operator_command("set server web/rolling-web4 state ready"))
-        run(host, operator_command("enable agent web/rolling-web1"))
-    for host in WEB:
-        run(host, "grep --quiet broken /etc/web/version && echo fixed >/etc/web/version && systemctl restart web")
-        run(host, """echo '{"status": "UP"}' >/etc/hapgent/state.json; pkill -HUP hapgent""")
+    manual = ("set server web/rolling-web4 state ready", "enable agent web/rolling-web1")
+    haproxy = "\n".join(["systemctl start haproxy", *map(operator_command, manual)])
+    web = """
+    grep --quiet broken /etc/web/version && echo fixed >/etc/web/version && systemctl restart web
+    echo '{"status": "UP"}' >/etc/hapgent/state.json
+    pkill -HUP hapgent
+    """
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda host: run(host, haproxy if host in LOAD_BALANCERS else web), [*LOAD_BALANCERS, *WEB]))
     assert eventually(lambda: [haproxy_statuses(host) for host in WEB], [IN_ROTATION] * 4) == [IN_ROTATION] * 4
 
 
 def test_no_request_is_lost() -> None:
     before = versions()
-    with traffic() as load:
+    with traffic(FULL_RATE) as load:
         done = rolling("2")
         load.go_on_until(20_000)
     assert done.returncode == 0, done.stdout
@@ -130,12 +137,15 @@ def test_no_request_is_lost() -> None:
 
 
 def test_without_draining_requests_are_lost() -> None:
-    """This shows that test_no_request_is_lost can fail: the work, the service and the load are the same."""
+    """This shows that the tests that count lost requests can fail, even at the lower rate that most of them use.
+
+    The work and the service are the same.
+    """
     with traffic() as load:
         load.go_on_until(500)
         for host in WEB:
             assert run(host, "systemctl restart web").returncode == 0
-            load.go_on_until(load.so_far() + 1500)
+            load.go_on_until(load.so_far() + 500)
     assert load.counted["failed"] > 0
 
 
@@ -196,7 +206,7 @@ def test_update_fails_if_a_load_balancer_is_down() -> None:
         assert done.returncode == 0, done.stdout
     assert versions() == ["5"] * 4
     requests, failed = load.counted["by_address"][LB1]
-    assert (requests > 5000, failed) == (True, 0), load.counted
+    assert (requests > 1000, failed) == (True, 0), load.counted
 
 
 def test_update_stops_if_a_load_balancer_goes_down() -> None:
@@ -242,20 +252,17 @@ def test_server_that_is_drained_during_its_update_stays_drained() -> None:
     assert versions()[0] == "8"
 
 
+# Most refusals are tested on simulated fleets, in tests/playbooks, and their texts in test__fleet.py and
+# test__balancers.py.
 @pytest.mark.parametrize(
     ("hosts", "arguments", "pattern"),
     [
         ("rolling-web1,rolling-web2,rolling-web3", [], r"of web on rolling-lb1\b.*\b1\b.*Staying: rolling-web4\."),
-        ("rolling-web1", ["hapgent_min_up=4"], r"\b3\b.*hapgent_min_up .*\b4\b"),
-        ("rolling-web1", ["hapgent_min_up=76%"], r"\b3\b.*hapgent_min_up .*76% \(4\)"),
-        ("rolling-web1", ["hapgent_min_up=many"], r"hapgent_min_up must be .*\bmany\b"),
         (
             "rolling-web1",
             ["hapgent_load_balancers=", "hapgent_fleet=web", "hapgent_min_up=4"],
             r"of hapgent_fleet, .*\b3\b.*hapgent_min_up .*\b4\b",
         ),
-        ("rolling-web1", ["hapgent_load_balancers="], r"hapgent_min_up .*hapgent_load_balancers.* rolling-web1\."),
-        ("rolling-web1", ["hapgent_load_balancers=lbs"], r"hapgent_load_balancers .*\blbs\b"),
         ("rolling-web1", ["hapgent_server=web1"], r"rolling-lb1, rolling-lb2 .*\bweb1\b.*\bhapgent_server\b"),
     ],
 )
@@ -339,10 +346,9 @@ def test_drain_counts_connections_if_no_load_balancer_is_set() -> None:
 
 
 def test_check_mode_changes_nothing() -> None:
-    for name in ("drain", "undrain"):
-        done = playbook(f"hapgent.agent.{name}", "--limit=rolling-web1", "--check")
-        assert done.returncode == 0, done.stdout
-    done = rolling("9", "--check", "--limit=rolling-web1")
+    # One run plays all three.
+    playbooks = ["hapgent.agent.drain", "hapgent.agent.undrain", *ROLLING]
+    done = playbook(*playbooks, *_release("9"), "--check", "--limit=rolling-web1")
     assert done.returncode == 0, done.stdout
     assert state("rolling-web1") == {"status": "UP"}
     assert "9" not in versions()
