@@ -347,7 +347,8 @@ def test_drain_counts_connections_if_no_load_balancer_is_set() -> None:
 
 def test_check_mode_changes_nothing() -> None:
     # One run plays all three.
-    done = rolling("9", "hapgent.agent.drain", "hapgent.agent.undrain", "--check", "--limit=rolling-web1")
+    playbooks = ["hapgent.agent.drain", "hapgent.agent.undrain", *ROLLING]
+    done = playbook(*playbooks, *_release("9"), "--check", "--limit=rolling-web1")
     assert done.returncode == 0, done.stdout
     assert state("rolling-web1") == {"status": "UP"}
     assert "9" not in versions()

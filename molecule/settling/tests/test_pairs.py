@@ -105,7 +105,9 @@ def run_script(*commands: str) -> None:
 def lines() -> dict[str, set[str]]:
     """The last responses of each pair's agent to all HAProxies."""
     services = agents(AGENTS_HOST)
-    return {pair: {peer["line"] for peer in services[f"hapgent-of@{pair}"]["peers"]} for pair in expected(0)}
+    # On a busy machine, an agent may not report its peers in time.
+    found = {pair: services[f"hapgent-of@{pair}"]["peers"] or [] for pair in expected(0)}
+    return {pair: {peer["line"] for peer in peers} for pair, peers in found.items()}
 
 
 def restart_haproxy(host: str) -> None:
