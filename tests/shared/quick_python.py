@@ -63,16 +63,17 @@ def quick_python(
     *,
     python: str = sys.executable,
     preloaded: str = PRELOADED,
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """Yield the path of the interpreter. It works until the context ends, and keeps its files in this folder.
 
-    It is this C(python), after it has imported the modules C(preloaded) in this environment.
+    It is this C(python), after it has imported the modules C(preloaded) in this environment. The default is that of the
+    tests.
     """
     path, program = folder / "server", folder / "python"
     program.write_text(CLIENT.format(python=python, socket=str(path)), encoding="utf-8")
     program.chmod(0o755)
-    environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in (environment or os.environ).items() if name != "PYTHONPATH"}
     command = [python, __file__, str(path), *preloaded.split()]
     with subprocess.Popen(
         command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
