@@ -47,7 +47,7 @@ lint: ## check format, types, documentation and licences; run ansible-lint and a
 unit: TESTS = tests/unit tests/agent
 unit: ## test the agent, modules and packaging with real processes, sockets and files; TESTS=PATH runs a part
 	@tests/tools/stage install tests/tools/install
-	@PYTHONPATH=$(CHECKOUT) tests/tools/stage unit pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
+	@PYTHONPATH=$(CHECKOUT) tests/tools/stage unit pytest --numprocesses 6 --maxschedchunk 1 $(TESTS)
 
 # Two tests at a time, because many of them wait or use only one processor.
 robustness: ## test the agent against signal storms, floods, kills and full disks, in separate namespaces
