@@ -35,7 +35,8 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
         "backends": [],
         "load_balancers": [],
         "load_balancer_pattern": "",
-        "min_up": 0,
+        # Nothing may leave by mistake.
+        "min_up": "100%",
         "fleet": [],
     }
     return t.cast(Settings, {**empty, **hostvars[name].get("hapgent__settings", {})})
