@@ -12,15 +12,21 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - This filter is B(private) to the collection. It can have breaking changes at any time.
+positional: described
 options:
   _input:
     description: What M(hapgent.agent.hapgent_host_info) has returned.
     type: dict
     required: true
-  variables:
-    description: The variables of the role, by name.
-    type: dict
+  described:
+    description: The instances, as the filter C(_instances) returns them.
+    type: list
+    elements: dict
     required: true
+  manage_user:
+    description: Whether the role creates missing accounts.
+    type: bool
+    default: false
   uninstall:
     description: Whether the role uninstalls the agent. If so, what an agent needs to run is not checked.
     type: bool
@@ -30,7 +36,7 @@ options:
 EXAMPLES = r"""
 - name: Show the problems
   ansible.builtin.debug:
-    msg: "{{ hapgent__host | hapgent.agent._host_problems(hapgent__variables) }}"
+    msg: "{{ hapgent__host | hapgent.agent._host_problems(hapgent__instances) }}"
 """
 
 RETURN = r"""
@@ -45,9 +51,14 @@ import typing as t
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _preflight
 
 
-def host_problems(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any], uninstall: bool = False) -> list[str]:
+def host_problems(
+    host: t.Mapping[str, t.Any],
+    described: t.Sequence[t.Mapping[str, t.Any]],
+    manage_user: bool = False,
+    uninstall: bool = False,
+) -> list[str]:
     """See DOCUMENTATION."""
-    return _preflight.host_problems(host, variables, uninstall)
+    return _preflight.host_problems(host, described, manage_user, uninstall)
 
 
 class FilterModule:

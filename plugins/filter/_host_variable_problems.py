@@ -12,10 +12,16 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - This filter is B(private) to the collection. It can have breaking changes at any time.
+positional: listed, shipped
 options:
   _input:
     description: The variables of the role, by name.
     type: dict
+    required: true
+  listed:
+    description: The variable C(hapgent_instances).
+    type: list
+    elements: dict
     required: true
   shipped:
     description: The C(version), C(checksum) and C(original_checksum) of the agent that the role installs.
@@ -30,7 +36,7 @@ options:
 EXAMPLES = r"""
 - name: Show the problems
   ansible.builtin.debug:
-    msg: "{{ hapgent__variables | hapgent.agent._host_variable_problems(hapgent__shipped) }}"
+    msg: "{{ hapgent__variables | hapgent.agent._host_variable_problems(hapgent_instances, hapgent__shipped) }}"
 """
 
 RETURN = r"""
@@ -42,14 +48,17 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._preflight import Shipped, variable_problems
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _preflight
 
 
 def host_variable_problems(
-    variables: t.Mapping[str, t.Any], shipped: t.Mapping[str, t.Any], uninstall: bool = False
+    variables: t.Mapping[str, t.Any],
+    listed: t.Sequence[t.Mapping[str, t.Any]] | None,
+    shipped: t.Mapping[str, t.Any],
+    uninstall: bool = False,
 ) -> list[str]:
     """See DOCUMENTATION."""
-    return variable_problems(variables, Shipped(**shipped), uninstall)
+    return _preflight.variable_problems(variables, listed or [], _preflight.Shipped(**shipped), uninstall)
 
 
 class FilterModule:

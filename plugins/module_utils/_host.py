@@ -21,17 +21,21 @@ import time
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils import _as_owner, _systemd
+from ansible_collections.hapgent.agent.plugins.module_utils._folder import SUFFIXES
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 
 UNITS = "/etc/systemd/system"
-# What the agent may keep in the folder: the state, its memory, their locks, and what an interrupted save has left.
-OWN_FILES = ("", ".lock", ".tmp", ".memory", ".memory.lock", ".memory.tmp")
+# The socket first: if it were stopped last, it would start the service again.
+KINDS = ("socket", "service")
+# The line with which a unit names itself as one that the role has installed. A copy under another name does not count.
+MARK = "# Managed by the role hapgent.agent.hapgent: {}"
 # A user without rights, which need not have a name.
 NOBODY = 65534
 MAX_UNIT_BYTES = 1024 * 1024
 REAP_SECONDS = 1.0
 
 Found = dict[str, t.Any]
+Properties = dict[str, str]
 
 
 def user(name: str) -> Found | None:
@@ -111,29 +115,44 @@ def path_to(state_file: str) -> list[Found]:
     return found
 
 
-def own_files(state_file: str) -> list[str]:
-    """Return the paths of the regular files that the agent keeps: the state, and those beside it."""
-    return [path for path in (state_file + suffix for suffix in OWN_FILES) if _is_file(path)]
+class Contents(t.NamedTuple):
+    """What is in the folder of a state file besides the agent's files.
 
-
-def has_other_files(state_file: str, deadline: float) -> bool:
-    """Return whether the state file's folder contains anything other than OWN_FILES.
-
-    This includes a folder that is not safe to enter or does not respond.
+    C(has_instances) is whether the folder has files or folders of the other instances, C(has_others) whether it has
+    anything else, is not safe to enter, or does not respond.
     """
+
+    has_instances: bool
+    has_others: bool
+
+
+def contents(state_file: str, others: t.Collection[str], deadline: float) -> Contents:
+    """Inspect the folder of a state file. C(others) are the state files of the other instances."""
+    folder = os.path.dirname(state_file)
+    below = {os.path.relpath(path, folder) for path in others}
+    files = {path + suffix for path in below if "/" not in path for suffix in SUFFIXES}
+    folders = {path.partition("/")[0] for path in below if "/" in path} - {".."}
+
+    def look(opened: int, name: str) -> tuple[bool, bool]:
+        own = {name + suffix for suffix in SUFFIXES}
+        has_instances = False
+        with os.scandir(opened) as entries:
+            for entry in entries:
+                is_instance = (entry.name in files and entry.is_file(follow_symlinks=False)) or (
+                    entry.name in folders and entry.is_dir(follow_symlinks=False)
+                )
+                has_instances = has_instances or is_instance
+                # The first one is enough, because another user may have put very many files there.
+                if not is_instance and not (entry.name in own and entry.is_file(follow_symlinks=False)):
+                    return has_instances, True
+        return has_instances, False
+
     try:
-        return bool(_as_owner.run(state_file, _has_others, deadline))
+        return Contents(*_as_owner.run(state_file, look, deadline))
     except _as_owner.MissingFolderError:
-        return False
+        return Contents(False, False)
     except (_as_owner.PathError, _as_owner.NoOutcomeError, OSError):
-        return True
-
-
-def _has_others(folder: int, state_file: str) -> bool:
-    own = {state_file + suffix for suffix in OWN_FILES}
-    # The first one is enough, because another user may have put very many files there.
-    with os.scandir(folder) as entries:
-        return any(entry.name not in own or not entry.is_file(follow_symlinks=False) for entry in entries)
+        return Contents(False, True)
 
 
 def _is_file(path: str) -> bool:
@@ -150,18 +169,74 @@ def _user_name(uid: int) -> str:
         return f"user {uid}"
 
 
-def service(name: str, program: str, run_command: _systemd.RunCommand) -> Found:
-    """Return what systemd has under this name: whether it runs the program, and what a restart has to know."""
-    rc, units, _error = run_command(["systemctl", "cat", "--", f"{name}.service"])
-    paths = [os.path.join(UNITS, f"{name}.{kind}") for kind in ("socket", "service")]
-    started = start_time(_property(f"{name}.service", "ExecMainStartTimestamp", run_command))
+PROPERTIES = "LoadState,ActiveState,UnitFileState,ExecStart,ExecMainStartTimestamp,Listen"
+
+
+def services(names: t.Sequence[str], program: str, run_command: _systemd.RunCommand) -> list[Found]:
+    """Return what systemd has under each name: whether it runs the program, and what a restart has to know."""
+    units = [f"{name}.{kind}" for name in names for kind in KINDS]
+    shown = _shown(units, run_command)
+    return [_service(name, program, *shown[2 * number : 2 * number + 2]) for number, name in enumerate(names)]
+
+
+def _service(name: str, program: str, socket: Properties, service: Properties) -> Found:
+    started = start_time(service.get("ExecMainStartTimestamp", ""))
     return {
-        "exists": rc == 0,
-        "runs_agent": rc == 0 and program in units,
-        "units": [os.path.basename(path) for path in paths if os.path.lexists(path)],
-        "listens": _property(f"{name}.socket", "Listen", run_command),
-        "is_outdated": max(map(_written, (program, *paths))) > started,
+        "exists": service.get("LoadState", "not-found") != "not-found",
+        "runs_agent": program in service.get("ExecStart", ""),
+        "units": [os.path.basename(path) for path in _paths(name) if os.path.lexists(path)],
+        "listens": socket.get("Listen", ""),
+        "socket_runs": _runs(socket),
+        "service_runs": _runs(service),
+        "is_outdated": max(map(_written, (program, *_paths(name)))) > started,
     }
+
+
+def _runs(unit: Properties) -> bool:
+    """Whether the unit is active, and enabled for the next boot."""
+    return (unit.get("ActiveState"), unit.get("UnitFileState")) == ("active", "enabled")
+
+
+def _shown(units: t.Sequence[str], run_command: _systemd.RunCommand) -> list[Properties]:
+    """The properties of each unit. A property that is printed several times has several lines."""
+    if not units:
+        return []
+    show = ["systemctl", "show", f"--property={PROPERTIES}", "--", *units]
+    _rc, printed, _error = run_command(["env", "TZ=UTC", "LC_ALL=C", *show])
+    found = []
+    for block in printed.strip("\n").split("\n\n"):
+        properties: Properties = {}
+        for line in block.splitlines():
+            name, _equals, value = line.partition("=")
+            properties[name] = f"{properties[name]}\n{value}" if name in properties else value
+        found.append(properties)
+    return [*found, *({} for _unit in units)][: len(units)]
+
+
+def _paths(name: str) -> list[str]:
+    return [os.path.join(UNITS, f"{name}.{kind}") for kind in KINDS]
+
+
+def installed() -> list[Found]:
+    """Return the instances that the role has installed, as their units in UNITS name themselves."""
+    found = []
+    for unit in _service_units():
+        name = unit[: -len(_systemd.SUFFIX)]
+        lines = _unit_lines(unit)
+        if MARK.format(name) not in lines:
+            continue
+        settings = dict(line.partition("=")[::2] for line in lines if not line.startswith("Environment="))
+        settings.update(line.partition("=")[2].partition("=")[::2] for line in lines if line.startswith("Environment="))
+        found.append(
+            {
+                "service": name,
+                "user": settings.get("User", ""),
+                "group": settings.get("Group", ""),
+                "state_file": settings.get("HAPGENT_STATE_FILE", ""),
+                "units": [os.path.basename(path) for path in _paths(name) if os.path.lexists(path)],
+            }
+        )
+    return found
 
 
 def start_time(timestamp: str) -> float:
@@ -175,23 +250,25 @@ def start_time(timestamp: str) -> float:
         return 0.0
 
 
-def other_services(name: str, pattern: str) -> list[str]:
-    """Return the names of the services in UNITS, without this one, in which a line matches this regular expression."""
-    line = re.compile(f"^(?:{pattern})$", re.MULTILINE)
-    found = []
-    for unit in sorted(os.listdir(UNITS)) if os.path.isdir(UNITS) else []:
-        path = os.path.join(UNITS, unit)
-        if unit.endswith(_systemd.SUFFIX) and unit != name + _systemd.SUFFIX and _is_file(path):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                if line.search(file.read(MAX_UNIT_BYTES)):
-                    found.append(unit[: -len(_systemd.SUFFIX)])
-    return found
+def other_services(names: t.Collection[str], pattern: str) -> list[str]:
+    """Return the services in UNITS, without those named, in which a line matches this regular expression."""
+    line = re.compile(pattern)
+    services_here = {unit[: -len(_systemd.SUFFIX)]: unit for unit in _service_units()}
+    return [
+        name
+        for name, unit in services_here.items()
+        if name not in names and any(line.fullmatch(text) for text in _unit_lines(unit))
+    ]
 
 
-def _property(unit: str, name: str, run_command: _systemd.RunCommand) -> str:
-    show = ["systemctl", "show", f"--property={name}", "--value", "--", unit]
-    _rc, printed, _error = run_command(["env", "TZ=UTC", "LC_ALL=C", *show])
-    return printed.strip()
+def _service_units() -> list[str]:
+    names = sorted(os.listdir(UNITS)) if os.path.isdir(UNITS) else []
+    return [name for name in names if name.endswith(_systemd.SUFFIX) and _is_file(os.path.join(UNITS, name))]
+
+
+def _unit_lines(unit: str) -> list[str]:
+    with open(os.path.join(UNITS, unit), encoding="utf-8", errors="replace") as file:
+        return file.read(MAX_UNIT_BYTES).split("\n")
 
 
 def _written(path: str) -> float:

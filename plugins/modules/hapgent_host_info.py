@@ -12,8 +12,8 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - This module is B(private) to the collection. It can have breaking changes at any time.
-  - Reads the accounts, the Python interpreter, the path to the state file, and the services of systemd that the role
-    must know before it installs or removes an agent.
+  - Reads the accounts, the Python interpreters, the paths to the state files, and the services of systemd that the role
+    must know before it installs or removes agents.
   - The module must run as root.
 extends_documentation_fragment:
   - hapgent.agent._attributes
@@ -25,139 +25,176 @@ attributes:
 requirements:
   - Python 3.9 or later on the managed host
 options:
-  user:
-    description: The user that runs the agent.
-    type: str
-    required: true
-  group:
-    description: The group of the agent.
-    type: str
-    required: true
-  python:
-    description: The Python interpreter that runs the agent. It is started as an unprivileged user.
-    type: path
-    required: true
   program:
     description: The path of the agent.
     type: path
     required: true
-  state_file:
-    description: The path of the state file.
-    type: path
-    required: true
-  service:
-    description: The name of the systemd service, without its suffix.
-    type: str
+  instances:
+    description:
+      - The instances that the variables of the role describe, each with C(service), the name of its systemd service
+        without the suffix, C(user), C(group), C(python), the path of its interpreter, and C(state_file). Other keys are
+        ignored.
+      - The interpreters are started as an unprivileged user.
+    type: list
+    elements: dict
     required: true
 """
 
 EXAMPLES = r"""
 - name: Inspect the host
   hapgent.agent.hapgent_host_info:
-    user: nobody
-    group: nogroup
-    python: /usr/bin/python3
     program: /usr/local/bin/hapgent
-    state_file: /etc/hapgent/state.json
-    service: hapgent
+    instances:
+      - service: hapgent
+        user: nobody
+        group: nogroup
+        python: /usr/bin/python3
+        state_file: /etc/hapgent/state.json
 """
 
 RETURN = r"""
-user:
-  description: The user. Null if it does not exist.
-  returned: always
-  type: dict
-  contains:
-    id:
-      description: The user ID.
-      type: int
-    comment:
-      description: The comment in the user database (GECOS).
-      type: str
-group:
-  description: The group. Null if it does not exist.
-  returned: always
-  type: dict
-  contains:
-    members:
-      description: The users that have the group as a supplementary group.
-      type: list
-      elements: str
-python_version:
-  description: The version of the Python interpreter. Empty if the program is not one, or does not respond.
-  returned: always
-  type: str
-  sample: "3.11"
 service_manager:
   description: V(systemd), or the name of the first process of the host.
   returned: always
   type: str
   sample: systemd
-path:
-  description:
-    - The folders on the path to the state file and the file itself, starting with C(/).
-    - The list ends before the first one that does not exist. Symbolic links are not followed.
+instances:
+  description: What the host has for each of the instances, in their order.
   returned: always
   type: list
   elements: dict
   contains:
+    user:
+      description: The user. Null if it does not exist.
+      type: dict
+      contains:
+        id:
+          description: The user ID.
+          type: int
+        comment:
+          description: The comment in the user database (GECOS).
+          type: str
+    group:
+      description: The group. Null if it does not exist.
+      type: dict
+      contains:
+        members:
+          description: The users that have the group as a supplementary group.
+          type: list
+          elements: str
+    python_version:
+      description: The version of the Python interpreter. Empty if the program is not one, or does not respond.
+      type: str
+      sample: "3.11"
     path:
-      description: The path of this folder or file.
-      type: str
-    uid:
-      description: The user ID of the owner.
-      type: int
-    owner:
-      description: The name of the owner.
-      type: str
-    mode:
-      description: Type and permissions, as in C(st_mode).
-      type: int
-own_files:
-  description: The regular files that the agent keeps, which are the state file and those beside it.
+      description:
+        - The folders on the path to the state file and the file itself, starting with C(/).
+        - The list ends before the first one that does not exist. Symbolic links are not followed.
+      type: list
+      elements: dict
+      contains:
+        path:
+          description: The path of this folder or file.
+          type: str
+        uid:
+          description: The user ID of the owner.
+          type: int
+        owner:
+          description: The name of the owner.
+          type: str
+        mode:
+          description: Type and permissions, as in C(st_mode).
+          type: int
+    has_instances:
+      description: Whether the folder of the state file contains files or folders of the other instances.
+      type: bool
+    has_other_files:
+      description: Whether the folder of the state file contains anything else, or cannot be listed.
+      type: bool
+    unit:
+      description: The units of the instance.
+      type: dict
+      contains:
+        exists:
+          description: Whether systemd has a service of this name.
+          type: bool
+        runs_agent:
+          description: Whether that service runs the program.
+          type: bool
+        units:
+          description: The units of this name that an administrator has configured, the socket first.
+          type: list
+          elements: str
+        listens:
+          description: The addresses of the socket, as systemd prints them. Empty if there is no socket.
+          type: str
+          sample: 0.0.0.0:9777 (Stream)
+        socket_runs:
+          description: Whether the socket is active and enabled.
+          type: bool
+        service_runs:
+          description: Whether the service is active and enabled.
+          type: bool
+        is_outdated:
+          description: Whether the program or a unit was written after the service was started.
+          type: bool
+installed:
+  description: The instances that the role has installed.
   returned: always
   type: list
-  elements: path
-has_other_files:
-  description: Whether the folder of the state file contains anything else, or cannot be listed.
-  returned: always
-  type: bool
-service:
-  description: The service. Null if systemd does not manage the host.
-  returned: always
-  type: dict
+  elements: dict
   contains:
-    exists:
-      description: Whether systemd has a service of this name.
-      type: bool
-    runs_agent:
-      description: Whether that service runs the program.
-      type: bool
+    service:
+      description: The name of the systemd service, without its suffix.
+      type: str
+    user:
+      description: The user that runs the agent.
+      type: str
+    group:
+      description: The group of the agent.
+      type: str
+    state_file:
+      description: The path of the state file.
+      type: str
     units:
-      description: The units of this name that an administrator has configured, the socket first.
+      description: The units, the socket first.
       type: list
       elements: str
-    listens:
-      description: The addresses of the socket, as systemd prints them. Empty if there is no socket.
-      type: str
-      sample: 0.0.0.0:9777 (Stream)
-    is_outdated:
-      description: Whether the program or a unit was written after the service was started.
-      type: bool
-other_agents:
-  description: The other services that an administrator has configured and that run the program.
+accounts:
+  description: The users and groups of all these instances.
   returned: always
   type: list
-  elements: str
-other_services:
-  description: The other services that an administrator has configured and that run as the user or the group.
+  elements: dict
+  contains:
+    name:
+      description: The name of the user.
+      type: str
+    group:
+      description: The name of the group.
+      type: str
+    comment:
+      description: The comment of the user. Null if the user does not exist.
+      type: str
+    members:
+      description: The users that have the group as a supplementary group. Null if the group does not exist.
+      type: list
+      elements: str
+    other_services:
+      description: The services that an administrator has configured, other than these instances, and that run as the
+        user or the group.
+      type: list
+      elements: str
+other_agents:
+  description: The services that an administrator has configured, other than these instances, and that run the program.
   returned: always
   type: list
   elements: str
 """
 
+import functools
 import re
 import time
+import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.hapgent.agent.plugins.module_utils import _host
@@ -165,37 +202,66 @@ from ansible_collections.hapgent.agent.plugins.module_utils import _host
 # A Python that is started for the first time reads its library from the disk.
 SECONDS = 10.0
 
+Found = dict[str, t.Any]
+
+
+@functools.cache
+def python_version(program: str) -> str:
+    """The version of an interpreter, which most instances share."""
+    return _host.python_version(program, time.monotonic() + SECONDS)
+
+
+def inspected(instance: Found, unit: Found, files: list[str]) -> Found:
+    """What the host has for an instance. C(files) are the state files of all instances."""
+    own = instance["state_file"]
+    contents = _host.contents(own, [file for file in files if file != own], time.monotonic() + SECONDS)
+    return {
+        "user": _host.user(instance["user"]),
+        "group": _host.group(instance["group"]),
+        "python_version": python_version(instance["python"]),
+        "path": _host.path_to(own),
+        "has_instances": contents.has_instances,
+        "has_other_files": contents.has_others,
+        "unit": unit,
+    }
+
+
+def account(user: str, group: str, services: t.Collection[str]) -> Found:
+    """A user and its group, and the services other than these that run as one of them."""
+    found_user, found_group = _host.user(user), _host.group(group)
+    pattern = f"User={re.escape(user)}|Group={re.escape(group)}"
+    return {
+        "name": user,
+        "group": group,
+        "comment": found_user and found_user["comment"],
+        "members": found_group and found_group["members"],
+        "other_services": _host.other_services(services, pattern),
+    }
+
 
 def main() -> None:
-    text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
     module = AnsibleModule(
         argument_spec={
-            "user": text,
-            "group": text,
-            "python": path,
-            "program": path,
-            "state_file": path,
-            "service": text,
+            "program": {"type": "path", "required": True},
+            "instances": {"type": "list", "elements": "dict", "required": True},
         },
         supports_check_mode=True,
     )
-    user, group, program, state_file, service = (
-        module.params[name] for name in ("user", "group", "program", "state_file", "service")
-    )
+    program, described = module.params["program"], module.params["instances"]
+    names = [instance["service"] for instance in described]
+    files = [instance["state_file"] for instance in described]
     manager = _host.service_manager()
-    has_systemd = manager == "systemd"
+    units = _host.services(names, program, module.run_command) if manager == "systemd" else [{} for _name in names]
+    installed = _host.installed()
+    ours = {*names, *(found["service"] for found in installed)}
+    accounts = dict.fromkeys((instance["user"], instance["group"]) for instance in [*described, *installed])
     module.exit_json(
         changed=False,
-        user=_host.user(user),
-        group=_host.group(group),
-        python_version=_host.python_version(module.params["python"], time.monotonic() + SECONDS),
         service_manager=manager,
-        path=_host.path_to(state_file),
-        own_files=_host.own_files(state_file),
-        has_other_files=_host.has_other_files(state_file, time.monotonic() + SECONDS),
-        service=_host.service(service, program, module.run_command) if has_systemd else None,
-        other_agents=_host.other_services(service, rf"ExecStart=(.* )?{re.escape(program)}"),
-        other_services=_host.other_services(service, f"User={re.escape(user)}|Group={re.escape(group)}"),
+        instances=[inspected(instance, unit, files) for instance, unit in zip(described, units)],
+        installed=installed,
+        accounts=[account(user, group, ours) for user, group in accounts],
+        other_agents=_host.other_services(ours, rf"ExecStart=(.* )?{re.escape(program)}"),
     )
 
 

@@ -16,29 +16,33 @@ import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import FIELDS
+from ansible_collections.hapgent.agent.plugins.plugin_utils._instances import conflicts, instances, variable
+
+Instance = t.Mapping[str, t.Any]
 
 NUMBERS = {
-    "hapgent_port": (1, 65535),
-    "hapgent_settle": (0, 86400),
+    "port": (1, 65535),
+    "settle": (0, 86400),
     # The fields that the first state of a new host can have.
-    "hapgent_weight": (0, FIELDS["weight"].limit),
-    "hapgent_maxconn": (0, FIELDS["maxconn"].limit),
+    "weight": (0, FIELDS["weight"].limit),
+    "maxconn": (0, FIELDS["maxconn"].limit),
 }
-OPTIONAL = ("hapgent_weight", "hapgent_maxconn")
+OPTIONAL = ("weight", "maxconn")
 # Nine digits are more than any limit needs. Leading zeros are rejected, because some programs read them as octal.
 WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 # The values become part of systemd units, in which % and spaces have a special meaning.
 NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,30}"
 COMPONENT = r"/[A-Za-z0-9_@:+-][A-Za-z0-9_.@:+-]*"
-# The path of a socket must not exceed 107 bytes, and the status socket is /run/hapgent/NAME/status.sock.
+# The path of a socket must not exceed 107 bytes, and the status socket is /run/hapgent/SERVICE/status.sock.
 SERVICE = r"(?!.*\.(service|socket)\Z)[A-Za-z0-9_][A-Za-z0-9_.@-]{0,78}[A-Za-z0-9_-]|[A-Za-z0-9_]"
+# The names that hapgent_services uses for the default instance and for all.
+INSTANCE = r"(?!(hapgent|all)\Z)(?!.*\.(service|socket)\Z)[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-]|[A-Za-z0-9_]"
 FORMS = {
-    "hapgent_user": (NAME, "a user name of at most 31 letters, digits and _.-"),
-    "hapgent_group": (NAME, "a group name of at most 31 letters, digits and _.-"),
-    "hapgent_service": (SERVICE, "a name without .service, of at most 80 letters, digits and _.@-"),
-    "hapgent_python": (f"({COMPONENT})+", "an absolute path of letters, digits and _./@:+-, without .."),
-    "hapgent_state_file": (
+    "user": (NAME, "a user name of at most 31 letters, digits and _.-"),
+    "group": (NAME, "a group name of at most 31 letters, digits and _.-"),
+    "python": (f"({COMPONENT})+", "an absolute path of letters, digits and _./@:+-, without .."),
+    "state_file": (
         f"({COMPONENT}){{3,}}",
         "an absolute path with at least two folders, of letters, digits and _./@:+-, without .., "
         "such as /etc/hapgent/state.json",
@@ -47,7 +51,10 @@ FORMS = {
 # The agent's sandbox hides these folders, or a reboot empties them.
 HIDDEN = re.compile(r"/(dev|home|proc|root|run|sys|tmp|var/run|var/tmp)(/.*)?")
 MIN_PYTHON = (3, 9)
-SEEN = {"hapgent_python": "/usr/bin/python3", "hapgent_state_file": "/etc/hapgent/state.json"}
+SEEN = {"python": "/usr/bin/python3", "state_file": "/etc/hapgent/state.json"}
+
+# What an instance has and the argument specs do not check.
+CHECKED = (*NUMBERS, *FORMS, "ip")
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -69,21 +76,37 @@ class Found(t.NamedTuple):
     mode: int
 
 
-def variable_problems(variables: t.Mapping[str, t.Any], shipped: Shipped, uninstall: bool) -> list[str]:
+def variable_problems(
+    variables: t.Mapping[str, t.Any], listed: t.Sequence[Instance], shipped: Shipped, uninstall: bool
+) -> list[str]:
     """Return a sentence for each variable of the role that has an invalid value.
 
-    With C(uninstall), the version and the checksum are not checked. Values may be strings or of the type that YAML
-    gives them, because the validation of argument specs does not convert them.
+    C(listed) is the variable hapgent_instances. With C(uninstall), the version and the checksum are not checked. Values
+    may be strings or of the type that YAML gives them, because the validation of argument specs does not convert them.
     """
-    problems = [_number_problem(name, variables[name], *limits) for name, limits in NUMBERS.items()]
-    problems += [_form_problem(name, variables[name]) for name in FORMS]
-    problems += [_address_problem("hapgent_ip", variables["hapgent_ip"])]
+    problems = [_service_name_problem(variables["hapgent_service"])]
+    problems += [_value_problem(key, f"hapgent_{key}", variables[f"hapgent_{key}"]) for key in CHECKED]
+    for entry in listed:
+        named = {"name": printable(entry["name"])}
+        problems.append(_instance_name_problem(entry["name"]))
+        problems += [
+            _value_problem(key, variable(named, key), entry[key]) for key in CHECKED if entry.get(key) is not None
+        ]
     if not uninstall:
         problems += [
             _version_problem(str(variables["hapgent_version"]), shipped),
             _checksum_problem(str(variables["hapgent_checksum"]), shipped),
         ]
-    return [problem for problem in problems if problem]
+    found = [problem for problem in problems if problem]
+    if found:
+        return found
+    described = instances(variables, listed)
+    if not described and not uninstall:
+        return [
+            "hapgent_service is empty and hapgent_instances has no entry, so there is no instance to install. "
+            "Name at least one, or set hapgent_uninstall=true."
+        ]
+    return conflicts(described)
 
 
 def parents(state_file: str) -> list[str]:
@@ -93,49 +116,61 @@ def parents(state_file: str) -> list[str]:
     return ["/", *("/" + "/".join(names[:count]) for count in range(1, len(names) + 1))]
 
 
-def host_problems(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any], uninstall: bool) -> list[str]:
-    """Return a sentence for each reason why the role cannot work on a host.
+def host_problems(
+    host: t.Mapping[str, t.Any], described: t.Sequence[Instance], manage_user: bool, uninstall: bool
+) -> list[str]:
+    """Return a sentence for each reason why the role cannot work on a host, without duplicates.
 
-    C(host) is what the module hapgent_host_info has returned for these variables. With C(uninstall), what an agent
+    C(host) is what the module hapgent_host_info has returned for these instances. With C(uninstall), what an agent
     needs to run is not checked.
     """
-    problems = [_path_problem(host, variables["hapgent_state_file"], uninstall), _service_problem(host, variables)]
-    if not uninstall:
-        problems += [_python_problem(host, variables), _account_problem(host, variables)]
-    return [problem for problem in problems if problem]
+    if host["service_manager"] != "systemd":
+        return [
+            f"This role needs systemd, but the host runs {printable(host['service_manager'])}. The agent itself does "
+            'not need systemd: see "Without systemd" in docs/host.md of the collection.'
+        ]
+    problems = []
+    for instance, found in zip(described, host["instances"]):
+        problems += [_path_problem(found, instance, uninstall), _service_problem(found, instance)]
+        if not uninstall:
+            problems += [_python_problem(found, instance), _account_problem(found, instance, manage_user)]
+    return list(dict.fromkeys(problem for problem in problems if problem))
 
 
-def _path_problem(host: t.Mapping[str, t.Any], state_file: str, uninstall: bool) -> str:
-    """Return why it is not safe for root to work in the folder of the state file, or ''.
+def _path_problem(host: t.Mapping[str, t.Any], instance: Instance, uninstall: bool) -> str:
+    """Return why it is not safe to work in the folder of the state file, or ''.
 
     If all folders above it belong to root and no other user can write to them, no other user can replace the folder
-    with a link, now or later.
+    with a link, now or later. A folder of the agent's own user is safe too, because from there on the role has only the
+    rights of that user.
     """
+    state_file = instance["state_file"]
+    uid = host["user"]["id"] if host["user"] else 0
     found = {component["path"]: Found(**component) for component in host["path"]}
     folder = found.get(posixpath.dirname(state_file))
     file = found.get(state_file)
-    problems = [_parent_problem(found[path]) for path in parents(state_file) if path in found]
+    problems = [_parent_problem(found[path], uid) for path in parents(state_file) if path in found]
     if folder:
         problems.append(_folder_problem(folder) or ("" if uninstall else _owner_problem(folder, file, host)))
     if file:
         problems.append(_file_problem(file, uninstall))
     problem = next(filter(None, problems), "")
-    return problem and f"hapgent_state_file is {state_file}, and {problem}."
+    return problem and f"{variable(instance, 'state_file')} is {state_file}, and {problem}."
 
 
-def _parent_problem(found: Found) -> str:
+def _parent_problem(found: Found, uid: int) -> str:
     problem = _folder_problem(found)
     if problem:
         return problem
-    if found.uid != 0:
+    if found.uid not in (0, uid):
         return (
             f"{found.path} belongs to {printable(found.owner)}. It must belong to root, because another user could "
             "replace its contents with a link: use another folder, or change the owner with chown"
         )
     if found.mode & OTHERS_WRITE:
         return (
-            f"users other than root can write to {found.path} and could replace its contents with a link: "
-            "use another folder, or run chmod go-w"
+            f"users other than {printable(found.owner)} can write to {found.path} and could replace its contents with "
+            "a link: use another folder, or run chmod go-w"
         )
     return ""
 
@@ -148,8 +183,8 @@ def _folder_problem(found: Found) -> str:
 
 def _owner_problem(folder: Found, file: Found | None, host: t.Mapping[str, t.Any]) -> str:
     is_its_own = host["user"] is not None and host["user"]["id"] == folder.uid
-    # The folder of an agent that had another user.
-    is_an_agents = file is not None and not host["has_other_files"]
+    # The folder of an agent that had another user, or one in which only the folders of other instances are.
+    is_an_agents = (file is not None or host["has_instances"]) and not host["has_other_files"]
     if is_its_own or is_an_agents:
         return ""
     return (
@@ -167,62 +202,80 @@ def _file_problem(found: Found, uninstall: bool) -> str:
     return "" if uninstall else f"hapgent_state_file must be a regular file, but {found.path} is not one: remove it"
 
 
-def _service_problem(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any]) -> str:
-    service = host["service"]
-    if service is None:
-        return (
-            f"This role needs systemd, but the host runs {printable(host['service_manager'])}. The agent itself does "
-            'not need systemd: see "Without systemd" in docs/host.md of the collection.'
-        )
-    if service["exists"] and not service["runs_agent"]:
-        return (
-            "hapgent_service must not be the name of another service, but the host has a service "
-            f"{variables['hapgent_service']} that does not run the agent. Choose another name."
-        )
-    return ""
+def _service_problem(host: t.Mapping[str, t.Any], instance: Instance) -> str:
+    if not host["unit"]["exists"] or host["unit"]["runs_agent"]:
+        return ""
+    name = "hapgent_service" if instance["name"] is None else "hapgent_instances: name"
+    return (
+        f"{name} must not be the name of another service, but the host has a service {instance['service']} that does "
+        "not run the agent. Choose another name."
+    )
 
 
-def _python_problem(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any]) -> str:
+def _python_problem(host: t.Mapping[str, t.Any], instance: Instance) -> str:
     version = host["python_version"]
     if version and tuple(map(int, version.split("."))) >= MIN_PYTHON:
         return ""
     found = f"Python {version}" if version else "not such a Python"
     return (
-        f"hapgent_python must be the path of Python {'.'.join(map(str, MIN_PYTHON))} or later that every user can "
-        f"run, but {variables['hapgent_python']} is {found}."
+        f"{variable(instance, 'python')} must be the path of Python {'.'.join(map(str, MIN_PYTHON))} or later that "
+        f"every user can run, but {instance['python']} is {found}."
     )
 
 
-def _account_problem(host: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any]) -> str:
+def _account_problem(host: t.Mapping[str, t.Any], instance: Instance, manage_user: bool) -> str:
     has_both = host["user"] is not None and host["group"] is not None
     # Uninstalling removes the group that was created with the user. It could not recognize a group that was created for
     # an existing user.
-    if has_both or (variables["hapgent_manage_user"] and host["user"] is None):
+    if has_both or (manage_user and host["user"] is None):
         return ""
     return (
-        f"hapgent_user and hapgent_group must exist, but user {variables['hapgent_user']} or group "
-        f"{variables['hapgent_group']} does not exist. Create the missing one, set other names, or set "
+        f"{variable(instance, 'user')} and {variable(instance, 'group')} must exist, but user {instance['user']} or "
+        f"group {instance['group']} does not exist. Create the missing one, set other names, or set "
         "hapgent_manage_user=true, which creates a missing user together with its group."
     )
 
 
-def _number_problem(name: str, value: t.Any, minimum: int, maximum: int) -> str:
-    if value is None and name in OPTIONAL:
+def _service_name_problem(value: t.Any) -> str:
+    text = "" if value is None else str(value)
+    if not text or (re.fullmatch(SERVICE, text) and ".." not in text):
         return ""
+    return (
+        "hapgent_service must be a name without .service, of at most 80 letters, digits and _.@-, or empty, not "
+        f"{_shown(value)}."
+    )
+
+
+def _instance_name_problem(value: t.Any) -> str:
+    if re.fullmatch(INSTANCE, str(value)) and ".." not in str(value):
+        return ""
+    return (
+        "hapgent_instances: name must be at most 64 letters, digits and _.-, without .service, and not hapgent or all, "
+        f"but one is {_shown(value)}."
+    )
+
+
+def _value_problem(key: str, name: str, value: t.Any) -> str:
+    if key in NUMBERS:
+        return "" if value is None and key in OPTIONAL else _number_problem(name, value, *NUMBERS[key])
+    return _form_problem(key, name, value) if key in FORMS else _address_problem(name, value)
+
+
+def _number_problem(name: str, value: t.Any, minimum: int, maximum: int) -> str:
     text = "" if isinstance(value, (bool, float)) else str(value)
     if WHOLE_NUMBER.fullmatch(text) and minimum <= int(text) <= maximum:
         return ""
     return f"{name} must be a whole number from {minimum} to {maximum}, not {_shown(value)}."
 
 
-def _form_problem(name: str, value: t.Any) -> str:
-    form, allowed = FORMS[name]
+def _form_problem(key: str, name: str, value: t.Any) -> str:
+    form, allowed = FORMS[key]
     text = "" if value is None else str(value)
     if not re.fullmatch(form, text) or ".." in text:
         return f"{name} must be {allowed}, not {_shown(value)}."
-    if name in SEEN and HIDDEN.fullmatch(text):
+    if key in SEEN and HIDDEN.fullmatch(text):
         return (
-            f"{name} must be a path such as {SEEN[name]}, not {text}: "
+            f"{name} must be a path such as {SEEN[key]}, not {text}: "
             "the agent's sandbox hides that folder, or a reboot empties it."
         )
     return ""

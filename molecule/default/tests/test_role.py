@@ -29,7 +29,7 @@ def converge(*arguments: str, **variables: object) -> tuple[int, str]:
 
 
 # What is wrong with each form of a value, and what the error says, is in test__preflight.py.
-REFUSED = [
+REFUSED: list[tuple[str, object]] = [
     ("hapgent_version", "0.3.1"),
     ("hapgent_checksum", "38b9b2f80fbdf046311127b22943efb464081812bf53de7ce0452968c916b434"),
     ("hapgent_port", "70000"),
@@ -44,8 +44,12 @@ REFUSED = [
     # Folders, the first of which belongs to the agent.
     ("hapgent_state_file", "/etc/hapgent"),
     ("hapgent_state_file", "/var/lib/systemd"),
-    # Below a folder of the agent's user.
-    ("hapgent_state_file", "/etc/hapgent/shop/state.json"),
+    ("hapgent_instances", [{"name": "all", "port": 1}]),
+    ("hapgent_instances", [{"name": "shop", "prot": 1}]),
+    # The port of the default instance.
+    ("hapgent_instances", [{"name": "shop"}]),
+    # Below a folder of the default instance's user.
+    ("hapgent_instances", [{"name": "shop", "port": 1, "user": "www-data", "group": "www-data"}]),
     # Debian's staff may write there.
     ("hapgent_state_file", "/var/local/hapgent/state.json"),
     ("hapgent_user", "no-such-user"),
@@ -194,31 +198,6 @@ def test_uninstall_removes_the_user_and_the_group_that_the_role_created() -> Non
 
 
 ROLE = Path(__file__).parents[3] / "roles" / "hapgent"
-
-
-@pytest.mark.usefixtures("_removed")
-def test_the_documented_loop_over_two_instances_runs_both_and_leaves_nothing(tmp_path: Path) -> None:
-    text = (ROLE / "README.md").read_text(encoding="utf-8")
-    snippet = re.search(r"## Several instances on a host\n.*?```yaml\n(.*?)```", text, re.DOTALL)
-    assert snippet
-    playbook = tmp_path / "instances.yml"
-    playbook.write_text(snippet[1].replace("hosts: web", f"hosts: {HOST}"), encoding="utf-8")
-
-    def loop(*arguments: str) -> str:
-        # Users gather facts by default. The scenarios do not.
-        done = ansible("ansible-playbook", str(playbook), *arguments, ANSIBLE_GATHERING="implicit")
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    loop()
-    assert [ask(HOSTS[HOST], port) for port in (9777, 9778)] == ["UP\n", "UP\n"]
-    units = run(HOST, "systemctl list-units --plain --no-legend 'hapgent*'").stdout.splitlines()
-    assert sorted(unit.split()[0] for unit in units) == [
-        f"hapgent-{name}.{kind}" for name in ("api", "shop") for kind in ("service", "socket")
-    ]
-    assert "changed=0" in loop()
-    loop("--extra-vars=hapgent_uninstall=true hapgent_uninstall_state_file=true")
-    assert left() == []
 
 
 @pytest.mark.usefixtures("_removed")

@@ -88,7 +88,7 @@ def test_stopped_service_fails_before_the_state_file_is_written() -> None:
 
 
 def test_only_the_named_service_is_changed() -> None:
-    api = "service=hapgent-api state_file=/var/lib/hapgent/api.json"
+    api = "service=hapgent@api"
     assert set_state(f"status=MAINT {api}", host="hapgent-trixie")["answer"] == "MAINT maxconn:20"
     assert set_state(f"status=UP {api}", host="hapgent-trixie")["answer"] == "UP maxconn:20"
 

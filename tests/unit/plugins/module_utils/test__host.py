@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.hapgent.agent.plugins.module_utils import _host
+from ansible_collections.hapgent.agent.plugins.module_utils import _folder, _host
 
 OTHER_USER = 4711
 PROGRAM = "/usr/local/bin/hapgent"
+ROLE = Path(__file__).parents[4] / "roles" / "hapgent"
 
 
 def soon(seconds: float = 15) -> float:
@@ -160,57 +161,72 @@ def test_owner_without_a_name(state_file: Path) -> None:
     assert _host.path_to(str(state_file))[-1]["owner"] == f"user {OTHER_USER}"
 
 
+def contents(state_file: Path | str, *others: Path) -> tuple[bool, bool]:
+    """Whether the folder has something of the other instances, and whether it has anything else."""
+    found: tuple[bool, bool] = _host.contents(str(state_file), [str(other) for other in others], soon())
+    return found
+
+
 def test_files_of_the_agent(state_file: Path) -> None:
-    assert _host.own_files(str(state_file)) == []
-    assert not _host.has_other_files(str(state_file), soon())
-    names = [f"{state_file}{suffix}" for suffix in _host.OWN_FILES]
-    for name in names:
-        Path(name).touch()
-    assert _host.own_files(str(state_file)) == names
-    assert not _host.has_other_files(str(state_file), soon())
+    assert contents(state_file) == (False, False)
+    for suffix in _folder.SUFFIXES:
+        Path(f"{state_file}{suffix}").touch()
+    assert contents(state_file) == (False, False)
+
+
+def test_files_of_other_instances(state_file: Path) -> None:
+    beside, below = state_file.with_name("api.json"), state_file.parent / "shop" / "state.json"
+    above = state_file.parent.parent / "web.json"
+    beside.touch()
+    below.parent.mkdir()
+    assert contents(state_file, beside, below, above) == (True, False)
+    assert contents(state_file, beside, above)[1]
+    assert contents(state_file, above) == (False, True)
+    below.parent.rmdir()
+    below.parent.symlink_to("/etc")
+    assert contents(state_file, beside, below)[1]
 
 
 def test_a_folder_that_does_not_exist_has_no_files() -> None:
-    assert _host.own_files("/etc/no-such-folder/state.json") == []
-    assert not _host.has_other_files("/etc/no-such-folder/state.json", soon())
+    assert contents("/etc/no-such-folder/state.json") == (False, False)
 
 
 @pytest.mark.parametrize("name", ["kept", "state.json.bak", ".hidden", "state.json.lock"])
 def test_anything_else_is_another_file(state_file: Path, name: str) -> None:
     state_file.touch()
     (state_file.parent / name).symlink_to("/etc/passwd")
-    assert _host.own_files(str(state_file)) == [str(state_file)]
-    assert _host.has_other_files(str(state_file), soon())
+    assert contents(state_file) == (False, True)
 
 
 def test_folders_and_special_files_are_not_the_agents(state_file: Path) -> None:
     os.mkfifo(state_file)
+    assert contents(state_file) == (False, True)
+    state_file.unlink()
     Path(f"{state_file}.tmp").mkdir()
-    assert _host.own_files(str(state_file)) == []
-    assert _host.has_other_files(str(state_file), soon())
+    assert contents(state_file) == (False, True)
 
 
 def test_a_link_for_the_folder_is_not_entered(state_file: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(state_file.parent)
-    assert _host.has_other_files(str(tmp_path / "link" / "state.json"), soon())
+    assert contents(tmp_path / "link" / "state.json") == (False, True)
 
 
 # Services
 
 
 class Systemd:
-    """The answers of systemctl on a host with the service hapgent."""
+    """The answer of systemctl show on a host with these units and their properties."""
 
-    def __init__(self, units: str, listens: str = "", started: str = "") -> None:
-        self._units = units
-        self._properties = {"Listen": listens, "ExecMainStartTimestamp": started}
+    def __init__(self, **units: dict[str, str]) -> None:
+        self._units = {f"hapgent.{kind}": properties for kind, properties in units.items()}
 
     def __call__(self, command: list[str]) -> tuple[int, str, str]:
-        if command[:2] == ["systemctl", "cat"]:
-            return (0 if self._units else 1), self._units, ""
-        assert command[:3] == ["env", "TZ=UTC", "LC_ALL=C"]
-        (name,) = [word.partition("=")[2] for word in command if word.startswith("--property=")]
-        return 0, f"{self._properties[name]}\n", ""
+        assert command[:5] == ["env", "TZ=UTC", "LC_ALL=C", "systemctl", "show"]
+        blocks = []
+        for name in command[command.index("--") + 1 :]:
+            properties = self._units.get(name, {"LoadState": "not-found", "ActiveState": "inactive"})
+            blocks.append("".join(f"{key}={value}\n" for key, value in properties.items()))
+        return 0, "\n".join(blocks), ""
 
 
 @pytest.fixture
@@ -222,34 +238,65 @@ def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+NO_SERVICE = {
+    "exists": False,
+    "runs_agent": False,
+    "units": [],
+    "listens": "",
+    "socket_runs": False,
+    "service_runs": False,
+    "is_outdated": False,
+}
+RUNS = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}
+OF_AGENT = {**RUNS, "ExecStart": f"{{ path=/usr/bin/python3 ; argv[]=/usr/bin/python3 -I -S {PROGRAM} ; }}"}
+
+
 def test_no_service() -> None:
-    assert _host.service("no-such", "/no/such/program", Systemd("")) == {
-        "exists": False,
-        "runs_agent": False,
-        "units": [],
-        "listens": "",
-        "is_outdated": False,
-    }
+    assert _host.services(["no-such"], "/no/such/program", Systemd()) == [NO_SERVICE]
+    assert _host.services([], PROGRAM, Systemd()) == []
 
 
-def test_the_service_of_the_agent(units: Path) -> None:
+def test_the_service_of_the_agent_and_one_that_does_not_exist(units: Path) -> None:
     for kind in ("socket", "service"):
         (units / f"hapgent.{kind}").touch()
     tomorrow = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() + 86400))
-    systemd = Systemd(f"ExecStart=/usr/bin/python3 {PROGRAM}\n", "0.0.0.0:9777 (Stream)", tomorrow)
-    assert _host.service("hapgent", PROGRAM, systemd) == {
-        "exists": True,
-        "runs_agent": True,
-        "units": ["hapgent.socket", "hapgent.service"],
-        "listens": "0.0.0.0:9777 (Stream)",
-        "is_outdated": False,
-    }
+    systemd = Systemd(
+        socket={**RUNS, "Listen": "0.0.0.0:9777 (Stream)"}, service={**OF_AGENT, "ExecMainStartTimestamp": tomorrow}
+    )
+    assert _host.services(["no-such", "hapgent"], PROGRAM, systemd) == [
+        NO_SERVICE,
+        {
+            "exists": True,
+            "runs_agent": True,
+            "units": ["hapgent.socket", "hapgent.service"],
+            "listens": "0.0.0.0:9777 (Stream)",
+            "socket_runs": True,
+            "service_runs": True,
+            "is_outdated": False,
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    "properties", [{"ActiveState": "activating"}, {"ActiveState": "inactive"}, {"UnitFileState": "disabled"}]
+)
+def test_a_unit_that_is_not_active_or_not_enabled_does_not_run(properties: dict[str, str]) -> None:
+    systemd = Systemd(socket={**RUNS, **properties}, service=OF_AGENT)
+    (found,) = _host.services(["hapgent"], PROGRAM, systemd)
+    assert (found["socket_runs"], found["service_runs"]) == (False, True)
+
+
+def test_a_socket_with_several_addresses() -> None:
+    systemd = Systemd(socket={"Listen": "[::]:1 (Stream)\nListen=[::]:2 (Stream)"}, service=OF_AGENT)
+    (found,) = _host.services(["hapgent"], PROGRAM, systemd)
+    assert found["listens"] == "[::]:1 (Stream)\n[::]:2 (Stream)"
 
 
 def test_a_service_of_something_else(units: Path) -> None:
-    (units / "haproxy.service").touch()
-    found = _host.service("haproxy", PROGRAM, Systemd("ExecStart=/usr/sbin/haproxy\n"))
-    assert (found["exists"], found["runs_agent"], found["units"]) == (True, False, ["haproxy.service"])
+    (units / "hapgent.service").touch()
+    systemd = Systemd(service={**RUNS, "ExecStart": "{ path=/usr/sbin/haproxy ; argv[]=/usr/sbin/haproxy }"})
+    (found,) = _host.services(["hapgent"], PROGRAM, systemd)
+    assert (found["exists"], found["runs_agent"], found["units"]) == (True, False, ["hapgent.service"])
 
 
 @pytest.mark.parametrize("written", ["program", "units/hapgent.socket", "units/hapgent.service"])
@@ -262,8 +309,9 @@ def test_a_service_is_outdated_if_a_file_is_newer(
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 1000))
     os.utime(tmp_path / written, (0, start + offset))
-    systemd = Systemd("ExecStart=x\n", started="Thu 2026-01-01 12:00:00 UTC")
-    assert _host.service("hapgent", str(tmp_path / "program"), systemd)["is_outdated"] == is_outdated
+    systemd = Systemd(service={**OF_AGENT, "ExecMainStartTimestamp": "Thu 2026-01-01 12:00:00 UTC"})
+    (found,) = _host.services(["hapgent"], str(tmp_path / "program"), systemd)
+    assert found["is_outdated"] == is_outdated
     assert units.exists()
 
 
@@ -283,13 +331,40 @@ def test_other_services(units: Path) -> None:
         (units / name).write_text(text, encoding="latin-1")
     (units / "link.service").symlink_to(units / "shop.service")
     (units / "folder.service").mkdir()
-    assert _host.other_services("hapgent", rf"ExecStart=(.* )?{PROGRAM}") == ["shop"]
-    assert _host.other_services("hapgent", "User=shop|Group=shops") == ["group", "shop"]
-    assert _host.other_services("shop", "User=shop|Group=shop") == []
+    assert _host.other_services(["hapgent"], rf"ExecStart=(.* )?{PROGRAM}") == ["shop"]
+    assert _host.other_services(["hapgent"], "User=shop|Group=shops") == ["group", "shop"]
+    assert _host.other_services(["shop"], "User=shop|Group=shop") == []
+
+
+def test_instances_that_the_role_has_installed(units: Path) -> None:
+    text = (
+        f"{_host.MARK.format('hapgent@shop')}\n[Service]\nEnvironment=HAPGENT_STATE_FILE=/etc/hapgent/shop/state.json\n"
+        f"Environment=HAPGENT_SETTLE=60\nExecStart=/usr/bin/python3 -I -S {PROGRAM}\nUser=shop\nGroup=shops\n"
+    )
+    (units / "hapgent@shop.service").write_text(text, encoding="utf-8")
+    (units / "hapgent@shop.socket").touch()
+    # A copy under another name is somebody else's.
+    (units / "copy.service").write_text(text, encoding="utf-8")
+    (units / "hapgent.service").write_text(text.replace("hapgent@shop", "hapgent")[1:], encoding="utf-8")
+    assert _host.installed() == [
+        {
+            "service": "hapgent@shop",
+            "user": "shop",
+            "group": "shops",
+            "state_file": "/etc/hapgent/shop/state.json",
+            "units": ["hapgent@shop.socket", "hapgent@shop.service"],
+        }
+    ]
+
+
+def test_the_role_marks_its_units() -> None:
+    template = (ROLE / "templates/systemd/service.j2").read_text(encoding="utf-8")
+    assert _host.MARK.format("{{ hapgent__instance.service }}") in template.splitlines()
 
 
 def test_a_host_without_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_host, "UNITS", str(tmp_path / "missing"))
-    assert _host.other_services("hapgent", ".*") == []
+    assert _host.other_services(["hapgent"], ".*") == []
+    assert _host.installed() == []
     if not Path("/run/systemd/system").exists():
         assert _host.service_manager() == Path("/proc/1/comm").read_text(encoding="utf-8").strip()

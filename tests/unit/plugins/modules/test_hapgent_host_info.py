@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import yaml
@@ -15,18 +16,31 @@ if TYPE_CHECKING:
     from tests.unit.plugins.modules.conftest import RunAnsible
 
 
+INSTANCE = {
+    "service": "no-such-service",
+    "user": "root",
+    "group": "no-such-group",
+    "python": "/usr/bin/python3",
+    "state_file": "/etc/passwd",
+}
+
+
 def test_returns_all_documented_values(run_ansible: RunAnsible) -> None:
-    found = run_ansible(
-        "hapgent_host_info",
-        "user=root group=no-such-group python=/usr/bin/python3 program=/no/such/program state_file=/etc/passwd "
-        "service=no-such-service",
-    )
+    arguments = {"program": "/no/such/program", "instances": [INSTANCE, {**INSTANCE, "python": "/no/python"}]}
+    found = run_ansible("hapgent_host_info", json.dumps(arguments))
     assert not found["changed"]
-    assert set(yaml.safe_load(RETURN)) <= set(found)
-    assert found["user"] == {"id": 0, "comment": "root"}
-    assert found["group"] is None
-    assert found["python_version"].startswith("3.")
-    assert [component["path"] for component in found["path"]] == ["/", "/etc", "/etc/passwd"]
-    assert found["own_files"] == ["/etc/passwd"]
-    assert found["has_other_files"]
-    assert (found["service"] is None) == (found["service_manager"] != "systemd")
+    documented = yaml.safe_load(RETURN)
+    assert set(documented) <= set(found)
+    first, second = found["instances"]
+    assert set(first) == set(documented["instances"]["contains"])
+    assert first["user"] == {"id": 0, "comment": "root"}
+    assert first["group"] is None
+    assert first["python_version"].startswith("3.")
+    assert second == {**first, "python_version": ""}
+    assert [component["path"] for component in first["path"]] == ["/", "/etc", "/etc/passwd"]
+    assert first["has_other_files"]
+    assert (first["unit"] == {}) == (found["service_manager"] != "systemd")
+    (account,) = found["accounts"]
+    assert set(account) == set(documented["accounts"]["contains"])
+    assert (account["name"], account["group"], account["comment"]) == ("root", "no-such-group", "root")
+    assert account["members"] is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from ansible_collections.hapgent.agent.plugins.filter._host_variable_problems import host_variable_problems as filtered
 from ansible_collections.hapgent.agent.plugins.module_utils._host import path_to
+from ansible_collections.hapgent.agent.plugins.plugin_utils._instances import instances
 from ansible_collections.hapgent.agent.plugins.plugin_utils._preflight import (
     Shipped,
     host_problems,
@@ -29,13 +31,13 @@ SHIPPED = Shipped(DEFAULTS["hapgent_version"], DEFAULTS["hapgent_checksum"], "38
 # Variables
 
 
-def problems(uninstall: bool = False, **variables: Any) -> list[str]:
-    return variable_problems({**DEFAULTS, **variables}, SHIPPED, uninstall)
+def problems(uninstall: bool = False, listed: Sequence[dict[str, Any]] = (), **variables: Any) -> list[str]:
+    return variable_problems({**DEFAULTS, **variables}, listed, SHIPPED, uninstall)
 
 
 def test_defaults_are_accepted() -> None:
     assert problems() == []
-    assert filtered(DEFAULTS, SHIPPED._asdict()) == []
+    assert filtered(DEFAULTS, [], SHIPPED._asdict()) == []
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_valid_values_are_accepted(name: str, value: Any) -> None:
         ),
         ("hapgent_ip", ["", "localhost", "10.0.0.300", "10.0.0", 10.1, "0.0.0.0\n", "::1\n", "[::1]", "fe80::1%eth0"]),
         ("hapgent_ip", ["::1%n", "0.0.0.0:80", "1.2.3.4/8", ":", ":::", "1:2", "01.2.3.4"]),
-        ("hapgent_service", ["", "a/b", "a\n", "a b", "a%i", "-a", ".a", "a.", "a@", "..", "a..b", "h" * 81]),
+        ("hapgent_service", ["a/b", "a\n", "a b", "a%i", "-a", ".a", "a.", "a@", "..", "a..b", "h" * 81]),
         ("hapgent_service", ["hapgent.service", "hapgent.socket", "*", "hapgent\nUser=root"]),
         *(
             (name, [f"{path}\n", f"{path} ", f"{path}/", f"/..{path}", f"/etc/..{path}", f"/etc/.{path}", f"/{path}"])
@@ -158,7 +160,52 @@ def test_all_invalid_values_are_named() -> None:
 
 
 def test_wording_of_a_problem() -> None:
-    assert problems(hapgent_port=70000) == ["hapgent_port must be a whole number from 1 to 65535, not 70000."]
+    rule = "must be a whole number from 1 to 65535, not 70000."
+    assert problems(hapgent_port=70000) == [f"hapgent_port {rule}"]
+    assert problems(listed=[{"name": "shop", "port": 70000}]) == [f"hapgent_instances: port of shop {rule}"]
+
+
+# Instances
+
+
+@pytest.mark.parametrize("name", ["shop", 7, "a", "v1.2", "hapgent-api", "n" * 64])
+def test_names_of_instances(name: Any) -> None:
+    assert problems(listed=[{"name": name, "port": 1}]) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "hapgent", "all", "a/b", "a b", "a@b", "a.service", "a.", "..", "a..b", "-a", "n" * 65, "a\n", "\x1b[2J"],
+)
+def test_names_that_instances_cannot_have(name: str) -> None:
+    (found,) = problems(listed=[{"name": name, "port": 1}])
+    assert found.startswith("hapgent_instances: name")
+    assert found.isprintable()
+
+
+def test_each_value_of_an_instance_is_checked_once() -> None:
+    listed = [
+        {"name": "shop", "settle": "1.0", "user": "a b", "port": 1},
+        {"name": "api", "ip": "localhost", "port": 2},
+    ]
+    found = problems(listed=listed, hapgent_weight=256)
+    assert [problem.partition(" must ")[0] for problem in found] == [
+        "hapgent_weight",
+        "hapgent_instances: settle of shop",
+        "hapgent_instances: user of shop",
+        "hapgent_instances: ip of api",
+    ]
+
+
+def test_conflicts_of_instances_are_refused() -> None:
+    assert len(problems(listed=[{"name": "shop"}])) == 1
+    assert problems(listed=[{"name": "shop"}], hapgent_service="") == []
+    assert problems(listed=[{"name": "shop"}], hapgent_service=None) == []
+
+
+def test_something_must_be_installed() -> None:
+    assert "hapgent_uninstall=true" in problems(hapgent_service="")[0]
+    assert problems(uninstall=True, hapgent_service="") == []
 
 
 def test_version_and_checksum_do_not_matter_when_uninstalling() -> None:
@@ -176,22 +223,31 @@ def test_parents() -> None:
 
 AGENT, OTHER = 4711, 4712
 VARIABLES = {**DEFAULTS, "hapgent_user": "shop", "hapgent_group": "shop"}
+UNIT = {"exists": False, "runs_agent": False}
 ROOT_FOLDER = {"uid": 0, "owner": "root", "mode": stat.S_IFDIR | 0o755}
 HOST: dict[str, Any] = {
     "user": {"id": AGENT, "comment": ""},
     "group": {"members": []},
     "python_version": "3.9",
-    "service_manager": "systemd",
     "path": [{"path": path, **ROOT_FOLDER} for path in ("/", "/etc")],
-    "own_files": [],
+    "has_instances": False,
     "has_other_files": False,
-    "service": {"exists": False, "runs_agent": False},
+    "unit": UNIT,
 }
+
+
+def problems_of(
+    host: dict[str, Any] | None = None, uninstall: bool = False, manager: str = "systemd", **variables: Any
+) -> list[str]:
+    """The problems of a host with the default instance."""
+    values = {**VARIABLES, **variables}
+    found = {"service_manager": manager, "instances": [{**HOST, **(host or {})}]}
+    return host_problems(found, instances(values, []), values["hapgent_manage_user"], uninstall)
 
 
 def host_problem(host: dict[str, Any] | None = None, uninstall: bool = False, **variables: Any) -> str:
     """The only problem of this host, or '' if it has none."""
-    found = host_problems({**HOST, **(host or {})}, {**VARIABLES, **variables}, uninstall)
+    found = problems_of(host, uninstall, **variables)
     assert len(found) < 2
     return "".join(found)
 
@@ -236,19 +292,28 @@ def test_accounts_exist_or_are_created_together(user: bool, group: bool, manages
 @pytest.mark.parametrize("uninstall", [False, True])
 def test_a_service_of_something_else(uninstall: bool) -> None:
     for runs_agent in (False, True):
-        problem = host_problem({"service": {"exists": True, "runs_agent": runs_agent}}, uninstall)
+        problem = host_problem({"unit": {"exists": True, "runs_agent": runs_agent}}, uninstall)
         assert problem.startswith("hapgent_service must not be") != runs_agent
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
 def test_a_host_without_systemd(uninstall: bool) -> None:
-    problem = host_problem({"service": None, "service_manager": "runit\x1b[2J"}, uninstall)
+    problem = host_problem({"unit": {}}, uninstall, manager="runit\x1b[2J")
     assert "runs runit\\x1b[2J." in problem
 
 
 def test_all_problems_of_a_host_are_reported() -> None:
-    found = host_problems({**HOST, "python_version": "", "user": None, "service": None}, VARIABLES, False)
-    assert len(found) == 3
+    assert len(problems_of({"python_version": "", "user": None, "unit": {"exists": True, "runs_agent": False}})) == 3
+
+
+def test_problems_of_instances_name_them() -> None:
+    described = instances(VARIABLES, [{"name": "shop", "user": "none"}, {"name": "api"}])
+    found = {"service_manager": "systemd", "instances": [HOST, {**HOST, "user": None}, {**HOST, "python_version": ""}]}
+    problems = host_problems(found, described, manage_user=False, uninstall=False)
+    assert [problem.partition(" must ")[0] for problem in problems] == [
+        "hapgent_instances: user of shop and hapgent_instances: group of shop",
+        "hapgent_instances: python of api",
+    ]
 
 
 # The path to the state file
@@ -263,12 +328,23 @@ class StatePath:
         self.folder.mkdir(parents=True)
         os.chown(self.folder, AGENT, AGENT)
 
-    def problem(self, uid: int | None = AGENT, has_other_files: bool = True, uninstall: bool = False) -> str:
+    def problem(
+        self,
+        uid: int | None = AGENT,
+        has_other_files: bool = True,
+        uninstall: bool = False,
+        has_instances: bool = False,
+    ) -> str:
         found = path_to(str(self.state_file))
         # The folders above the folder of the test belong to this machine, where other users may write to them.
         above = parents(str(self.folder))[:-1]
         path = [{**component, **ROOT_FOLDER} if component["path"] in above else component for component in found]
-        host = {"path": path, "user": uid and {"id": uid}, "has_other_files": has_other_files}
+        host = {
+            "path": path,
+            "user": uid and {"id": uid},
+            "has_other_files": has_other_files,
+            "has_instances": has_instances,
+        }
         return host_problem(host, uninstall, hapgent_state_file=str(self.state_file), hapgent_manage_user=True)
 
 
@@ -287,9 +363,12 @@ def test_parents_of_root_and_a_folder_of_the_agent(path: StatePath) -> None:
 
 @pytest.mark.parametrize("uninstall", [False, True])
 def test_parent_of_another_user(path: StatePath, uninstall: bool) -> None:
-    for uid in (AGENT, OTHER):
-        os.chown(path.folder.parent, uid, 0)
-        assert str(path.folder.parent) in path.problem(uninstall=uninstall)
+    os.chown(path.folder.parent, OTHER, 0)
+    assert str(path.folder.parent) in path.problem(uninstall=uninstall)
+    # In a folder of the agent's own user, the role has only the rights of that user.
+    os.chown(path.folder.parent, AGENT, 0)
+    assert path.problem(uninstall=uninstall) == ""
+    assert str(path.folder.parent) in path.problem(None, uninstall=uninstall)
 
 
 @pytest.mark.parametrize("uninstall", [False, True])
@@ -339,6 +418,8 @@ def test_a_folder_of_another_user_is_taken_over_only_with_nothing_but_the_agents
         assert f"belongs to user {OTHER}" in path.problem(uid)
         assert f"belongs to user {OTHER}" in path.problem(uid, has_other_files=False)
         assert path.problem(uid, uninstall=True) == ""
+    for uid in (AGENT, None):
+        assert path.problem(uid, has_other_files=False, has_instances=True) == ""
     path.state_file.touch()
     for uid in (AGENT, None):
         assert f"belongs to user {OTHER}" in path.problem(uid)

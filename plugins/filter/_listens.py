@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _parents
-short_description: List the folders above the folder of a state file
+name: _listens
+short_description: Return the address of the socket of an instance
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -14,31 +14,36 @@ description:
   - This filter is B(private) to the collection. It can have breaking changes at any time.
 options:
   _input:
-    description: The path of the state file.
-    type: path
+    description: An instance, as the filter C(_instances) returns it.
+    type: dict
     required: true
 """
 
 EXAMPLES = r"""
-- name: Show /, /var and /var/lib
+- name: Show the address
   ansible.builtin.debug:
-    msg: "{{ '/var/lib/hapgent/state.json' | hapgent.agent._parents }}"
+    msg: "{{ hapgent__instances | map('hapgent.agent._listens') | list }}"
 """
 
 RETURN = r"""
 _value:
-  description: The paths of the folders, starting with C(/).
-  type: list
-  elements: path
+  description: The address and the port, as in a socket unit.
+  type: str
+  sample: 0.0.0.0:9777
 """
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._preflight import parents
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _host_plan
+
+
+def listens(instance: _host_plan.Instance) -> str:
+    """See DOCUMENTATION."""
+    return _host_plan.listens(instance)
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_parents": parents}
+        return {"_listens": listens}

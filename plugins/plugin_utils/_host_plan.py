@@ -1,0 +1,135 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""What the role changes on a host: the accounts that it creates or removes, the instances that leave, and the units.
+
+C(host) is always what the module hapgent_host_info has returned for the described instances.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+Host = t.Mapping[str, t.Any]
+Instance = t.Mapping[str, t.Any]
+
+# These comments mark a user that the role created, with or without its group. Uninstalling removes no other users.
+CREATED = "Created by hapgent.agent"
+CREATED_WITH_GROUP = "Created by hapgent.agent with its group"
+
+
+class User(t.TypedDict):
+    """A user to create, and its comment."""
+
+    name: str
+    group: str
+    comment: str
+
+
+class Accounts(t.TypedDict):
+    """Groups and users to create, or to remove."""
+
+    groups: list[str]
+    users: list[User]
+
+
+class Leaving(t.TypedDict):
+    """What to remove: units, the sockets first, and the state files of these instances."""
+
+    units: list[str]
+    state_files: list[str]
+
+
+class Units(t.TypedDict):
+    """The units to stop, start and restart, in this order, and whether systemd must read the units again before."""
+
+    reload: bool
+    stop: list[str]
+    start: list[str]
+    restart: list[str]
+
+
+def missing_accounts(host: Host) -> Accounts:
+    """The accounts that the instances need and that do not exist."""
+    accounts: Accounts = {"groups": [], "users": []}
+    for account in host["accounts"]:
+        name, group = account["name"], account["group"]
+        with_group = account["members"] is None and group not in accounts["groups"]
+        if with_group:
+            accounts["groups"].append(group)
+        if account["comment"] is None and name not in [user["name"] for user in accounts["users"]]:
+            comment = CREATED_WITH_GROUP if with_group else CREATED
+            accounts["users"].append({"name": name, "group": group, "comment": comment})
+    return accounts
+
+
+def removable_accounts(host: Host) -> Accounts:
+    """The accounts that the role created and that nothing else uses."""
+    mine = [
+        account
+        for account in host["accounts"]
+        if account["comment"] in (CREATED, CREATED_WITH_GROUP) and not account["other_services"]
+    ]
+    names = [account["name"] for account in mine]
+    return {
+        "groups": [
+            account["group"]
+            for account in mine
+            if account["comment"] == CREATED_WITH_GROUP and not set(account["members"] or []) - {*names}
+        ],
+        "users": [{"name": name, "group": "", "comment": ""} for name in dict.fromkeys(names)],
+    }
+
+
+def leaving(host: Host, described: t.Sequence[Instance], uninstall: bool) -> Leaving:
+    """The instances that the role has installed and that are not described any more; with C(uninstall), all."""
+    staying = [] if uninstall else [instance["service"] for instance in described]
+    gone = [found for found in host["installed"] if found["service"] not in staying]
+    units = [unit for found in gone for unit in found["units"]]
+    files = [found["state_file"] for found in gone if found["state_file"]]
+    if uninstall:
+        # Such as those of the role of hapgent 0.3.2.
+        units += [unit for found in host["instances"] if found["unit"]["runs_agent"] for unit in found["unit"]["units"]]
+        files += [instance["state_file"] for instance in described]
+    return {
+        "units": sorted(dict.fromkeys(units), key=lambda unit: not unit.endswith(".socket")),
+        "state_files": list(dict.fromkeys(files)),
+    }
+
+
+def listens(instance: Instance) -> str:
+    """The address of the socket of an instance, as systemd reads and prints it."""
+    ip = str(instance["ip"])
+    return f"{f'[{ip}]' if ':' in ip else ip}:{instance['port']}"
+
+
+def units(
+    host: Host, described: t.Sequence[Instance], changed: t.Collection[str], new_program: bool, check_mode: bool
+) -> Units:
+    """What to do with the units after they were written.
+
+    C(changed) are the services of which a unit was changed, and C(new_program) is whether the program was. In check
+    mode, systemd does not know the units that a real run would have written, so nothing is done with those.
+    """
+    plan: Units = {"reload": False, "stop": [], "start": [], "restart": []}
+    for instance, found in zip(described, host["instances"]):
+        service, unit = instance["service"], found["unit"]
+        if check_mode and service in changed:
+            continue
+        # A service is outdated if an earlier run was interrupted.
+        restarts = service in changed or new_program or unit["is_outdated"]
+        moves = restarts and unit["listens"] != f"{listens(instance)} (Stream)"
+        plan["reload"] = plan["reload"] or restarts
+        # All sockets with a new address are closed before one is opened, because two may exchange their addresses.
+        if moves and unit["exists"]:
+            plan["stop"] += [f"{service}.socket", f"{service}.service"]
+        if moves or not unit["socket_runs"]:
+            plan["start"].append(f"{service}.socket")
+        if restarts:
+            plan["restart"].append(f"{service}.service")
+        elif not unit["service_runs"]:
+            plan["start"].append(f"{service}.service")
+    return plan

@@ -1,0 +1,179 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The role creates what is missing, removes only what it has installed, and restarts only what has changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.hapgent.agent.plugins.plugin_utils._host_plan import (
+    CREATED,
+    CREATED_WITH_GROUP,
+    leaving,
+    listens,
+    missing_accounts,
+    removable_accounts,
+    units,
+)
+
+# Accounts
+
+
+def account(name: str, group: str, comment: str | None = "", members: list[str] | None = None, **more: Any) -> Any:
+    return {"name": name, "group": group, "comment": comment, "members": members, "other_services": [], **more}
+
+
+@pytest.mark.parametrize(
+    ("accounts", "groups", "users"),
+    [
+        ([account("nobody", "nogroup", "nobody", [])], [], []),
+        ([account("a", "a", None)], ["a"], [("a", "a", CREATED_WITH_GROUP)]),
+        ([account("a", "b", None, [])], [], [("a", "b", CREATED)]),
+        # Two users with one new group, and one user with two groups.
+        (
+            [account("a", "both", None), account("b", "both", None)],
+            ["both"],
+            [("a", "both", CREATED_WITH_GROUP), ("b", "both", CREATED)],
+        ),
+        ([account("a", "a", None), account("a", "b", None)], ["a", "b"], [("a", "a", CREATED_WITH_GROUP)]),
+    ],
+)
+def test_missing_accounts(accounts: list[Any], groups: list[str], users: list[tuple[str, ...]]) -> None:
+    found = missing_accounts({"accounts": accounts})
+    assert found["groups"] == groups
+    assert [(user["name"], user["group"], user["comment"]) for user in found["users"]] == users
+
+
+@pytest.mark.parametrize(
+    ("accounts", "groups", "users"),
+    [
+        ([account("nobody", "nogroup", "nobody", [])], [], []),
+        ([account("a", "a", None)], [], []),
+        ([account("a", "a", CREATED, [])], [], ["a"]),
+        ([account("a", "a", CREATED_WITH_GROUP, [])], ["a"], ["a"]),
+        ([account("a", "a", CREATED_WITH_GROUP, ["a"])], ["a"], ["a"]),
+        ([account("a", "a", CREATED_WITH_GROUP, ["a", "root"])], [], ["a"]),
+        ([account("a", "a", CREATED_WITH_GROUP, [], other_services=["shop"])], [], []),
+        ([account("a", "g", CREATED_WITH_GROUP, ["b"]), account("b", "g", CREATED, ["b"])], ["g"], ["a", "b"]),
+    ],
+)
+def test_removable_accounts(accounts: list[Any], groups: list[str], users: list[str]) -> None:
+    found = removable_accounts({"accounts": accounts})
+    assert found["groups"] == groups
+    assert [user["name"] for user in found["users"]] == users
+
+
+# Instances that leave
+
+
+def installed(service: str) -> dict[str, Any]:
+    return {
+        "service": service,
+        "units": [f"{service}.socket", f"{service}.service"],
+        "state_file": f"/etc/{service}/state.json",
+    }
+
+
+def instance(service: str, **values: Any) -> dict[str, Any]:
+    return {"service": service, "ip": "0.0.0.0", "port": 9777, "state_file": f"/etc/{service}/state.json", **values}
+
+
+def unit(service: str = "hapgent", **values: Any) -> dict[str, Any]:
+    found = {
+        "exists": True,
+        "runs_agent": True,
+        "units": [f"{service}.socket", f"{service}.service"],
+        "listens": "0.0.0.0:9777 (Stream)",
+        "socket_runs": True,
+        "service_runs": True,
+        "is_outdated": False,
+    }
+    return {"unit": {**found, **values}}
+
+
+def test_only_instances_that_are_not_described_leave() -> None:
+    host = {"installed": [installed("hapgent"), installed("hapgent@shop")], "instances": [unit()]}
+    assert leaving(host, [instance("hapgent")], uninstall=False) == {
+        "units": ["hapgent@shop.socket", "hapgent@shop.service"],
+        "state_files": ["/etc/hapgent@shop/state.json"],
+    }
+
+
+def test_uninstalling_removes_all_sockets_first() -> None:
+    host = {"installed": [installed("hapgent"), installed("hapgent@shop")], "instances": [unit(), unit("old")]}
+    found = leaving(host, [instance("hapgent"), instance("old")], uninstall=True)
+    assert found["units"] == [
+        *(f"{service}.socket" for service in ("hapgent", "hapgent@shop", "old")),
+        *(f"{service}.service" for service in ("hapgent", "hapgent@shop", "old")),
+    ]
+    assert found["state_files"] == [f"/etc/{service}/state.json" for service in ("hapgent", "hapgent@shop", "old")]
+
+
+def test_uninstalling_twice_finds_the_state_file_again() -> None:
+    host = {"installed": [], "instances": [unit(runs_agent=False, units=[])]}
+    found = leaving(host, [instance("hapgent")], uninstall=True)
+    assert found == {"units": [], "state_files": ["/etc/hapgent/state.json"]}
+
+
+# Units
+
+NEW = unit(exists=False, runs_agent=False, listens="", socket_runs=False, service_runs=False, is_outdated=True)
+
+
+def plan(*found: dict[str, Any], changed: str = "", new_program: bool = False, check_mode: bool = False) -> Any:
+    described = [instance(f"i{number}") for number in range(len(found))]
+    return units({"instances": found}, described, changed.split(), new_program, check_mode)
+
+
+NOTHING: dict[str, Any] = {"reload": False, "stop": [], "start": [], "restart": []}
+
+
+def test_nothing_is_done_if_everything_runs() -> None:
+    assert plan(unit(), unit()) == NOTHING
+
+
+def test_a_new_instance_restarts_no_other() -> None:
+    assert plan(unit(), NEW, changed="i1") == {
+        **NOTHING,
+        "reload": True,
+        "start": ["i1.socket"],
+        "restart": ["i1.service"],
+    }
+
+
+def test_a_new_program_restarts_all_services_behind_open_sockets() -> None:
+    assert plan(unit(), unit(), new_program=True) == {
+        **NOTHING,
+        "reload": True,
+        "restart": ["i0.service", "i1.service"],
+    }
+
+
+def test_what_an_interrupted_run_has_left_is_restarted() -> None:
+    assert plan(unit(is_outdated=True)) == {**NOTHING, "reload": True, "restart": ["i0.service"]}
+
+
+def test_what_has_stopped_is_started() -> None:
+    assert plan(unit(socket_runs=False), unit(service_runs=False)) == {**NOTHING, "start": ["i0.socket", "i1.service"]}
+
+
+def test_addresses_that_are_exchanged_are_all_closed_first() -> None:
+    elsewhere = unit(listens="0.0.0.0:9778 (Stream)")
+    assert plan(elsewhere, elsewhere, changed="i0 i1") == {
+        "reload": True,
+        "stop": ["i0.socket", "i0.service", "i1.socket", "i1.service"],
+        "start": ["i0.socket", "i1.socket"],
+        "restart": ["i0.service", "i1.service"],
+    }
+
+
+def test_check_mode_does_nothing_with_units_that_were_not_written() -> None:
+    assert plan(NEW, unit(service_runs=False), changed="i0", check_mode=True) == {**NOTHING, "start": ["i1.service"]}
+
+
+@pytest.mark.parametrize(("ip", "address"), [("0.0.0.0", "0.0.0.0:1"), ("::1", "[::1]:1")])
+def test_listens(ip: str, address: str) -> None:
+    assert listens({"ip": ip, "port": 1}) == address
