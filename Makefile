@@ -60,11 +60,11 @@ playbooks: ## run the playbooks on simulated fleets, with each release of Ansibl
 	@tests/tools/stage install tests/tools/install
 	@PYTHONPATH=$(CHECKOUT) tests/tools/stage playbooks pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
 
-hosts: ## run the molecule scenarios on real systemd hosts with a real HAProxy, two at a time
+hosts: ## run the molecule scenarios on real systemd hosts with a real HAProxy, side by side
 	@tests/tools/stage "install for hosts" tests/tools/install hosts
 	@echo bullseye bookworm trixie | tests/tools/stage images \
 		tests/tools/with-hosts xargs -n 1 -P 3 molecule/shared/build-image localhost/hapgent-test-host
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target scenario-default scenario-rolling scenario-settling
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target scenario-default scenario-rolling scenario-settling
 
 scenario-%:
 	@tests/tools/stage $@ tests/tools/with-hosts molecule test --scenario-name $*

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Fixtures that start real agents: the zipapp that the role ships, on each Python version that this machine has."""
+"""Fixtures that start real agents: those that the role ships, on each Python version that this machine has."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
 MINOR_VERSIONS = range(9, 15)
 
 # Modules there are imported by several test folders.
 sys.path.append(str(ROOT / "tests" / "shared"))
 
+from prepared import UNPACKED  # noqa: E402
+
 # The tests disable Hypothesis' example database, but it still creates its storage folder.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".cache" / "hypothesis"))
+
 
 # Long enough for a busy machine. A test waits this long only if it fails.
 PATIENCE_SECONDS = 15.0
@@ -298,6 +300,7 @@ class Agents:
         environment: Mapping[str, str] | None = None,
         wait: bool = True,
         logs: bool = True,
+        program: Path = UNPACKED,
     ) -> Agent:
         """Start an agent with this content in its state file, and wait until it answers and has logged so.
 
@@ -313,7 +316,7 @@ class Agents:
         if port is None:
             reservation = self._reservations.enter_context(_reserve_port(ip))
             port = reservation.getsockname()[1]
-        command = [python, "-I", "-S", str(ZIPAPP), *arguments]
+        command = [python, "-I", "-S", str(program), *arguments]
         if before_exec:
             code = f"import os, signal, sys\n{before_exec}\nos.execv(sys.argv[1], sys.argv[1:])"
             command = [ONE_INTERPRETER, "-I", "-S", "-c", code, *command]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from prepared import ZIPAPP
 
 if TYPE_CHECKING:
     from tests.conftest import Agents
@@ -176,10 +177,14 @@ def test_misspelled_argument_gets_a_suggestion(agents: Agents) -> None:
 
 def test_runs_as_a_program(python: str, tmp_path: Path) -> None:
     (tmp_path / "python3").symlink_to(python)
-    zipapp = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
     environment = {"PATH": f"{tmp_path}:{os.defpath}"}
-    printed = subprocess.run([zipapp, "--version"], capture_output=True, text=True, check=True, env=environment)
+    printed = subprocess.run([ZIPAPP, "--version"], capture_output=True, text=True, check=True, env=environment)
     assert printed.stdout.startswith("hapgent ")
+
+
+def test_the_zipapp_answers(agents: Agents, python: str) -> None:
+    # Other tests run the same files from a folder.
+    assert agents.start(python=python, program=ZIPAPP).ask() == b"UP\n"
 
 
 def test_works_with_closed_standard_error(agents: Agents) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _task_files
+from prepared import made_once
 
 COLLECTIONS = Path(_task_files.__file__).parents[5]
 CACHE = Path(__file__).parents[4] / ".cache"
@@ -224,25 +225,33 @@ CASES: dict[str, tuple[Any, Files, str]] = {
 @pytest.fixture(scope="module", params=PYTHONS)
 def problems(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The problems of each case. One process checks all cases with an Ansible release."""
-    folder = tmp_path_factory.mktemp("tasks")
-    arguments = []
-    for number, (tasks, files, handlers) in enumerate(CASES.values()):
-        project = folder / str(number)
-        for name, content in {"deploy.yml": tasks, **files}.items():
-            path = project / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-        arguments.append((str(project / "deploy.yml"), str(project / handlers) if handlers else "", str(project)))
-    done = subprocess.run(
-        [PYTHONS[request.param], "-c", PROGRAM],
-        input=json.dumps(arguments),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=240,
-        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(folder / "ansible")},
-    )
-    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+
+    def check(folder: Path) -> None:
+        arguments = []
+        for number, (tasks, files, handlers) in enumerate(CASES.values()):
+            project = folder / str(number)
+            for name, content in {"deploy.yml": tasks, **files}.items():
+                path = project / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+            arguments.append((str(project / "deploy.yml"), str(project / handlers) if handlers else "", str(project)))
+        with (folder / "problems.json").open("w") as output:
+            subprocess.run(
+                [PYTHONS[request.param], "-c", PROGRAM],
+                input=json.dumps(arguments),
+                stdout=output,
+                text=True,
+                check=True,
+                timeout=240,
+                env={
+                    **os.environ,
+                    "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+                    "ANSIBLE_HOME": str(folder / "ansible"),
+                },
+            )
+
+    checked = made_once(tmp_path_factory, f"task-files-{request.param}", check) / "problems.json"
+    return dict(zip(CASES, json.loads(checked.read_text(encoding="utf-8")), strict=True))
 
 
 @pytest.mark.parametrize("case", WRONG)
