@@ -39,7 +39,7 @@ def create_parents(state_file: str, deadline: float, *, change: bool) -> list[st
     They are created one by one, and belong to root, or to the owner of the folder in which they are.
     """
     above = os.path.dirname(os.path.dirname(state_file))
-    missing = []
+    missing: list[str] = []
     while not os.path.lexists(above):
         missing.insert(0, above)
         above = os.path.dirname(above)

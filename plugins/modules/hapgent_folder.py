@@ -89,8 +89,11 @@ SECONDS = 10.0
 def present(module: AnsibleModule, deadline: float) -> dict[str, t.Any]:
     """Create the folder. Returns the differences."""
     path, change = module.params["state_file"], not module.check_mode
+    wanted = _folder.Owner(
+        _id(module, "owner", lambda name: pwd.getpwnam(name).pw_uid),
+        _id(module, "group", lambda name: grp.getgrnam(name).gr_gid),
+    )
     parents = _folder.create_parents(path, deadline, change=change)
-    wanted = _folder.Owner(*_ids(module, "owner", "group"))
     before, after = _folder.give(path, wanted, deadline, change=change)
     return {
         "changed": bool(parents) or before != after,
@@ -103,21 +106,15 @@ def present(module: AnsibleModule, deadline: float) -> dict[str, t.Any]:
     }
 
 
-def _ids(module: AnsibleModule, *options: str) -> tuple[int | None, ...]:
-    """The IDs of the accounts. Those that do not exist are None in check mode, and an error otherwise."""
-    read: tuple[t.Callable[[str], int], ...] = (
-        lambda name: pwd.getpwnam(name).pw_uid,
-        lambda name: grp.getgrnam(name).gr_gid,
-    )
-    found: list[int | None] = []
-    for option, look_up in zip(options, read):
-        try:
-            found.append(look_up(module.params[option]))
-        except KeyError:
-            if not module.check_mode:
-                module.fail_json(msg=f"{option} {module.params[option]} does not exist. Nothing was changed.")
-            found.append(None)
-    return tuple(found)
+def _id(module: AnsibleModule, option: str, look_up: t.Callable[[str], int]) -> int | None:
+    """The ID of an account. If the account does not exist, this is None in check mode, and an error otherwise."""
+    name = module.params[option]
+    try:
+        return look_up(name)
+    except KeyError:
+        if not module.check_mode:
+            module.fail_json(msg=f"{option} {name} does not exist. Nothing was changed.")
+        return None
 
 
 def _described(owner: _folder.Owner | None) -> str:
