@@ -20,8 +20,8 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.module_utils import _as_owner, _systemd
-from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from . import _as_owner, _systemd
+from ._printable import printable
 
 UNITS = "/etc/systemd/system"
 # What the agent may keep in the folder: the state, its memory, their locks, and what an interrupted save has left.
