@@ -33,7 +33,7 @@ MAX_WEIGHT = 256
 # HAProxy keeps times as signed 32-bit numbers of milliseconds.
 MAX_MILLISECONDS = 2**31 - 1
 MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-# HAProxy splits a line into at most 64 words. Releases before 2.4 read at most 2,047 characters of a line.
+# Below HAProxy's MAX_LINE_ARGS, 64 words, and LINESIZE, 2,048 characters.
 MAX_WORDS = 60
 MAX_LENGTH = 2000
 
@@ -190,16 +190,14 @@ class _Server:
         """The agent's address, if it is not that of the server."""
         if "agent_addr" in self._given:
             given = self._given["agent_addr"]
-            return [] if given is None else ["agent-addr", self._address("agent_addr", given)]
+            return [] if given is None else ["agent-addr", str(self._ip("agent_addr", given))]
         if self._value("agent_port") is not None:
             return []
-        listens_on = self._address("hapgent_ip", self._of_agent("ip", "0.0.0.0"))
-        with contextlib.suppress(ValueError):
-            ip = ipaddress.ip_address(listens_on)
-            # HAProxy cannot reach a loopback address of another host: something must forward the checks to it.
-            if not ip.is_unspecified and not ip.is_loopback and listens_on != address:
-                return ["agent-addr", listens_on]
-        return []
+        listens_on = self._ip("hapgent_ip", self._of_agent("ip", "0.0.0.0"))
+        # HAProxy cannot reach a loopback address of another host: something must forward the checks to it.
+        if listens_on.is_unspecified or listens_on.is_loopback or str(listens_on) == address:
+            return []
+        return ["agent-addr", str(listens_on)]
 
     def _of_agent(self, key: str, default: t.Any) -> t.Any:
         """A variable of the role hapgent for the agent of this service."""
@@ -280,14 +278,17 @@ class _Server:
         return ["cookie", self._matching("cookie", value, COOKIE, "true, false, or letters, digits and _.:/+=~@!*^|-")]
 
     def _address(self, what: str, value: t.Any) -> str:
-        """The address as HAProxy reads it, without brackets."""
-        text = str(value)
-        bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        """The address of a server as HAProxy reads it, without brackets."""
         with contextlib.suppress(ValueError):
-            # HAProxy does not know the scope of an address, such as %eth0, which has a form of its own here.
-            if "%" not in bare and (bare == text or ":" in bare):
-                return str(ipaddress.ip_address(bare))
+            return str(_parsed(value))
         return self._matching(what, value, HOST_NAME, "an IP address or a host name")
+
+    def _ip(self, what: str, value: t.Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The address of an agent. HAProxy refuses to start if it is a name that cannot be resolved."""
+        try:
+            return _parsed(value)
+        except ValueError:
+            raise self._error(what, value, "an IP address") from None
 
     def _extra(self) -> list[str]:
         """The user's own keywords: those of all hosts first, because the last of a kind counts."""
@@ -300,6 +301,15 @@ class _Server:
                 )
             found.append(text.strip())
         return [text for text in found if text]
+
+
+def _parsed(value: t.Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IP address in a text, which may be in brackets if it is IPv6. Raises ValueError."""
+    text = str(value)
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") and ":" in text else text
+    if "%" in bare:
+        raise ValueError("HAProxy does not know the scope of an address, such as %eth0")
+    return ipaddress.ip_address(bare)
 
 
 def _bracketed(address: str) -> str:
