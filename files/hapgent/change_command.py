@@ -311,15 +311,22 @@ class Target:
 
     def _check_permission(self) -> None:
         """Check that this user may change the state. Raises ProblemError."""
+        me = os.geteuid()
+        if me == 0:
+            return
         user = self._owner()
         folder = os.path.dirname(self.found.state_file)
-        me = os.geteuid()
-        if me == 0 or (user == me and os.access(folder, os.W_OK, effective_ids=True)):
+        others = why = ""
+        if user == me and self.found.is_hidden:
+            why = ". The sandbox of its service hides the agent's process from other processes of its user"
+        elif user == me and not os.access(folder, os.W_OK, effective_ids=True):
+            why = f". {printable(folder)} must be writable for its user"
+        elif user == me:
             return
-        others = "" if user in (None, 0, me) else f" and user {_user_name(user)}"
-        writing = f". {folder} must be writable for its user" if user == me else ""
+        elif user and not self.found.is_hidden:
+            others = f" and user {_user_name(user)}"
         raise ProblemError(
-            f"{self.found.label}: user {_user_name(me)} may not change the state, only root{others} may{writing}",
+            f"{self.found.label}: user {_user_name(me)} may not change the state, only root{others} may{why}",
             EXIT_NOT_PERMITTED,
         )
 

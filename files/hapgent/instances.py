@@ -49,7 +49,7 @@ class Found(t.NamedTuple):
 
     C(service) is '' if it is not a service. C(process) is None if it does not run; then C(state) is what systemd
     reports, such as C(inactive). C(state_file) and C(status_socket) are as seen by the agent, and '' if there is none
-    or if this user may not know it. C(is_known) is whether this user may inspect the process.
+    or if this user may not know it. C(is_hidden) is whether this user may not inspect the process.
     """
 
     service: str
@@ -57,7 +57,7 @@ class Found(t.NamedTuple):
     state: str
     state_file: str
     status_socket: str
-    is_known: bool = True
+    is_hidden: bool = False
 
     @property
     def label(self) -> str:
@@ -198,7 +198,7 @@ def _of_service(name: str, process: Process | None, service: Service | None) -> 
         printable(state),
         unit.get("HAPGENT_STATE_FILE", DEFAULT_STATE_FILE),
         unit.get("HAPGENT_SOCKET", ""),
-        is_known=process is None,
+        is_hidden=process is not None,
     )
 
 

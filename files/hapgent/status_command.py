@@ -141,7 +141,7 @@ def _source(found: Found) -> Source:
         return source._replace(problem=f"the agent does not run ({found.state})")
     if not found.status_socket:
         return source._replace(problem="the agent has no status socket: set its HAPGENT_SOCKET")
-    if found.is_known:
+    if not found.is_hidden:
         # Nobody else may answer, because root may be asking.
         return source._replace(connect=Instance(found.process, found.state_file, found.status_socket).connect)
     return source

@@ -23,7 +23,7 @@ import typing as t
 from . import _as_owner, _systemd
 from ._printable import printable
 
-UNITS = "/etc/systemd/system"
+UNITS = _systemd.UNITS
 # What the agent may keep in the folder: the state, its memory, their locks, and what an interrupted save has left.
 OWN_FILES = ("", ".lock", ".tmp", ".memory", ".memory.lock", ".memory.tmp")
 # A user without rights, which need not have a name.

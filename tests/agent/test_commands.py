@@ -31,6 +31,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -48,6 +49,11 @@ OWNERS = {"hapgent": 60201, "hapgent@shop": 60202, "hapgent@old": 60203}
 STRANGER = 60209
 FAST, SLOW = "127.0.0.2", "127.0.0.3"
 UP, DRAIN = {"status": "UP"}, {"status": "DRAIN"}
+
+# Some tests call the shipped code directly.
+with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
+    instances: Any = importlib.import_module("hapgent.instances")
+    change_command: Any = importlib.import_module("hapgent.change_command")
 
 Done = subprocess.CompletedProcess[str]
 
@@ -73,8 +79,11 @@ MESSAGES = {
     "with --all. Nothing was changed.",
     "unknown": "hapgent {command}: there is no instance {name}: the instances of this host are {names}. Nothing was "
     "changed.",
-    "not permitted": "{service}: user {user} may not change the state, only root and user {owner} may. Nothing was "
+    "not permitted": "{service}: user {user} may not change the state, only root may. Nothing was changed.",
+    "only the owner": "{service}: user {user} may not change the state, only root and user {owner} may. Nothing was "
     "changed.",
+    "hidden": "{service}: user {user} may not change the state, only root may. The sandbox of its service hides the "
+    "agent's process from other processes of its user",
     "invalid file": "{service}: {file}: {error}. Fix the file. Nothing was changed.",
     "missing file": "{service}: {file} does not exist. Nothing was changed.",
     "no status socket": "{service}: --wait requires a status socket, and the agent has none: set its HAPGENT_SOCKET. "
@@ -409,8 +418,9 @@ def test_file_of_a_stopped_service_is_written(commands: Commands) -> None:
 def test_other_users_are_not_permitted(commands: Commands) -> None:
     for service, owner in OWNERS.items():
         done = commands.run("drain", "--service", service, user=STRANGER)
-        parts = {"service": service, "user": STRANGER, "owner": owner}
-        assert_done(done, 4, message("not permitted", **parts))
+        # A running process is hidden from this user. Who owns the folder of a stopped agent is known.
+        kind = "only the owner" if service == "hapgent@old" else "not permitted"
+        assert_done(done, 4, message(kind, **{"service": service, "user": STRANGER, "owner": owner}))
         assert commands.saved(service) == UP
 
 
@@ -420,8 +430,22 @@ def test_user_of_the_agent_is_permitted(commands: Commands) -> None:
     done = commands.run("drain", "--service", "shop", user=user)
     assert_done(done, 0, message("changed", service="hapgent@shop", now="DRAIN", was="UP"))
     done = commands.run("drain", "--service", "hapgent", user=user)
-    assert_done(done, 4, message("not permitted", service="hapgent", user=user, owner=OWNERS["hapgent"]))
+    assert_done(done, 4, message("not permitted", service="hapgent", user=user))
     assert commands.saved("hapgent") == UP
+
+
+def test_user_of_an_agent_in_a_sandbox_is_not_permitted(tmp_path: Path) -> None:
+    """PrivateUsers= hides a process from its own user, so the agent cannot be found safely."""
+    user = 60210
+    process = SimpleNamespace(pid=1, user=user)
+    found = instances.Found("hapgent", process, "active", str(tmp_path / "state.json"), "", is_hidden=True)
+    request = change_command.Request(change_command.Change({"status": "DRAIN"}), None, None, False)
+    with (
+        mock.patch("os.geteuid", return_value=user),
+        pytest.raises(change_command.ProblemError, match=message("hidden", service="hapgent", user=user)) as caught,
+    ):
+        change_command.Target(found, request).check()
+    assert caught.value.code == 4
 
 
 @pytest.mark.parametrize(
@@ -795,10 +819,6 @@ def test_services_are_listed(commands: Commands) -> None:
 
 
 # Which services are instances
-
-
-with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
-    instances: Any = importlib.import_module("hapgent.instances")
 
 
 def service(name: str, exists: bool = True) -> Any:

@@ -369,11 +369,8 @@ def test_any_document_is_shown_or_refused(document: Any) -> None:
         except ValueError:
             return
     assert json.loads(command.as_json(read)) == read
-    for text in [
-        command.as_json(read),
-        command.table(status),
-        command.metrics([({"socket": "/run/status.sock"}, status)]),
-    ]:
+    metrics = command.metrics([({"socket": "/run/status.sock"}, status)])
+    for text in [command.as_json(read), command.table(status), metrics]:
         assert not [char for char in text if char != "\n" and unicodedata.category(char)[0] == "C"]
     lines = metrics.splitlines()
     samples = [SERIES.fullmatch(line) for line in lines if not line.startswith("# ")]
