@@ -2,7 +2,10 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Build the agent's zipapp from this folder. The build is reproducible: the bytes are the same on every machine."""
+"""Build the agent's zipapp, its manual page and its completion from this folder.
+
+The build is reproducible: the bytes are the same on every machine.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from pathlib import Path
 SOURCE = Path(__file__).parent
 ROLE = SOURCE.parent / "roles" / "hapgent"
 ZIPAPP = ROLE / "files" / "hapgent.pyz"
+MANUAL = ROLE / "files" / "hapgent.1"
+COMPLETION = ROLE / "files" / "hapgent.bash"
 CHECKSUM_FILE = ROLE / "vars" / "main.yml"
 SHEBANG = b"#!/usr/bin/env python3\n"
 
@@ -32,8 +37,19 @@ def zipapp() -> bytes:
     return buffer.getvalue()
 
 
+def documentation() -> dict[Path, str]:
+    """The manual page and the completion, by the files of the role that have them."""
+    sys.path.insert(0, str(SOURCE))
+    try:
+        import manual  # noqa: PLC0415
+
+        return {MANUAL: manual.page(), COMPLETION: manual.completion()}
+    finally:
+        sys.path.remove(str(SOURCE))
+
+
 def main() -> None:
-    """Write the zipapp into the role, and its checksum into CHECKSUM_FILE."""
+    """Write the zipapp and its documentation into the role, and the checksum into CHECKSUM_FILE."""
     before = hashlib.sha256(ZIPAPP.read_bytes()).hexdigest()
     content = zipapp()
     ZIPAPP.write_bytes(content)
@@ -45,6 +61,8 @@ def main() -> None:
             f"{CHECKSUM_FILE} must contain the checksum of {ZIPAPP}: replace the checksum in it with {before} first"
         )
     CHECKSUM_FILE.write_text(text.replace(before, checksum), encoding="utf-8")
+    for path, text in documentation().items():
+        path.write_text(text, encoding="utf-8")
     print(f"{ZIPAPP.name}: {len(content)} bytes, SHA-256 {checksum}")
 
 

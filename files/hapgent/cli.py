@@ -7,71 +7,73 @@
 from __future__ import annotations
 
 import os
+import typing as t
 
 from hapgent import ANSWERS_AS, VERSION, log, systemd
 from hapgent.agent import Agent
 from hapgent.settings import SettingsError, from_environment
-from hapgent.state import FIELDS, STATUSES
 from hapgent.status_socket import StatusSocket
 
-EXIT_OK, EXIT_CANNOT_LISTEN, EXIT_USAGE = 0, 1, 2
+if t.TYPE_CHECKING:
+    from hapgent.usage import Command
 
-_FIELDS = "\n".join(f"  {name:<20}optional: {field.meaning}, {field.range}" for name, field in FIELDS.items())
-USAGE = f"""\
-usage: hapgent [--help | --version]
-       hapgent status [--help] [--json | --prometheus] [SOCKET]
-
-Reports the state of a server to HAProxy: answers each agent-check with the state in a JSON file.
-
-Environment:
-  HAPGENT_IP          address to listen on, IPv4 or IPv6 (default: 0.0.0.0)
-  HAPGENT_PORT        port to listen on (default: 9777)
-  HAPGENT_STATE_FILE  path of the state file (default: /etc/hapgent/state.json)
-  HAPGENT_SETTLE      seconds after a change, 0 to 86400, for which each load balancer
-                      is also sent the keywords that reset the previous state
-                      (default: 60; 0: never)
-  HAPGENT_SOCKET      UNIX socket that reports the status (default: none)
-
-State file: a JSON object, for example {{"status": "UP"}}.
-  status              one of {" ".join(STATUSES)}
-{_FIELDS}
-
-Signals:
-  USR1                set status UP and save it
-  USR2                set status DOWN and save it
-  HUP                 read the state file again
-  TERM, INT           exit
-"""
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
 def main(arguments: list[str]) -> int:
-    """Run the agent, or print its help, version or status. Returns the exit status."""
-    if arguments == ["--help"]:
-        print(USAGE, end="")
-        return EXIT_OK
+    """Run the agent, or a command. Returns the exit status."""
+    return _command(arguments) if arguments else run()
+
+
+def _command(arguments: list[str]) -> int:
+    # Imported here, and by what this calls, to keep the running agent small.
+    from hapgent import usage  # noqa: PLC0415
+
+    name, *rest = arguments
+    if name in usage.COMMANDS:
+        return _run_command(usage.COMMANDS[name], rest)
     if arguments == ["--version"]:
         print(f"hapgent {VERSION} (answers as hapgent {ANSWERS_AS})")
         return EXIT_OK
-    if arguments[:1] == ["status"]:
-        # Imported here to keep the running agent small.
+    if arguments in (["--help"], ["-h"]):
+        print(usage.help_of_all(), end="")
+        return EXIT_OK
+    if arguments == ["--services"]:
+        return _print_services()
+    known = [*usage.COMMANDS, *(option for option, _text in usage.OPTIONS)]
+    log.error(
+        f"arguments must be a command ({', '.join(usage.COMMANDS)}), --help, --version, --services, or none to run the "
+        f"agent, not {arguments}{usage.suggestion(name, known) or '.'}"
+    )
+    return EXIT_USAGE
+
+
+def _run_command(command: Command, arguments: list[str]) -> int:
+    if "--help" in arguments or arguments == ["-h"]:
+        from hapgent.usage import help_of  # noqa: PLC0415
+
+        print(help_of(command), end="")
+        return EXIT_OK
+    if command.name == "status":
         from hapgent import status_command  # noqa: PLC0415
 
-        return status_command.main(arguments[1:])
-    if arguments:
-        log.error(
-            f"arguments must be status, --help, --version or none to run the agent, not {arguments}."
-            f"{_suggestion(arguments[0])}"
-        )
-        return EXIT_USAGE
-    return run()
+        return status_command.main(arguments)
+    from hapgent import change_command  # noqa: PLC0415
+
+    return change_command.main(command, arguments)
 
 
-def _suggestion(word: str) -> str:
-    # Imported here to keep the running agent small.
-    from difflib import get_close_matches  # noqa: PLC0415
+def _print_services() -> int:
+    from hapgent import instances  # noqa: PLC0415
+    from hapgent._agent_process import InstanceError  # noqa: PLC0415
 
-    nearest = get_close_matches(word, ("status", "--help", "--version"), n=1)
-    return f" Did you mean {nearest[0]}?" if nearest else ""
+    try:
+        services = [found.service for found in instances.discover() if found.service]
+    except InstanceError as error:
+        log.error(str(error))
+        return EXIT_FAILED
+    print("".join(f"{service}\n" for service in services), end="")
+    return EXIT_OK
 
 
 def run() -> int:
@@ -88,7 +90,7 @@ def run() -> int:
         listener = activated or settings.open_listener()
     except SettingsError as error:
         log.error(str(error))
-        return EXIT_CANNOT_LISTEN
+        return EXIT_FAILED
     Agent(listener, settings, _open_status_socket(settings.status_socket)).run()
     return EXIT_OK
 

@@ -20,9 +20,9 @@ import time
 import typing as t
 
 from hapgent import log
+from hapgent._state import FAIL, LOCK_POLL_SECONDS, LockedError, State, StateError, StateFile
 from hapgent.memory import Identity, Memory, MemoryUnusableError, Recalled
 from hapgent.peers import ANYTHING, Change, Peers
-from hapgent.state import FAIL, LOCK_POLL_SECONDS, LockedError, State, StateError, StateFile
 from hapgent.systemd import Manager
 
 # How long a save waits for a module that has locked the state file.

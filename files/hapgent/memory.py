@@ -17,8 +17,7 @@ import os
 import time
 import typing as t
 
-from hapgent.peers import MAX_PATIENCE_SECONDS, MAX_PEERS, WEEK_SECONDS, Change, Peer, Peers, perhaps
-from hapgent.state import (
+from hapgent._state import (
     UNDOING,
     LockedError,
     MissingError,
@@ -29,6 +28,7 @@ from hapgent.state import (
     read,
     replace,
 )
+from hapgent.peers import MAX_PATIENCE_SECONDS, MAX_PEERS, WEEK_SECONDS, Change, Peer, Peers, perhaps
 
 # Larger than the longest memory that an agent writes.
 MAX_BYTES = 2 * 1024 * 1024

@@ -9,35 +9,47 @@ from __future__ import annotations
 import re
 import typing as t
 
-from hapgent.printable import printable
-from hapgent.state import FIELDS, STATUSES
+from hapgent._printable import printable
+from hapgent._state import FIELDS, STATUSES
 
 # Long enough for a path.
 MAX_LABEL = 4200
 # A newer agent may have counters that are unknown here. The name of a counter becomes part of the name of a metric.
 COUNTER = re.compile(r"[a-z]+(_[a-z]+){0,3}")
 
-Samples = t.Iterable[tuple[dict[str, str], t.Optional[float]]]
+Labels = dict[str, str]
+Samples = t.Iterable[tuple[Labels, t.Optional[float]]]
+# The name, kind, description and samples of a metric of one agent.
+Family = tuple[str, str, str, Samples]
 
 
-def metrics(path: str, status: dict[str, t.Any] | None) -> str:
-    """Return the metrics of the agent with this status socket, in Prometheus' text format, without the last line end.
+def metrics(agents: t.Iterable[tuple[Labels, dict[str, t.Any] | None]]) -> str:
+    """Return the metrics of these agents in Prometheus' text format, without the last line end.
 
-    C(status) has all fields that hapgent.status_command.known() returns. It is None if no agent responds. Fields that
-    are None produce no metric. Source: exposition formats in Prometheus' documentation.
+    Each agent has labels, which tell it apart from the others, and a status, which has all fields that
+    hapgent.status_command.known() returns. The status is None if the agent does not respond. Fields that are None
+    produce no metric. Source: exposition formats in Prometheus' documentation.
     """
-    return "\n".join(_lines(path, status))
+    # All samples of a metric must follow its description.
+    found: dict[str, list[str]] = {}
+    for labels, status in agents:
+        for name, kind, text, samples in _families(status):
+            lines = [_sample(name, {**labels, **more}, value) for more, value in samples if value is not None]
+            if lines:
+                head = [f"# HELP hapgent_{name} {text}", f"# TYPE hapgent_{name} {kind}"]
+                found.setdefault(name, head).extend(lines)
+    return "\n".join(line for lines in found.values() for line in lines)
 
 
-def _lines(path: str, status: dict[str, t.Any] | None) -> t.Iterator[str]:
-    yield from _metric("up", "gauge", "Whether the agent sends its status.", path, [({}, int(status is not None))])
+def _families(status: dict[str, t.Any] | None) -> t.Iterator[Family]:
+    yield "up", "gauge", "Whether the agent sends its status.", [({}, int(status is not None))]
     if status is None:
         return
     state, peers = status["state"], _by_label(status["peers"])
-    yield from _metric("info", "gauge", "Release of the agent.", path, [({"version": status["version"]}, 1)])
+    yield "info", "gauge", "Release of the agent.", [({"version": status["version"]}, 1)]
     words = dict.fromkeys([*STATUSES, state["status"]])
     of_states = [({"status": word}, float(word == state["status"])) for word in words]
-    yield from _metric("state", "gauge", "1 for the status that the agent reports.", path, of_states)
+    yield "state", "gauge", "1 for the status that the agent reports.", of_states
     for name, value, text in (
         *(
             (name, state[name], f"The {name} that the agent reports: {field.meaning}.")
@@ -48,11 +60,11 @@ def _lines(path: str, status: dict[str, t.Any] | None) -> t.Iterator[str]:
         ("start_timestamp_seconds", status["started"], "Time when the agent started."),
         ("state_file_ok", status["state_file_ok"], "Whether the last access to the state file succeeded."),
     ):
-        yield from _metric(name, "gauge", text, path, [({}, value)])
+        yield name, "gauge", text, [({}, value)]
     for name, value in status["counters"].items():
         if COUNTER.fullmatch(name) and not name.startswith("peer_"):
             text = f"{name.capitalize()} since the agent started.".replace("_", " ")
-            yield from _metric(f"{name}_total", "counter", text, path, [({}, value)])
+            yield f"{name}_total", "counter", text, [({}, value)]
     for name, kind, key, text in (
         ("peer_received_state", "gauge", "received", "Whether the load balancer has received the state."),
         ("peer_polls", "gauge", "polls", "Whether the load balancer still polls the agent."),
@@ -66,7 +78,7 @@ def _lines(path: str, status: dict[str, t.Any] | None) -> t.Iterator[str]:
         ),
         ("peer_checks_total", "counter", "checks", "Checks by the load balancer that the agent answered."),
     ):
-        yield from _metric(name, kind, text, path, [({"peer": label}, peer[key]) for label, peer in peers.items()])
+        yield name, kind, text, [({"peer": label}, peer[key]) for label, peer in peers.items()]
 
 
 def _by_label(peers: list[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
@@ -77,17 +89,9 @@ def _by_label(peers: list[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
     return found
 
 
-def _metric(name: str, kind: str, text: str, path: str, samples: Samples) -> t.Iterator[str]:
-    """Yield the lines of one metric, or none if it has no value."""
-    lines = []
-    for labels, value in samples:
-        if value is not None:
-            pairs = [f'{key}="{_escaped(label)}"' for key, label in {"socket": path, **labels}.items()]
-            lines.append(f"hapgent_{name}{{{','.join(pairs)}}} {float(value):.3f}".removesuffix(".000"))
-    if lines:
-        yield f"# HELP hapgent_{name} {text}"
-        yield f"# TYPE hapgent_{name} {kind}"
-        yield from lines
+def _sample(name: str, labels: Labels, value: float) -> str:
+    pairs = [f'{key}="{_escaped(label)}"' for key, label in labels.items()]
+    return f"hapgent_{name}{{{','.join(pairs)}}} {float(value):.3f}".removesuffix(".000")
 
 
 def _label(text: str) -> str:

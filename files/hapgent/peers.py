@@ -13,7 +13,7 @@ import math
 import os
 import time
 
-from hapgent.state import STATUSES, State
+from hapgent._state import STATUSES, State
 
 MAX_PEERS = 1024
 WEEK_SECONDS = 7 * 86400.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import typing as t
 
-from hapgent.printable import printable
+from hapgent._printable import printable
 
 
 class SettingsError(Exception):

@@ -6,26 +6,28 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import typing as t
 
-from hapgent import SIGNALS
+from hapgent import SIGNALS, usage
+from hapgent._printable import printable
+from hapgent._state import FIELDS
 from hapgent.metrics import metrics
-from hapgent.printable import printable
-from hapgent.state import FIELDS
 
-# The path that the role uses for an agent with the default name.
-DEFAULT_SOCKET = "/run/hapgent/hapgent/status.sock"
+if t.TYPE_CHECKING:
+    from hapgent.instances import Found
+
 # The time limit for the whole conversation, however many pieces the status arrives in.
 PATIENCE_SECONDS = 5.0
 RETRY_SECONDS = 0.05
+WATCH_SECONDS = 1.0
 # The status of an agent with 1,024 load balancers is smaller than half a megabyte.
 MAX_BYTES = 4 * 1024 * 1024
 # Longer text is cut in the table. A path has at most 4,096 bytes.
@@ -37,51 +39,191 @@ MAX_TIMESTAMP = 253402300799
 
 Status = dict[str, t.Any]
 Kinds = dict[str, t.Callable[[t.Any], bool]]
+Connect = t.Callable[[socket.socket, float], None]
+
+
+class Source(t.NamedTuple):
+    """Where the status of an agent is read: its socket at C(path), which C(connect) connects to.
+
+    C(service) and C(state_file) are '' if they are not known. C(problem) is why the agent cannot be asked, '' if it
+    can.
+    """
+
+    path: str
+    connect: Connect | None
+    service: str = ""
+    state_file: str = ""
+    problem: str = ""
+
+    @property
+    def label(self) -> str:
+        """How messages name the agent."""
+        return printable(self.service or self.state_file or self.path)
+
+
+class Read(t.NamedTuple):
+    """What was read from a source: a document and the known fields in it, or a problem."""
+
+    source: Source
+    document: t.Any = None
+    status: Status | None = None
+    problem: str = ""
 
 
 def main(arguments: list[str]) -> int:
-    """Print the status. Returns the exit status: 0, or 1 if no agent sends one. Bad arguments end with 2."""
-    parser = argparse.ArgumentParser(
-        "hapgent status", description="Show the state, and which load balancers have received it."
-    )
-    formats = parser.add_mutually_exclusive_group()
-    formats.add_argument("--json", action="store_true", help="all that the agent reports, as JSON")
-    formats.add_argument("--prometheus", action="store_true", help="metrics in the text format of Prometheus")
-    parser.add_argument(
-        "socket",
-        nargs="?",
-        metavar="SOCKET",
-        default=os.environ.get("HAPGENT_SOCKET") or DEFAULT_SOCKET,
-        help=f"status socket of the agent (default: HAPGENT_SOCKET, or else {DEFAULT_SOCKET})",
-    )
-    options = parser.parse_args(arguments)
-    # Handle signals like other commands do, so that Ctrl-C and pipes to head work.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    _set_output_encoding(for_programs=options.json or options.prometheus)
+    """Print the status. Returns the exit status: 0, or 1 if an agent does not send one, or 2 for bad arguments."""
+    command = usage.COMMANDS["status"]
     try:
-        shown = _rendered(ask(options.socket), options)
+        options, words = usage.read(command, arguments)
+        if len(words) > 1 or (words and "--service" in options):
+            raise usage.UsageError("the agent is one SOCKET, or one --service")
+        # Handle signals like other commands do, so that Ctrl-C and pipes to head work.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        _set_output_encoding(for_programs="--json" in options or "--prometheus" in options)
+        sources, is_one = _sources(words[0] if words else None, options.get("--service"))
+    except usage.UsageError as error:
+        print(f"hapgent status: {error}\n{usage.usage_of(command)}", file=sys.stderr)
+        return usage.EXIT_USAGE
+    if "--watch" in options:
+        return _watch(sources)
+    reads = _read_all(sources)
+    for read in reads:
+        if read.problem:
+            print(_complaint(read), file=sys.stderr)
+    failed = any(read.problem for read in reads)
+    if "--prometheus" in options:
+        # The absence of an agent is reported as a metric.
+        print(metrics([(_labels(read.source), read.status) for read in reads]))
+        return usage.EXIT_OK
+    if "--json" in options:
+        if not is_one:
+            print(as_json({"instances": [_described(read) for read in reads]}))
+        elif not failed:
+            print(as_json(reads[0].document))
+    elif not failed or len(reads) > 1:
+        print(_tables(reads, titled=len(reads) > 1))
+    return usage.EXIT_FAILED if failed else usage.EXIT_OK
+
+
+def _sources(path: str | None, service: str | None) -> tuple[list[Source], bool]:
+    """Return where to read, and whether that is one agent that was named. Raises UsageError."""
+    if path is None and service is None:
+        path = os.environ.get("HAPGENT_SOCKET") or None
+    if path is not None:
+        return [_plain(path)], True
+    # Imported here, because a status that is read from a given socket does not need it.
+    from hapgent import instances  # noqa: PLC0415
+    from hapgent._agent_process import InstanceError  # noqa: PLC0415
+
+    try:
+        found = instances.discover()
+    except InstanceError as error:
+        return [_plain(usage.DEFAULT_SOCKET)._replace(problem=str(error))], service is not None
+    try:
+        if service is not None:
+            return [_source(one) for one in instances.select(found, service)], True
+    except instances.SelectionError as error:
+        raise usage.UsageError(str(error)) from error
+    return [_source(one) for one in found] or [_plain(usage.DEFAULT_SOCKET)], False
+
+
+def _plain(path: str) -> Source:
+    return Source(path, lambda connection, _deadline: connection.connect(path))
+
+
+def _source(found: Found) -> Source:
+    """Return where the status of an instance is read. Raises no exception."""
+    from hapgent._agent_client import Instance  # noqa: PLC0415
+
+    source = _plain(found.status_socket)._replace(service=found.service, state_file=found.state_file)
+    if not found.process:
+        return source._replace(problem=f"the agent does not run ({found.state})")
+    if not found.status_socket:
+        return source._replace(problem="the agent has no status socket: set its HAPGENT_SOCKET")
+    if not found.is_hidden:
+        # Nobody else may answer, because root may be asking.
+        return source._replace(connect=Instance(found.process, found.state_file, found.status_socket).connect)
+    return source
+
+
+def _labels(source: Source) -> dict[str, str]:
+    return {"socket": source.path, **({"service": source.service} if source.service else {})}
+
+
+def _described(read: Read) -> dict[str, t.Any]:
+    source = read.source
+    return {
+        "service": source.service or None,
+        "state_file": source.state_file or None,
+        "status_socket": source.path or None,
+        "problem": read.problem or None,
+        "status": read.document,
+    }
+
+
+def _complaint(read: Read) -> str:
+    where = printable(read.source.path)
+    if read.source.service:
+        where = f"{printable(read.source.service)} ({where})" if where else printable(read.source.service)
+    advice = (
+        " Check that the agent is running, that this is its HAPGENT_SOCKET, and that you have permission to access it."
+    )
+    known = bool(read.source.problem)
+    return f"hapgent: no status from {where}: {printable(read.problem)}.{'' if known else advice}"
+
+
+def _read_all(sources: list[Source]) -> list[Read]:
+    """Read all of them at the same time, so that one that hangs delays no other."""
+    reads: dict[int, Read] = {}
+
+    def read_one(number: int) -> None:
+        reads[number] = _read(sources[number])
+
+    threads = [threading.Thread(target=read_one, args=(number,), daemon=True) for number in range(1, len(sources))]
+    for thread in threads:
+        thread.start()
+    read_one(0)
+    for thread in threads:
+        thread.join()
+    return [reads[number] for number in range(len(sources))]
+
+
+def _read(source: Source) -> Read:
+    if source.problem or not source.connect:
+        return Read(source, problem=source.problem)
+    try:
+        document = ask(source.connect)
+        return Read(source, document, known(document))
     except (OSError, ValueError, RecursionError) as error:
-        print(
-            f"hapgent: no status from {printable(options.socket)}: {printable(_problem(error))}. "
-            "Check that the agent is running, that this is its HAPGENT_SOCKET, "
-            "and that you have permission to access it.",
-            file=sys.stderr,
-        )
-        if not options.prometheus:
-            return 1
-        # The absence of an agent is also reported as a metric.
-        shown = metrics(options.socket, None)
-    print(shown)
-    return 0
+        return Read(source, problem=_problem(error))
 
 
-def _rendered(document: t.Any, options: argparse.Namespace) -> str:
-    """Return the document in the requested format. Raises ValueError or RecursionError if it is not a status."""
-    status = known(document)
-    if options.prometheus:
-        return metrics(options.socket, status)
-    return as_json(document) if options.json else table(status)
+def _watch(sources: list[Source]) -> int:
+    """Show the tables again and again until Ctrl-C."""
+    in_place = sys.stdout.isatty()
+    try:
+        while True:
+            reads = _read_all(sources)
+            shown = _tables(reads, titled=len(reads) > 1)
+            # Each line replaces the one that was there, so that nothing flickers.
+            text = "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown.split("\n")) + "\x1b[J"
+            print(text if in_place else f"{shown}\n", end="" if in_place else "\n", flush=True)
+            time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return usage.EXIT_OK
+
+
+def _tables(reads: list[Read], *, titled: bool) -> str:
+    parts = []
+    for read in reads:
+        lines = table(read.status) if read.status else f"{'problem':<12}{printable(read.problem, MAX_SHOWN)}"
+        parts.append(f"{read.source.label}\n{_indented(lines)}" if titled else lines)
+    return "\n\n".join(parts)
+
+
+def _indented(lines: str) -> str:
+    return "\n".join(line and f"  {line}" for line in lines.split("\n"))
 
 
 def _set_output_encoding(for_programs: bool) -> None:
@@ -100,24 +242,24 @@ def _problem(error: Exception) -> str:
     return str(error)
 
 
-def ask(path: str) -> t.Any:
-    """Return the JSON document that is sent on this socket. Its content is not checked.
+def ask(connect: Connect) -> t.Any:
+    """Return the JSON document that is sent on a socket. Its content is not checked.
 
     Raises OSError, TimeoutError after PATIENCE_SECONDS in total, RecursionError, and ValueError if the document is not
     JSON, is larger than MAX_BYTES or contains a number that is too long.
     """
-    raw = _receive(path, time.monotonic() + PATIENCE_SECONDS)
+    raw = _receive(connect, time.monotonic() + PATIENCE_SECONDS)
     try:
         return json.loads(raw, parse_int=_whole_number, parse_constant=_whole_number)
     except ValueError as error:
         raise ValueError(f"what responds there is not an agent: {error}") from error
 
 
-def _receive(path: str, deadline: float) -> bytes:
+def _receive(connect: Connect, deadline: float) -> bytes:
     pieces: list[bytes] = []
     size = 0
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as agent:
-        _connect(agent, path, deadline)
+        _connect(agent, connect, deadline)
         while True:
             agent.settimeout(_seconds_until(deadline))
             piece = agent.recv(65536)
@@ -129,11 +271,11 @@ def _receive(path: str, deadline: float) -> bytes:
                 raise ValueError(f"what responds there is not an agent: it sends more than {MAX_BYTES} bytes")
 
 
-def _connect(agent: socket.socket, path: str, deadline: float) -> None:
+def _connect(agent: socket.socket, connect: Connect, deadline: float) -> None:
     while True:
         agent.settimeout(_seconds_until(deadline))
         try:
-            return agent.connect(path)
+            return connect(agent, deadline)
         except BlockingIOError:
             # The queue of the socket is full, and the kernel does not wait for UNIX sockets with a timeout.
             time.sleep(RETRY_SECONDS)

@@ -97,7 +97,7 @@ class Instance(t.NamedTuple):
 
     def _status(self, deadline: float) -> Status:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            self._connect(connection, deadline)
+            self.connect(connection, deadline)
             status = clean_status(_parse(_receive(connection, deadline, MAX_STATUS_BYTES)))
         if status["state_file"] != printable(self.state_file, MAX_PATH_CHARACTERS):
             raise InstanceError(
@@ -106,8 +106,8 @@ class Instance(t.NamedTuple):
             )
         return status
 
-    def _connect(self, connection: socket.socket, deadline: float) -> None:
-        """Connect to the agent's status socket, and to nothing else that may be at its path."""
+    def connect(self, connection: socket.socket, deadline: float) -> None:
+        """Connect to the agent's status socket, and to nothing else that may be at its path. Raises OSError."""
         found = self.process.open(self.status_socket)
         try:
             status = os.fstat(found)

@@ -57,6 +57,14 @@ class EndedError(InstanceError):
     """The agent's process has ended."""
 
 
+class NotRunningError(InstanceError):
+    """The agent does not run. C(state) is what systemd reports of its service, '' if it was not asked."""
+
+    def __init__(self, text: str, state: str = "") -> None:
+        super().__init__(text)
+        self.state = printable(state)
+
+
 class Process:
     """One process, never another one that gets the same process ID later.
 
@@ -459,9 +467,10 @@ def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
     if not found.exists:
         raise _unknown(service, run_command)
     if not found.main_pid:
-        raise InstanceError(
+        raise NotRunningError(
             f"service {service} is not running ({found.state}): start it with systemctl start {service}, or check "
-            f"systemctl status {service}"
+            f"systemctl status {service}",
+            found.state,
         )
     return found.main_pid
 
@@ -490,7 +499,7 @@ def _by_state_file(state_file: str, service: str | None) -> Process:
         if process is not None and process.user in (0, owner) and process.serves(state_file):
             serving.append(process)
     if not serving:
-        raise InstanceError(
+        raise NotRunningError(
             f"{no_agent}: no {PROCESS_NAME} process of root or of user {owner}, the owner of {state_file}, "
             "has this HAPGENT_STATE_FILE"
         )

@@ -24,7 +24,7 @@ from . import _as_owner, _systemd
 from ._folder import SUFFIXES
 from ._printable import printable
 
-UNITS = "/etc/systemd/system"
+UNITS = _systemd.UNITS
 # The socket first: if it were stopped last, it would start the service again.
 KINDS = ("socket", "service")
 # The line with which a unit names itself as one that the role has installed. A copy under another name does not count.

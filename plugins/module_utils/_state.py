@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
-# The agent ships the same file as hapgent/state.py: standard library only, Python 3.9 and later.
+# The agent ships the same file: standard library only, Python 3.9 and later.
 
 """The state of a server: its rules, its JSON form, the answer to HAProxy, and the file that stores it."""
 

@@ -13,6 +13,7 @@ import re
 import typing as t
 
 SUFFIX = ".service"
+UNITS = "/etc/systemd/system"
 # Names that systemctl treats as the name of one unit rather than as a pattern. Source: systemd.unit(5).
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.service")
 PID = re.compile(r"[0-9]{1,10}")

@@ -2,17 +2,26 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The zipapp in the role matches its source, and building it gives the same bytes on every machine."""
+"""The zipapp and its documentation in the role match their source, and are the same on every machine.
+
+The manual page is valid, and bash completes the commands.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import pty
+import re
 import runpy
+import select
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
@@ -95,5 +104,124 @@ def test_agent_and_collection_have_the_same_version() -> None:
     assert package["VERSION"] == galaxy["version"]
 
 
-def test_agent_and_modules_share_one_file_with_the_rules_of_the_state() -> None:
-    assert (SOURCE / "hapgent" / "state.py").samefile(ROOT / "plugins" / "module_utils" / "_state.py")
+def test_agent_and_modules_share_files() -> None:
+    shared = sorted((SOURCE / "hapgent").glob("_[a-z]*.py"))
+    assert "_state.py" in [path.name for path in shared]
+    for path in shared:
+        assert path.samefile(ROOT / "plugins" / "module_utils" / path.name)
+
+
+def test_running_agent_imports_nothing_that_only_commands_need(python: str) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(ZIPAPP)!r})
+import hapgent.cli
+print(*sorted(name for name in sys.modules if name.startswith("hapgent.")))
+"""
+    printed = subprocess.run([python, "-I", "-S", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [
+        f"hapgent.{name}"
+        for name in (
+            *("_printable", "_state", "agent", "cli", "keeper", "log", "memory", "peers", "settings"),
+            *("status_socket", "systemd"),
+        )
+    ]
+
+
+# Documentation
+
+MANUAL = ROLE / "files" / "hapgent.1"
+COMPLETION = ROLE / "files" / "hapgent.bash"
+
+
+def test_each_python_writes_the_documentation_in_the_role(python: str) -> None:
+    code = "import json, runpy, sys; print(json.dumps([*runpy.run_path(sys.argv[1])['documentation']().values()]))"
+    built = subprocess.run([python, "-I", "-c", code, str(SOURCE / "build.py")], capture_output=True, check=True)
+    in_role = [path.read_text(encoding="utf-8") for path in (MANUAL, COMPLETION)]
+    assert json.loads(built.stdout) == in_role, "files/ has changed since the documentation was built: run make build"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["groff", "-man", "-ww", "-Tutf8", "-z"],
+        ["man", "--warnings", "--local-file"],
+        ["mandoc", "-T", "lint", "-W", "warning"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_manual_page_is_valid(command: list[str]) -> None:
+    if not shutil.which(command[0]):
+        pytest.skip(f"needs {command[0]}")
+    done = subprocess.run(
+        [*command, MANUAL], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C.UTF-8"}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_manual_page_has_all_that_the_help_has() -> None:
+    text = re.sub(r"\\f[BIR]", "", MANUAL.read_text(encoding="utf-8")).replace("\\-", "-")
+    for section in ("COMMANDS", "OPTIONS", "ENVIRONMENT", "STATE FILE", "SIGNALS", "EXIT STATUS", "FILES", "EXAMPLES"):
+        assert f"\n.SH {section}\n" in text
+    commands = subprocess.run(
+        [sys.executable, "-I", "-S", ZIPAPP, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    terms = re.findall(r"^  (\S+(?:, \S+)*)  ", commands, re.MULTILINE)
+    assert len(terms) > 20
+    for term in terms:
+        assert f"\n.B {term}\n" in text
+
+
+# What is typed, and what bash makes of it when Tab is pressed.
+COMPLETED = {
+    "hapgent dr": "hapgent drain ",
+    "hapgent undr": "hapgent undrain ",
+    "hapgent --ser": "hapgent --services ",
+    "hapgent drain --se": "hapgent drain --service ",
+    "hapgent drain --wait --r": "hapgent drain --wait --reason ",
+    "hapgent status --prom": "hapgent status --prometheus ",
+    "hapgent drain --service sh": "hapgent drain --service shop ",
+    "hapgent drain --service hapgent@s": "hapgent drain --service hapgent@shop ",
+    "hapgent drain --service hapgent@": "hapgent drain --service hapgent@shop ",
+    "hapgent set we": "hapgent set weight=",
+    "hapgent set weight=5 max": "hapgent set weight=5 maxconn=",
+    "hapgent set weight=5 --al": "hapgent set weight=5 --all ",
+    "hapgent status /et": "hapgent status /etc/",
+    # Nothing fits.
+    "hapgent drain x": "hapgent drain x",
+    "hapgent drian --": "hapgent drian --",
+}
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    """An interactive bash runs here. Ctrl-T is bound to a function that prints the line and removes it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "hapgent").write_text("#!/bin/sh\necho hapgent; echo hapgent@shop\n", encoding="utf-8")
+    (programs / "hapgent").chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "TERM": "dumb", "PS1": "", "HISTFILE": "", "HOME": "/"}
+    main, terminal = pty.openpty()
+    bash = ["setsid", "--ctty", "--wait", "bash", "--norc", "--noprofile", "-i"]
+    process = subprocess.Popen(bash, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, cwd="/")
+    os.close(terminal)
+    found = ""
+
+    def send(keys: str, until: str) -> str:
+        nonlocal found
+        found = ""
+        os.write(main, keys.encode())
+        while until not in found:
+            assert select.select([main], [], [], 30)[0], f"{until!r} is not in {found!r}"
+            found += os.read(main, 65536).decode()
+        return found
+
+    try:
+        setup = """bind 'set bell-style none'; shown() { printf '<%s>' "$READLINE_LINE"; READLINE_LINE=; }"""
+        send(f"""source {COMPLETION}; {setup}; bind -x '"\\C-t": shown'; echo rea''dy\n""", "ready\r\n")
+        for typed, completed in COMPLETED.items():
+            shown = send(f"{typed}\t\x14", ">")
+            assert re.findall("<(.*)>", shown) == [completed]
+    finally:
+        process.kill()
+        os.close(main)
+        process.wait()

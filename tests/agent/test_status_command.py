@@ -364,14 +364,15 @@ def statuses(draw: st.DrawFn) -> Any:
 def test_any_document_is_shown_or_refused(document: Any) -> None:
     with mock.patch.object(command, "_receive", return_value=json.dumps(document).encode()):
         try:
-            read = command.ask("/run/status.sock")
+            read = command.ask(None)
             status = command.known(read)
         except ValueError:
             return
     assert json.loads(command.as_json(read)) == read
-    for text in [command.as_json(read), command.table(status), command.metrics("/run/status.sock", status)]:
+    metrics = command.metrics([({"socket": "/run/status.sock"}, status)])
+    for text in [command.as_json(read), command.table(status), metrics]:
         assert not [char for char in text if char != "\n" and unicodedata.category(char)[0] == "C"]
-    lines = command.metrics("/run/status.sock", status).splitlines()
+    lines = metrics.splitlines()
     samples = [SERIES.fullmatch(line) for line in lines if not line.startswith("# ")]
     assert None not in samples
     series = [sample[1] for sample in samples if sample]
@@ -382,7 +383,7 @@ def test_any_document_is_shown_or_refused(document: Any) -> None:
 @given(raw=st.binary(max_size=64) | st.text(alphabet='[]{}":,.-eE0123456789 ntf', max_size=64).map(str.encode))
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
     with mock.patch.object(command, "_receive", return_value=raw), contextlib.suppress(ValueError):
-        command.known(command.ask("/run/status.sock"))
+        command.known(command.ask(None))
 
 
 @pytest.mark.parametrize("document", [MINIMAL, ALL, hostile()], ids=["minimal", "all", "hostile"])

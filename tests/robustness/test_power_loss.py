@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EDIT = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from hapgent.state import StateFile
+from hapgent._state import StateFile
 StateFile(sys.argv[2]).edit(lambda before: before.with_status("DOWN"), time.monotonic() + 15)
 """
 

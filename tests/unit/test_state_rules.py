@@ -9,7 +9,7 @@ The tests compare the agent with models that share no code with it. The file has
 - What a state is: the model. expected_state() decides which bytes are a state file, expected_line() what the agent
   answers for it.
 - What a state is: generated documents that are close to a state file, and the tests that compare the agent's rules
-  (hapgent/state.py) with the model.
+  (hapgent/_state.py) with the model.
 - HAProxy's servers: the model. Server applies answers as HAProxy does. The tests prove that each state and each change
   reaches such a server.
 - The agent and load balancers: the simulation. RunningAgent is the real agent without its threads, signals and sockets,

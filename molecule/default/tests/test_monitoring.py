@@ -17,6 +17,7 @@ DOCUMENTATION = Path(__file__).parents[3] / "docs" / "monitoring.md"
 UNITS = dict(re.findall(r"```ini\n# (/etc/\S+)\n(.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), re.DOTALL))
 FOLDER = "/var/lib/prometheus/node-exporter"
 HOST = "hapgent-trixie"
+UP = 'hapgent_up{socket="/run/hapgent/hapgent/status.sock",service="hapgent"} 1\n'
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_documented_timer_writes_metrics() -> None:
     def metrics() -> str:
         return run(HOST, f"cat {FOLDER}/hapgent.prom").stdout
 
-    assert eventually(lambda: 'hapgent_up{socket="/run/hapgent/hapgent/status.sock"} 1\n' in metrics(), True)
+    assert eventually(lambda: UP in metrics(), True)
     for address in HOSTS.values():
         assert re.search(rf'^hapgent_peer_polls{{.*peer="{address}"}} 1$', metrics(), re.MULTILINE)
     # The timer fires repeatedly, and each run replaces the file.

@@ -114,6 +114,8 @@ NOT_RUN_HERE = {
     "hapgent-metrics.service": "tests/agent/test_status.py, and molecule/default on a host with systemd",
     "hapgent-metrics.timer\n[Unit]": "molecule/default, on a host with systemd",
     "demo-web1   demo-web2   demo-web3   requests  failed": "printed by make demo",
+    "hapgent@shop: DRAIN (was UP), received by": "tests/agent/test_commands.py",
+    "%deploy ALL =": "nothing: test hosts have no sudo rules of their own",
     "host  state  since": "test_status_playbook_prints_the_documented_table",
 }
 # The beginning of a command, and what runs it.
@@ -129,6 +131,8 @@ COMMANDS = {
     "sleep 1; nc": "test_agent_without_systemd",
     "pkill hapgent": "test_agent_without_systemd",
     "hapgent status": "test_hapgent_status_prints_what_is_documented",
+    "hapgent drain": "tests/agent/test_commands.py, and molecule/default on a host with systemd",
+    "HAPGENT_STATE_FILE=/srv/shop/state.json hapgent drain": "tests/agent/test_commands.py",
     "make ": "test_documented_make_targets_exist; CI runs make test",
     "tests/tools/with-hosts molecule": "what make hosts runs, step by step",
     "systemctl enable --now hapgent-metrics.timer": "molecule/default, on a host with systemd",

@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import pytest
 import yaml
 from ansible_collections.hapgent.agent.plugins.module_utils import _state
 from ansible_collections.hapgent.agent.plugins.modules import hapgent_info
+from simulated_host import Host, outer_pid, pid_on_host, poll_from, set_services
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents, Eventually
@@ -46,46 +46,8 @@ LONG = 3600
 Result = dict[str, Any]
 
 
-class Host:
-    """A PID namespace that simulates a host: processes in it see no others.
-
-    Without it, the module would also find agents of other tests and users of this machine.
-    """
-
-    def __init__(self, agents: Agents) -> None:
-        self._agents = agents
-        self._as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-        command = ["unshare", *self._as_root, "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
-        if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode != 0:
-            pytest.skip("needs namespaces")
-        # All processes in the namespace end with its first process.
-        self._first = subprocess.Popen(
-            [*command, "sh", "-c", "echo ready && exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._first.stdout
-        assert self._first.stdout.readline() == "ready\n"
-
-    def enter(self) -> list[str]:
-        """The beginning of a command that runs a program on this host."""
-        namespaces = f"/proc/{self._first.pid}/ns"
-        user = [f"--user={namespaces}/user", "--preserve-credentials"] if self._as_root else []
-        return ["nsenter", *user, f"--mount={namespaces}/mnt", f"--pid={namespaces}/pid_for_children"]
-
-    def start(
-        self,
-        state: bytes = b'{"status": "UP"}',
-        *,
-        status_socket: Path | None = None,
-        settle: int = 0,
-    ) -> Agent:
-        """Start an agent on this host, without polling it."""
-        enter = f"os.environ['PATH'] = {os.environ['PATH']!r}; os.execvp('nsenter', {self.enter()} + sys.argv[1:])"
-        environment = {"HAPGENT_SETTLE": str(settle)}
-        if status_socket:
-            environment["HAPGENT_SOCKET"] = str(status_socket)
-        agent = self._agents.start(state, before_exec=enter, environment=environment, wait=False)
-        agent.await_log("answering")
-        return agent
+class ModuleHost(Host):
+    """A simulated host on which modules run."""
 
     def run(
         self,
@@ -119,36 +81,15 @@ class Host:
         found: list[Result] = result["instances"]
         return found
 
-    def end(self) -> None:
-        self._first.kill()
-        self._first.communicate()
-
 
 @pytest.fixture
-def host(agents: Agents) -> Iterator[Host]:
-    host = Host(agents)
+def host(agents: Agents) -> Iterator[ModuleHost]:
+    host = ModuleHost(agents)
     yield host
     host.end()
 
 
-def outer_pid(agent: Agent) -> int:
-    """The process ID of an agent as this test sees it. The agent is a child of nsenter."""
-    return int(Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text(encoding="ascii"))
-
-
-def pid_on_host(agent: Agent) -> int:
-    """The process ID of an agent as its host sees it. Source: proc_pid_status(5)."""
-    status = Path(f"/proc/{outer_pid(agent)}/status").read_text(encoding="utf-8")
-    (line,) = [line for line in status.splitlines() if line.startswith("NSpid:")]
-    return int(line.split()[-1])
-
-
-def poll_from(agent: Agent, address: str) -> bytes:
-    with socket.create_connection((agent.ip, agent.port), 15, source_address=(address, 0)) as client:
-        return agent.read_to_end(client)
-
-
-def reload(host: Host, agent: Agent, content: bytes, answer: str, eventually: Eventually) -> None:
+def reload(host: ModuleHost, agent: Agent, content: bytes, answer: str, eventually: Eventually) -> None:
     """Replace the agent's state file and make the agent read it, without polling it like a load balancer."""
     agent.write_state(content)
     os.kill(outer_pid(agent), signal.SIGHUP)
@@ -162,7 +103,7 @@ def known(instance: Result) -> Result:
 # Agents with a status socket
 
 
-def test_state_and_load_balancers_are_returned(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+def test_state_and_load_balancers_are_returned(host: ModuleHost, tmp_path: Path, eventually: Eventually) -> None:
     path = tmp_path / "status.sock"
     agent = host.start(b'{"status": "DRAIN", "weight": 5}', status_socket=path, settle=LONG)
     before = time.time()
@@ -193,7 +134,7 @@ def test_state_and_load_balancers_are_returned(host: Host, tmp_path: Path, event
     assert 0 < seen["settles_for"] <= LONG
 
 
-def test_invalid_state_file_is_a_problem(host: Host, tmp_path: Path) -> None:
+def test_invalid_state_file_is_a_problem(host: ModuleHost, tmp_path: Path) -> None:
     agent = host.start(b'{"status": "up"}', status_socket=tmp_path / "status.sock")
     (instance,) = host.instances()
     assert (instance["state"], instance["answer"]) == ({"status": "FAIL"}, "FAIL")
@@ -203,20 +144,20 @@ def test_invalid_state_file_is_a_problem(host: Host, tmp_path: Path) -> None:
     assert instance["state_file_ok"] is False
 
 
-def test_fail_that_was_set_on_purpose_is_no_problem(host: Host, tmp_path: Path) -> None:
+def test_fail_that_was_set_on_purpose_is_no_problem(host: ModuleHost, tmp_path: Path) -> None:
     host.start(b'{"status": "FAIL"}', status_socket=tmp_path / "status.sock")
     (instance,) = host.instances()
     assert (instance["answer"], instance["problem"]) == ("FAIL", None)
 
 
-def test_state_is_that_of_the_agent_and_not_of_its_file(host: Host, tmp_path: Path) -> None:
+def test_state_is_that_of_the_agent_and_not_of_its_file(host: ModuleHost, tmp_path: Path) -> None:
     agent = host.start(status_socket=tmp_path / "status.sock")
     agent.write_state(b'{"status": "DRAIN"}')
     (instance,) = host.instances()
     assert (instance["state"], instance["answer"]) == ({"status": "UP"}, "UP")
 
 
-def test_results_match_the_documentation(host: Host, tmp_path: Path) -> None:
+def test_results_match_the_documentation(host: ModuleHost, tmp_path: Path) -> None:
     documented = yaml.safe_load(hapgent_info.RETURN)["instances"]["contains"]
     agent = host.start(status_socket=tmp_path / "status.sock")
     host.start()
@@ -246,7 +187,7 @@ def assert_types(values: Result, documented: Result) -> None:
 # Agents without a status socket
 
 
-def test_state_is_that_of_the_file_without_a_status_socket(host: Host) -> None:
+def test_state_is_that_of_the_file_without_a_status_socket(host: ModuleHost) -> None:
     agent = host.start(b'{"status": "DRAIN", "maxconn": 3e2, "reason": "no disk"}')
     (instance,) = host.instances()
     assert known(instance) == known(
@@ -260,7 +201,7 @@ def test_state_is_that_of_the_file_without_a_status_socket(host: Host) -> None:
 
 
 @pytest.mark.parametrize("content", [b'{"status": "up"}', b"", b'{"status": "UP", "reason": "#"}'])
-def test_invalid_file_is_a_problem_without_a_status_socket(host: Host, content: bytes) -> None:
+def test_invalid_file_is_a_problem_without_a_status_socket(host: ModuleHost, content: bytes) -> None:
     agent = host.start(content)
     (instance,) = host.instances()
     assert (instance["pid"], instance["state_file"]) == (pid_on_host(agent), str(agent.state_file))
@@ -268,7 +209,7 @@ def test_invalid_file_is_a_problem_without_a_status_socket(host: Host, content: 
     assert str(agent.state_file) in instance["problem"]
 
 
-def test_agent_without_a_status_socket_is_not_polled(host: Host) -> None:
+def test_agent_without_a_status_socket_is_not_polled(host: ModuleHost) -> None:
     # A hanging agent does not matter, because only its file is read.
     agent = host.start()
     os.kill(outer_pid(agent), signal.SIGSTOP)
@@ -279,7 +220,7 @@ def test_agent_without_a_status_socket_is_not_polled(host: Host) -> None:
 # All agents of a host
 
 
-def test_all_agents_of_a_host_are_found(host: Host, tmp_path: Path) -> None:
+def test_all_agents_of_a_host_are_found(host: ModuleHost, tmp_path: Path) -> None:
     agents = {
         pid_on_host(agent): agent
         for agent in [
@@ -301,13 +242,13 @@ def test_all_agents_of_a_host_are_found(host: Host, tmp_path: Path) -> None:
     }
 
 
-def test_agents_of_other_hosts_are_not_found(host: Host, agents: Agents) -> None:
+def test_agents_of_other_hosts_are_not_found(host: ModuleHost, agents: Agents) -> None:
     # This agent runs outside the simulated host.
     agents.start()
     assert host.instances() == []
 
 
-def test_agent_that_has_ended_is_not_found(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+def test_agent_that_has_ended_is_not_found(host: ModuleHost, tmp_path: Path, eventually: Eventually) -> None:
     path = tmp_path / "status.sock"
     agent = host.start(status_socket=path)
     os.kill(outer_pid(agent), signal.SIGKILL)
@@ -317,7 +258,7 @@ def test_agent_that_has_ended_is_not_found(host: Host, tmp_path: Path, eventuall
     eventually(lambda: host.instances() == [], "no agent")
 
 
-def test_agent_that_ends_does_not_hide_others(host: Host, tmp_path: Path, eventually: Eventually) -> None:
+def test_agent_that_ends_does_not_hide_others(host: ModuleHost, tmp_path: Path, eventually: Eventually) -> None:
     host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "status.sock")
     ended = host.start()
     process = Path(f"/proc/{outer_pid(ended)}")
@@ -330,7 +271,7 @@ def test_agent_that_ends_does_not_hide_others(host: Host, tmp_path: Path, eventu
     assert "warnings" not in result
 
 
-def test_agent_of_another_user_is_found_with_a_problem(host: Host, tmp_path: Path) -> None:
+def test_agent_of_another_user_is_found_with_a_problem(host: ModuleHost, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs another user")
     path = tmp_path / "status.sock"
@@ -343,7 +284,7 @@ def test_agent_of_another_user_is_found_with_a_problem(host: Host, tmp_path: Pat
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["", "check"])
-def test_module_changes_nothing(host: Host, tmp_path: Path, check: bool) -> None:
+def test_module_changes_nothing(host: ModuleHost, tmp_path: Path, check: bool) -> None:
     content = b'{"status":"DRAIN"}'
     agent = host.start(content, status_socket=tmp_path / "status.sock")
     for _round in range(2):
@@ -353,14 +294,14 @@ def test_module_changes_nothing(host: Host, tmp_path: Path, check: bool) -> None
     assert agent.state_file.read_bytes() == content
 
 
-def test_module_runs_with_each_python(host: Host, tmp_path: Path, python: str) -> None:
+def test_module_runs_with_each_python(host: ModuleHost, tmp_path: Path, python: str) -> None:
     host.start(status_socket=tmp_path / "status.sock")
     (instance,) = host.instances(python=python)
     assert instance["answer"] == "UP"
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_agent_that_hangs_does_not_hide_others(host: Host, tmp_path: Path, others: int) -> None:
+def test_agent_that_hangs_does_not_hide_others(host: ModuleHost, tmp_path: Path, others: int) -> None:
     path = tmp_path / "status.sock"
     for number in range(others):
         host.start(status_socket=tmp_path / f"{number}.sock")
@@ -376,7 +317,7 @@ def test_agent_that_hangs_does_not_hide_others(host: Host, tmp_path: Path, other
     assert answers == {str(path): None, **{str(tmp_path / f"{number}.sock"): "UP" for number in range(others)}}
 
 
-def test_error_if_the_only_selected_agent_hangs(host: Host, tmp_path: Path) -> None:
+def test_error_if_the_only_selected_agent_hangs(host: ModuleHost, tmp_path: Path) -> None:
     agent = host.start(status_socket=tmp_path / "status.sock")
     command = with_systemd(host, tmp_path, hapgent_api=("active", pid_on_host(agent)))
     os.kill(outer_pid(agent), signal.SIGSTOP)
@@ -389,7 +330,7 @@ def test_error_if_the_only_selected_agent_hangs(host: Host, tmp_path: Path) -> N
 # The agent of one service
 
 
-def test_error_if_the_service_is_unknown(host: Host, tmp_path: Path) -> None:
+def test_error_if_the_service_is_unknown(host: ModuleHost, tmp_path: Path) -> None:
     host.start(status_socket=tmp_path / "status.sock")
     result = host.run(service=SERVICE)
     assert result["failed"]
@@ -397,7 +338,7 @@ def test_error_if_the_service_is_unknown(host: Host, tmp_path: Path) -> None:
         assert word in result["msg"]
 
 
-def test_agent_is_selected_by_its_state_file(host: Host, tmp_path: Path) -> None:
+def test_agent_is_selected_by_its_state_file(host: ModuleHost, tmp_path: Path) -> None:
     host.start(status_socket=tmp_path / "other.sock")
     wanted = host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "wanted.sock")
     for named in ({}, {"service": SERVICE}):
@@ -405,36 +346,17 @@ def test_agent_is_selected_by_its_state_file(host: Host, tmp_path: Path) -> None
         assert (instance["pid"], instance["answer"], instance["service"]) == (pid_on_host(wanted), "DRAIN", None)
 
 
-def with_systemd(host: Host, folder: Path, environment: str = "", **services: tuple[str, int]) -> list[str]:
+def with_systemd(host: ModuleHost, folder: Path, environment: str = "", **services: tuple[str, int]) -> list[str]:
     """The beginning of a command that runs a program on the host as if systemd ran there with these services.
 
     Each service has a state and a main process. _ in its name stands for -. All units set this environment.
     """
-    command = "mount -t tmpfs host /run && mkdir -p /run/systemd/system"
-    subprocess.run([*host.enter(), "sh", "-c", command], check=True)
-    systemctl = folder / "bin" / "systemctl"
-    systemctl.parent.mkdir()
-    blocks = {
-        f"{name.replace('_', '-')}.service": f"Id={name.replace('_', '-')}.service\nMainPID={pid}\n"
-        f"LoadState=loaded\nActiveState={state}\nEnvironment={environment}\n"
-        for name, (state, pid) in services.items()
-    }
-    systemctl.write_text(
-        f"""#!{sys.executable}
-import sys
-blocks = {blocks!r}
-with open({str(folder / "asked")!r}, "a") as asked:
-    print(*sys.argv[1:], file=asked)
-unknown = f"Id={{sys.argv[-1]}}\\nMainPID=0\\nLoadState=not-found\\nActiveState=inactive\\n"
-print("\\n".join(blocks.values()) if sys.argv[-1] == "*.service" else blocks.get(sys.argv[-1], unknown))
-""",
-        encoding="utf-8",
-    )
-    systemctl.chmod(0o755)
-    return ["env", f"PATH={systemctl.parent}:{os.environ['PATH']}"]
+    programs = host.boot_systemd(folder)
+    set_services(folder, {name.replace("_", "-"): (state, pid, environment) for name, (state, pid) in services.items()})
+    return ["env", f"PATH={programs}:{os.environ['PATH']}"]
 
 
-def test_agent_is_selected_by_its_service(host: Host, tmp_path: Path) -> None:
+def test_agent_is_selected_by_its_service(host: ModuleHost, tmp_path: Path) -> None:
     wanted = host.start(b'{"status": "DRAIN"}', status_socket=tmp_path / "wanted.sock")
     other = host.start(status_socket=tmp_path / "other.sock")
     # The other agent hangs, and must not be queried.
@@ -457,7 +379,9 @@ def test_agent_is_selected_by_its_service(host: Host, tmp_path: Path) -> None:
         ("active", 1, [" 1 ", "hapgent-api ", " cat"]),
     ],
 )
-def test_error_if_the_service_runs_no_agent(host: Host, tmp_path: Path, state: str, pid: int, named: list[str]) -> None:
+def test_error_if_the_service_runs_no_agent(
+    host: ModuleHost, tmp_path: Path, state: str, pid: int, named: list[str]
+) -> None:
     host.start(status_socket=tmp_path / "status.sock")
     result = host.run(command=with_systemd(host, tmp_path, hapgent_api=(state, pid)), service="hapgent-api")
     assert result["failed"]
@@ -465,7 +389,7 @@ def test_error_if_the_service_runs_no_agent(host: Host, tmp_path: Path, state: s
         assert word in result["msg"]
 
 
-def test_error_about_an_unknown_service_names_services_with_agents(host: Host, tmp_path: Path) -> None:
+def test_error_about_an_unknown_service_names_services_with_agents(host: ModuleHost, tmp_path: Path) -> None:
     # No other agent is taken instead, even if it serves the default state_file.
     api, web = host.start(), host.start()
     host.start()
@@ -482,7 +406,7 @@ def test_error_about_an_unknown_service_names_services_with_agents(host: Host, t
     assert result["msg"].endswith(" hapgent, hapgent-api.")
 
 
-def test_services_of_all_agents_are_found(host: Host, tmp_path: Path) -> None:
+def test_services_of_all_agents_are_found(host: ModuleHost, tmp_path: Path) -> None:
     api, web, none = host.start(), host.start(), host.start()
     command = with_systemd(
         host,
@@ -495,7 +419,7 @@ def test_services_of_all_agents_are_found(host: Host, tmp_path: Path) -> None:
     assert found == {pid_on_host(api): "hapgent-api", pid_on_host(web): "hapgent", pid_on_host(none): None}
 
 
-def test_hapgent_state_changes_nothing_for_an_unknown_service(host: Host, tmp_path: Path) -> None:
+def test_hapgent_state_changes_nothing_for_an_unknown_service(host: ModuleHost, tmp_path: Path) -> None:
     # The agent serves the given file, but belongs to another service.
     agent = host.start(status_socket=tmp_path / "status.sock")
     command = with_systemd(host, tmp_path, hapgent=("active", pid_on_host(agent)))
@@ -520,7 +444,7 @@ def test_hapgent_state_changes_nothing_for_an_unknown_service(host: Host, tmp_pa
 STATE_MODULE = MODULE.replace("hapgent_info", "hapgent_state")
 
 
-def test_state_file_is_that_of_the_service(host: Host, tmp_path: Path) -> None:
+def test_state_file_is_that_of_the_service(host: ModuleHost, tmp_path: Path) -> None:
     shop, other = (host.start(status_socket=tmp_path / f"{name}.sock") for name in ("shop", "other"))
     services = {"hapgent@shop": ("active", pid_on_host(shop)), "hapgent": ("active", pid_on_host(other))}
     # The process counts, not the unit, which may have changed since the process was started.
@@ -533,12 +457,12 @@ def test_state_file_is_that_of_the_service(host: Host, tmp_path: Path) -> None:
     assert (instance["service"], instance["answer"]) == ("hapgent@shop", "DRAIN")
     assert other.state_file.read_bytes() == b'{"status": "UP"}'
     # If both are set, they must belong together.
-    both = {"service": "hapgent@shop", "state_file": str(other.state_file)}
+    both: Result = {"service": "hapgent@shop", "state_file": str(other.state_file)}
     result = host.run(module=STATE_MODULE, command=command, status="UP", **both)
     assert f"serves {shop.state_file}, not {other.state_file}" in result["msg"]
 
 
-def test_state_file_of_a_stopped_service_is_that_of_its_unit(host: Host, tmp_path: Path) -> None:
+def test_state_file_of_a_stopped_service_is_that_of_its_unit(host: ModuleHost, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
     environment = f'HAPGENT_SETTLE=60 "HAPGENT_STATE_FILE={folder}/state.json"'
@@ -560,7 +484,7 @@ def test_state_file_of_a_stopped_service_is_that_of_its_unit(host: Host, tmp_pat
 
 
 @pytest.mark.parametrize("environment", ["", "HAPGENT_STATE_FILE=state.json"], ids=["default", "relative path"])
-def test_state_file_of_a_unit_that_names_none(host: Host, tmp_path: Path, environment: str) -> None:
+def test_state_file_of_a_unit_that_names_none(host: ModuleHost, tmp_path: Path, environment: str) -> None:
     command = with_systemd(host, tmp_path, environment, **{"hapgent@shop": ("inactive", 0)})
     # The folder of the default may not exist, or may contain a state. In check mode, neither matters.
     options: Result = {"module": STATE_MODULE, "command": command, "check": True, "create": True, "notify": False}
@@ -574,7 +498,7 @@ def test_state_file_of_a_unit_that_names_none(host: Host, tmp_path: Path, enviro
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", -1, 10**10])
-def test_invalid_timeout_is_refused(host: Host, seconds: Any) -> None:
+def test_invalid_timeout_is_refused(host: ModuleHost, seconds: Any) -> None:
     result = host.run(timeout=seconds)
     assert result["failed"]
     assert "timeout must be 0 to 86400 " in result["msg"]
@@ -592,7 +516,7 @@ ESCAPES = "\x1b[2J\u202e\x9b"
 class Neighbour:
     """Another user of the host, with their own folder and processes that are named hapgent."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: ModuleHost) -> None:
         self._host = host
         self._processes: list[subprocess.Popen[str]] = []
         self.folder = Path(tempfile.mkdtemp(prefix="neighbour"))
@@ -646,7 +570,7 @@ time.sleep(60)
 
 
 @pytest.fixture
-def neighbour(host: Host) -> Iterator[Neighbour]:
+def neighbour(host: ModuleHost) -> Iterator[Neighbour]:
     if os.geteuid() != 0:
         pytest.skip("needs another user")
     neighbour = Neighbour(host)
@@ -671,7 +595,7 @@ def assert_not_opened(*paths: Path) -> Iterator[None]:
         os.close(watch)
 
 
-def query_beside_a_real_agent(host: Host, real: Agent, timeout: float = 3) -> tuple[list[Result], str]:
+def query_beside_a_real_agent(host: ModuleHost, real: Agent, timeout: float = 3) -> tuple[list[Result], str]:
     """Query all agents, and check that the real one's row is right and that this took no longer than the timeout.
 
     Return the other rows, and the whole result as text.
@@ -692,7 +616,7 @@ def query_beside_a_real_agent(host: Host, real: Agent, timeout: float = 3) -> tu
 
 @pytest.mark.parametrize("kind", ["FIFO", "file", "device", "link to a FIFO", "link to a file", "hard link"])
 def test_files_that_a_neighbour_names_are_not_opened_with_the_rights_of_root(
-    host: Host, tmp_path: Path, neighbour: Neighbour, kind: str
+    host: ModuleHost, tmp_path: Path, neighbour: Neighbour, kind: str
 ) -> None:
     real = host.start(status_socket=tmp_path / "status.sock")
     private = tmp_path / "private"
@@ -741,7 +665,7 @@ client.close()
 
 @pytest.mark.parametrize("serves", SERVES)
 def test_status_of_a_neighbour_does_not_hide_other_agents(
-    host: Host, tmp_path: Path, neighbour: Neighbour, serves: str
+    host: ModuleHost, tmp_path: Path, neighbour: Neighbour, serves: str
 ) -> None:
     real = host.start(status_socket=tmp_path / "status.sock")
     neighbour.start(neighbour.state_file, neighbour.socket, SERVES[serves])
@@ -753,7 +677,9 @@ def test_status_of_a_neighbour_does_not_hide_other_agents(
         assert str(neighbour.socket) in row["problem"]
 
 
-def test_many_silent_neighbours_do_not_hide_other_agents(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
+def test_many_silent_neighbours_do_not_hide_other_agents(
+    host: ModuleHost, tmp_path: Path, neighbour: Neighbour
+) -> None:
     for number in range(20):
         neighbour.start(neighbour.state_file, neighbour.folder / f"{number}.sock", SERVES["silence"])
     real = host.start(status_socket=tmp_path / "status.sock")
@@ -762,7 +688,7 @@ def test_many_silent_neighbours_do_not_hide_other_agents(host: Host, tmp_path: P
     assert all(row["problem"] for row in rows)
 
 
-def test_socket_of_another_user_is_refused(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
+def test_socket_of_another_user_is_refused(host: ModuleHost, tmp_path: Path, neighbour: Neighbour) -> None:
     real = host.start(status_socket=tmp_path / "status.sock")
     neighbour.socket.symlink_to(tmp_path / "status.sock")
     neighbour.start(neighbour.state_file, tmp_path / "status.sock")
@@ -773,7 +699,9 @@ def test_socket_of_another_user_is_refused(host: Host, tmp_path: Path, neighbour
     assert all(f" user {os.geteuid()}," in row["problem"] for row in rows)
 
 
-def test_neighbour_cannot_claim_the_file_of_another_agent(host: Host, tmp_path: Path, neighbour: Neighbour) -> None:
+def test_neighbour_cannot_claim_the_file_of_another_agent(
+    host: ModuleHost, tmp_path: Path, neighbour: Neighbour
+) -> None:
     real = host.start(status_socket=tmp_path / "status.sock")
     neighbour.start(real.state_file, neighbour.socket, SERVES["silence"])
     rows, text = query_beside_a_real_agent(host, real)
@@ -784,7 +712,7 @@ def test_neighbour_cannot_claim_the_file_of_another_agent(host: Host, tmp_path: 
     assert instance["pid"] == pid_on_host(real)
 
 
-def test_ansible_can_run_the_module(host: Host, tmp_path: Path, run_ansible: RunAnsible) -> None:
+def test_ansible_can_run_the_module(host: ModuleHost, tmp_path: Path, run_ansible: RunAnsible) -> None:
     agent = host.start(status_socket=tmp_path / "status.sock")
     result = run_ansible("hapgent_info", command=host.enter())
     (instance,) = result["instances"]

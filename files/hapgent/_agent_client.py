@@ -1,0 +1,1 @@
+../../plugins/module_utils/_agent_client.py

@@ -1,0 +1,877 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The commands find the instances of a host, change their states, wait for load balancers, and report what they did.
+
+The agents, their files and the load balancers are real. systemd is simulated: the host is a namespace with a systemctl
+of its own. All tests share one host with these services, each of which has its own user and folder:
+
+- hapgent and hapgent@shop run;
+- hapgent@old is stopped, and is known only from its unit file.
+
+The wording of each message is in MESSAGES and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import pytest
+from simulated_host import Host, outer_pid, pid_on_host, poll_from, set_services
+
+if TYPE_CHECKING:
+    from tests.conftest import Agent, Agents, Eventually
+
+ROOT = Path(__file__).parents[2]
+ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
+PYTHON = os.path.realpath(sys.executable)
+# The users of the agents, and an unrelated one. They have no names.
+OWNERS = {"hapgent": 60201, "hapgent@shop": 60202, "hapgent@old": 60203}
+STRANGER = 60209
+FAST, SLOW = "127.0.0.2", "127.0.0.3"
+UP, DRAIN = {"status": "UP"}, {"status": "DRAIN"}
+
+# Some tests call the shipped code directly.
+with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
+    instances: Any = importlib.import_module("hapgent.instances")
+    change_command: Any = importlib.import_module("hapgent.change_command")
+
+Done = subprocess.CompletedProcess[str]
+
+# What each command prints; {NAME} are parts that depend on the test.
+MESSAGES = {
+    "changed": "{service}: {now} (was {was}).",
+    "same": "{service}: already {now}.",
+    "received": "{service}: {now} (was {was}), received by {addresses}.",
+    "received before": "{service}: already {now}, received by {addresses}.",
+    "not received": "{service}: {now} (was {was}), received by {addresses}, not received by {missing} (last seen {ago} "
+    "s ago).",
+    "no load balancer": "{service}: {now} (was {was}), but no load balancer polls the agent, so none acts on the "
+    "state. Check that the server line in HAProxy has agent-check and the right agent-port, and that no firewall "
+    "blocks it.",
+    "interrupted": "{service}: {now} (was {was}). Interrupted: received by {addresses}, not yet by {missing}.",
+    "stopped": "{service}: {now} (was {was}) in {file}, but the agent does not run (inactive). Start it with systemctl "
+    "start {service}.",
+    "no service runs": "{service}: {now} (was {was}) in {file}, but the agent does not run (no process serves this "
+    "file).",
+    "maxconn stays": "{service}: HAProxy keeps maxconn {maxconn}, because no agent response can reset it. Set maxconn "
+    "to the configured value, or change it in HAProxy (set maxconn server).",
+    "several": "hapgent {command}: this host has several instances: {names}. Choose one with --service NAME, or all "
+    "with --all. Nothing was changed.",
+    "unknown": "hapgent {command}: there is no instance {name}: the instances of this host are {names}. Nothing was "
+    "changed.",
+    "not permitted": "{service}: user {user} may not change the state, only root may. Nothing was changed.",
+    "only the owner": "{service}: user {user} may not change the state, only root and user {owner} may. Nothing was "
+    "changed.",
+    "hidden": "{service}: user {user} may not change the state, only root may. The sandbox of its service hides the "
+    "agent's process from other processes of its user",
+    "invalid file": "{service}: {file}: {error}. Fix the file. Nothing was changed.",
+    "missing file": "{service}: {file} does not exist. Nothing was changed.",
+    "no status socket": "{service}: --wait requires a status socket, and the agent has none: set its HAPGENT_SOCKET. "
+    "Nothing was changed.",
+    "hangs": "{service}: the agent of {file} does not report its status on {socket} (timed out): check its log. "
+    "Restarting its service is safe. Nothing was changed.",
+    "still answers": "{service}: The file {file} contains {now}, but the agent on {socket} still answers {was}.",
+    "overridden": "{service}: The file {file} contains {now} and the agent reports it, but the state was changed by "
+    "something else to {other}.",
+    "not writable": "{service}: cannot write {file}: {error}. Nothing was changed.",
+}
+
+
+def message(kind: str, **parts: object) -> str:
+    """The pattern of a whole line. Parts that are compiled patterns match as such."""
+    marks = {key: f"\0{key}\0" for key in parts}
+    pattern = re.escape(MESSAGES[kind].format(**marks))
+    for key, part in parts.items():
+        shown = f"(?:{part.pattern})" if isinstance(part, re.Pattern) else re.escape(str(part))
+        pattern = pattern.replace(re.escape(marks[key]), shown)
+    return pattern
+
+
+class Commands:
+    """The simulated host with its agents."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self.host = host
+        self.folder = folder
+        self.programs = host.boot_systemd(folder)
+        self.zipapp = str(shutil.copy(ZIPAPP, folder))
+        self.agents: dict[str, Agent] = {}
+        for service, user in OWNERS.items():
+            file, own = self.file(service), user if os.geteuid() == 0 else 0
+            file.parent.mkdir()
+            os.chown(file.parent, own or -1, own or -1)
+            if service != "hapgent@old":
+                self.agents[service] = host.start(
+                    state_file=file, status_socket=self.socket(service), settle=60, user=own
+                )
+                os.chown(file, own or -1, own or -1)
+        unit = "\n".join(["[Service]", f"Environment=HAPGENT_STATE_FILE={self.file('hapgent@old')}"])
+        self.enter("sh", "-c", f"echo '{unit}' >/etc/systemd/system/hapgent@old.service", check=True)
+        self.reset()
+
+    def file(self, service: str) -> Path:
+        return self.folder / service / "state.json"
+
+    def socket(self, service: str) -> Path:
+        return self.folder / service / "status.sock"
+
+    def saved(self, service: str) -> object:
+        return json.loads(self.file(service).read_bytes())
+
+    def services(self) -> dict[str, tuple[str, int, str]]:
+        environments = {
+            name: f"HAPGENT_STATE_FILE={self.file(name)} HAPGENT_SOCKET={self.socket(name)}" for name in OWNERS
+        }
+        # systemd does not list a stopped service that nothing has loaded, but knows it when it is asked.
+        running = {name: ("active", pid_on_host(agent), environments[name]) for name, agent in self.agents.items()}
+        return {**running, "hapgent@old": ("inactive", 0, environments["hapgent@old"]), "cron": ("active", 1, "")}
+
+    def reset(self) -> None:
+        """Let all agents be UP, as if no load balancer had ever polled."""
+        set_services(self.folder, self.services())
+        for service in OWNERS:
+            self.write(service, UP)
+
+    def write(self, service: str, state: object) -> None:
+        """Replace the state file, and make the agent read it."""
+        file = self.file(service)
+        new = file.with_name("new")
+        new.write_text(json.dumps(state), encoding="utf-8")
+        os.chown(new, file.parent.stat().st_uid, file.parent.stat().st_gid)
+        new.replace(file)
+        if service in self.agents:
+            os.kill(outer_pid(self.agents[service]), signal.SIGHUP)
+
+    def enter(self, *command: str, check: bool = False) -> Done:
+        return subprocess.run([*self.host.enter(), *command], capture_output=True, text=True, check=check)
+
+    def command(self, *arguments: str, user: int = 0) -> list[str]:
+        """The command line of a command on the host."""
+        drop = f"setpriv --reuid={user} --regid={user} --clear-groups".split() if user else []
+        return [*self.host.enter(), *drop, PYTHON, "-I", "-S", self.zipapp, *arguments]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {"PATH": f"{self.programs}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8", **more}
+
+    def run(self, *arguments: str, user: int = 0, environment: Mapping[str, str] | None = None) -> Done:
+        return subprocess.run(
+            self.command(*arguments, user=user),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            encoding="utf-8",
+            check=False,
+            timeout=60,
+            env=self.environment(**(environment or {})),
+        )
+
+
+@pytest.fixture(scope="module")
+def commands_of_module(agents_in: Callable[[Path], Agents]) -> Iterator[Commands]:
+    # Only the user who runs pytest can enter pytest's own folder.
+    folder = Path(tempfile.mkdtemp(prefix="hapgent"))
+    folder.chmod(0o755)
+    host = Host(agents_in(folder))
+    yield Commands(host, folder)
+    host.end()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def commands(commands_of_module: Commands) -> Commands:
+    commands_of_module.reset()
+    return commands_of_module
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs other users")
+
+
+def assert_done(done: Done, code: int, *lines: str) -> None:
+    """Assert that the command exited with this status and printed these lines, the patterns of which are given."""
+    printed = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    assert done.returncode == code, printed
+    assert len(printed) == len(lines), printed
+    for line, pattern in zip(printed, lines, strict=True):
+        assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"
+        assert line.isprintable()
+
+
+@contextlib.contextmanager
+def polled(agent: Agent, status_socket: Path, eventually: Eventually, **addresses: float) -> Iterator[None]:
+    """Let load balancers poll the agent at these intervals, and wait until it counts them. b2 is 127.0.0.2."""
+    over = threading.Event()
+    inters = {f"127.0.0.{name[1:]}": inter for name, inter in addresses.items()}
+
+    def poll(address: str, inter: float) -> None:
+        while not over.wait(inter):
+            poll_from(agent, address)
+
+    threads = [threading.Thread(target=poll, args=item) for item in inters.items()]
+    for thread in threads:
+        thread.start()
+
+    def polls() -> set[str]:
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(str(status_socket))
+            status = json.loads(b"".join(iter(lambda: reader.recv(65536), b"")))
+        return {peer["address"] for peer in status["peers"] if peer["polls"]}
+
+    try:
+        eventually(lambda: polls() >= set(inters), "the load balancers poll")
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+# Changes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "after"),
+    [
+        (["drain"], {"status": "DRAIN", "weight": 50}),
+        (["drain", "--reason", "release 4.2"], {"status": "DRAIN", "weight": 50, "reason": "release 4.2"}),
+        (["maint", "--reason=disk"], {"status": "MAINT", "weight": 50, "reason": "disk"}),
+        (["down"], {"status": "DOWN", "weight": 50}),
+        (["ready"], {"status": "READY", "weight": 50}),
+        (["set", "weight=7", "maxconn=9"], {"status": "UP", "weight": 7, "maxconn": 9}),
+        (["set", "reason=all is well"], {"status": "UP", "weight": 50, "reason": "all is well"}),
+        (["set", "--reason", "x", "weight=none"], {"status": "UP", "reason": "x"}),
+    ],
+    ids=" ".join,
+)
+def test_state_is_changed_once(commands: Commands, arguments: list[str], after: dict[str, Any]) -> None:
+    commands.write("hapgent@shop", {"status": "UP", "weight": 50})
+    now = " ".join(
+        [
+            after["status"],
+            *(f"{form}" for name, form in shown(after)),
+        ]
+    )
+    for service in ("shop", "hapgent@shop", "hapgent@shop.service"):
+        done = commands.run(*arguments, "--service", service)
+        if service == "shop":
+            assert_done(done, 0, message("changed", service="hapgent@shop", now=now, was="UP 50%"))
+        else:
+            assert_done(done, 0, message("same", service="hapgent@shop", now=now))
+        assert commands.saved("hapgent@shop") == after
+    status = json.loads(commands.run("status", "--json", "--service", "shop").stdout)
+    assert status["state"] == after
+    assert commands.saved("hapgent") == UP
+    owner = commands.file("hapgent@shop").stat().st_uid
+    assert owner == commands.file("hapgent@shop").parent.stat().st_uid
+
+
+def shown(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    forms = {"weight": "{}%", "maxconn": "maxconn:{}", "reason": "# {}"}
+    for name, form in forms.items():
+        if name in state:
+            yield name, form.format(state[name])
+
+
+@pytest.mark.parametrize("command", ["up", "undrain"])
+def test_up_and_undrain_are_the_same(commands: Commands, command: str) -> None:
+    commands.write("hapgent", {"status": "DRAIN", "reason": "disk"})
+    done = commands.run(command, "--service", "hapgent")
+    assert_done(done, 0, message("changed", service="hapgent", now="UP", was="DRAIN # disk"))
+    assert commands.saved("hapgent") == UP
+
+
+def test_maxconn_that_haproxy_keeps_is_reported(commands: Commands) -> None:
+    commands.write("hapgent", {"status": "UP", "maxconn": 300})
+    done = commands.run("set", "maxconn=none", "--service=hapgent")
+    changed = message("changed", service="hapgent", now="UP", was="UP maxconn:300")
+    assert_done(done, 0, changed, message("maxconn stays", service="hapgent", maxconn=300))
+
+
+def test_agent_that_has_not_read_its_file_is_reloaded(commands: Commands) -> None:
+    commands.file("hapgent").write_text(json.dumps(DRAIN), encoding="utf-8")
+    done = commands.run("drain", "--service", "hapgent")
+    assert_done(done, 0, message("changed", service="hapgent", now="DRAIN", was="UP"))
+    assert_done(commands.run("drain", "--service", "hapgent"), 0, message("same", service="hapgent", now="DRAIN"))
+
+
+def test_commands_run_with_each_python(commands: Commands, python: str) -> None:
+    line = commands.command("drain", "--service", "hapgent")
+    line[line.index(PYTHON)] = python
+    done = subprocess.run(line, capture_output=True, encoding="utf-8", check=False, env=commands.environment())
+    assert_done(done, 0, message("changed", service="hapgent", now="DRAIN", was="UP"))
+
+
+# Which instance
+
+
+def test_one_of_several_instances_must_be_selected(commands: Commands) -> None:
+    done = commands.run("drain")
+    names = "hapgent, hapgent@old, hapgent@shop"
+    assert_done(done, 2, message("several", command="drain", names=names))
+    assert [commands.saved(service) for service in OWNERS] == [UP, UP, UP]
+
+
+def test_unknown_instance_is_an_error_that_names_those_that_are_there(commands: Commands) -> None:
+    names = "hapgent, hapgent@old, hapgent@shop"
+    for name in ("shpo", "cron", "hapgent@"):
+        assert_done(
+            commands.run("drain", "--service", name), 2, message("unknown", command="drain", name=name, names=names)
+        )
+
+
+def test_the_only_agent_needs_no_option(agents: Agents, tmp_path: Path) -> None:
+    """This host has no systemd, so the agent is known by its state file only."""
+    host = Host(agents)
+    try:
+        subprocess.run([*host.enter(), "mount", "-t", "tmpfs", "host", "/run"], check=True)
+        first = host.start(status_socket=tmp_path / "first.sock")
+        line = [*host.enter(), PYTHON, "-I", "-S", str(ZIPAPP)]
+
+        def run(*arguments: str, **environment: str) -> Done:
+            environment = {"PATH": os.environ["PATH"], **environment}
+            return subprocess.run(
+                [*line, *arguments], capture_output=True, encoding="utf-8", check=False, env=environment
+            )
+
+        file = str(first.state_file)
+        assert_done(run("drain"), 0, message("changed", service=file, now="DRAIN", was="UP"))
+        assert run("status").stdout.startswith("state       DRAIN\n")
+        assert run("--services").stdout == ""
+
+        # With two, the variable of the agent selects one.
+        other = str(host.start().state_file)
+        names = re.compile(f"{file}, {other}|{other}, {file}")
+        assert_done(run("maint"), 2, message("several", command="maint", names=names))
+        done = run("maint", HAPGENT_STATE_FILE=other)
+        assert_done(done, 0, message("changed", service=other, now="MAINT", was="UP"))
+        for agent, status in ((first, "DRAIN"), (None, "MAINT")):
+            path = agent.state_file if agent else Path(other)
+            assert json.loads(path.read_bytes()) == {"status": status}
+
+        # A file that no agent serves is written, too.
+        os.kill(outer_pid(first), signal.SIGKILL)
+        first.await_exit()
+        done = run("up", HAPGENT_STATE_FILE=file)
+        assert_done(done, 5, message("no service runs", service=file, now="UP", was="DRAIN", file=file))
+        assert json.loads(first.state_file.read_bytes()) == UP
+    finally:
+        host.end()
+
+
+def test_all_instances_are_changed(commands: Commands) -> None:
+    done = commands.run("drain", "--all")
+    assert_done(
+        done,
+        5,
+        message("changed", service="hapgent", now="DRAIN", was="UP"),
+        message("changed", service="hapgent@shop", now="DRAIN", was="UP"),
+        message("stopped", service="hapgent@old", now="DRAIN", was="UP", file=commands.file("hapgent@old")),
+    )
+    assert [commands.saved(service) for service in OWNERS] == [DRAIN, DRAIN, DRAIN]
+
+
+INVALID: dict[str, Callable[[Commands], object]] = {
+    "invalid file": lambda commands: commands.file("hapgent@shop").write_text("{}"),
+    "missing file": lambda commands: commands.file("hapgent@shop").unlink(),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_nothing_is_changed_if_one_of_all_cannot_be(commands: Commands, name: str) -> None:
+    INVALID[name](commands)
+    done = commands.run("drain", "--all")
+    parts = {"service": "hapgent@shop", "file": commands.file("hapgent@shop"), "error": re.compile(".*status.*")}
+    assert_done(done, 1, message(name, **parts))
+    assert [commands.saved(service) for service in ("hapgent", "hapgent@old")] == [UP, UP]
+
+
+def test_file_of_a_stopped_service_is_written(commands: Commands) -> None:
+    for _run in range(2):
+        done = commands.run("maint", "--service", "old", "--wait")
+        assert done.returncode == 5
+        assert commands.saved("hapgent@old") == {"status": "MAINT"}
+    assert "already MAINT in " in done.stderr
+
+
+# Exit statuses
+
+
+@needs_root
+def test_other_users_are_not_permitted(commands: Commands) -> None:
+    for service, owner in OWNERS.items():
+        done = commands.run("drain", "--service", service, user=STRANGER)
+        # A running process is hidden from this user. Who owns the folder of a stopped agent is known.
+        kind = "only the owner" if service == "hapgent@old" else "not permitted"
+        assert_done(done, 4, message(kind, **{"service": service, "user": STRANGER, "owner": owner}))
+        assert commands.saved(service) == UP
+
+
+@needs_root
+def test_user_of_the_agent_is_permitted(commands: Commands) -> None:
+    user = OWNERS["hapgent@shop"]
+    done = commands.run("drain", "--service", "shop", user=user)
+    assert_done(done, 0, message("changed", service="hapgent@shop", now="DRAIN", was="UP"))
+    done = commands.run("drain", "--service", "hapgent", user=user)
+    assert_done(done, 4, message("not permitted", service="hapgent", user=user))
+    assert commands.saved("hapgent") == UP
+
+
+def test_user_of_an_agent_in_a_sandbox_is_not_permitted(tmp_path: Path) -> None:
+    """PrivateUsers= hides a process from its own user, so the agent cannot be found safely."""
+    user = 60210
+    process = SimpleNamespace(pid=1, user=user)
+    found = instances.Found("hapgent", process, "active", str(tmp_path / "state.json"), "", is_hidden=True)
+    request = change_command.Request(change_command.Change({"status": "DRAIN"}), None, None, False)
+    with (
+        mock.patch("os.geteuid", return_value=user),
+        pytest.raises(change_command.ProblemError, match=message("hidden", service="hapgent", user=user)) as caught,
+    ):
+        change_command.Target(found, request).check()
+    assert caught.value.code == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["drain", "--wait", "-1"], "-1"),
+        (["drain", "--wait=soon"], "'soon'"),
+        (["drain", "--wait=86401"], "0 to 86400"),
+        (["drain", "now"], "'now'"),
+        (["drain", "--reason"], "--reason requires a value"),
+        (["drain", "--reason", "disk #3"], "#"),
+        (["drain", "--reason="], "1 to 120 bytes"),
+        (["drain", "--service", "shop", "--all"], "--service and --all"),
+        (["drain", "--al"], "Did you mean --all?"),
+        (["drain", "--all=yes"], "--all takes no value"),
+        (["set"], "weight, maxconn, reason"),
+        (["set", "--all"], "weight, maxconn, reason"),
+        (["set", "weight"], "weight=50"),
+        (["set", "weight=256"], "0 to 255"),
+        (["set", "weight=50%"], "0 to 255"),
+        (["set", "weight=1", "weight=2"], "twice"),
+        (["set", "reason=x", "--reason=y"], "twice"),
+        (["set", "wieght=1"], "Did you mean weight?"),
+        (["set", "status=UP"], "hapgent drain"),
+        (["set", "\x1b[2J=1"], r"\x1b[2J"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments_change_nothing(commands: Commands, arguments: list[str], named: str) -> None:
+    done = commands.run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    error, usage, *_more = done.stderr.splitlines()
+    assert named in error
+    assert error.isprintable()
+    assert usage.startswith(f"usage: hapgent {arguments[0]} ")
+    assert [commands.saved(service) for service in OWNERS] == [UP, UP, UP]
+
+
+def test_misspelled_command_gets_a_suggestion(commands: Commands) -> None:
+    for wrong, right in {"drian": "drain", "stat": "status", "undrian": "undrain", "--servces": "--services"}.items():
+        done = commands.run(wrong)
+        assert done.returncode == 2
+        assert done.stderr.endswith(f"Did you mean {right}?\n")
+
+
+def test_agent_that_hangs_is_an_error(commands: Commands) -> None:
+    pid = outer_pid(commands.agents["hapgent"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = commands.run("drain", "--all")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    parts = {"file": commands.file("hapgent"), "socket": commands.socket("hapgent")}
+    assert_done(done, 1, message("hangs", service="hapgent", **parts))
+    assert [commands.saved(service) for service in OWNERS] == [UP, UP, UP]
+
+
+def test_file_that_cannot_be_written_is_an_error(commands: Commands) -> None:
+    file = commands.file("hapgent")
+    obstacle = file.with_name("state.json.tmp")
+    obstacle.mkdir()
+    try:
+        done = commands.run("drain", "--service", "hapgent")
+    finally:
+        obstacle.rmdir()
+    assert_done(done, 1, message("not writable", service="hapgent", file=file, error=re.compile(".*directory.*")))
+    assert commands.saved("hapgent") == UP
+
+
+@needs_root
+def test_root_follows_no_link_of_the_agents_user(commands: Commands) -> None:
+    file = commands.file("hapgent")
+    secret = commands.folder / "secret"
+    secret.write_text('{"status": "s3cret"}', encoding="utf-8")
+    secret.chmod(0o600)
+    file.unlink()
+    file.symlink_to(secret)
+    try:
+        done = commands.run("drain", "--service", "hapgent")
+    finally:
+        file.unlink()
+    assert done.returncode == 1
+    assert "symbolic link" in done.stderr
+    assert "s3cret" not in done.stderr
+    assert secret.read_text(encoding="utf-8") == '{"status": "s3cret"}'
+
+
+def test_control_characters_are_escaped(commands: Commands) -> None:
+    done = commands.run("drain", environment={"HAPGENT_STATE_FILE": "/no\x1b[2J\u202e/state.json"})
+    assert done.returncode == 1
+    assert r"/no\x1b[2J\u202e/state.json" in done.stderr
+    assert done.stderr.rstrip("\n").isprintable()
+
+
+# Waiting for load balancers
+
+
+class Alone:
+    """An agent without a service, which no load balancer has polled. HAPGENT_STATE_FILE selects it."""
+
+    def __init__(self, agents: Agents, folder: Path) -> None:
+        self.socket = folder / "status.sock"
+        self.agent = agents.start(
+            state_file=folder / "state.json", environment={"HAPGENT_SOCKET": str(self.socket)}, wait=False
+        )
+        self.agent.await_log("answering")
+        self.name = str(self.agent.state_file)
+        self.environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HAPGENT_STATE_FILE": self.name}
+
+    def run(self, *arguments: str) -> Done:
+        return subprocess.run(
+            [*COMMAND, *arguments], capture_output=True, encoding="utf-8", check=False, env=self.environment
+        )
+
+
+COMMAND = [PYTHON, "-I", "-S", str(ZIPAPP)]
+
+
+@pytest.fixture
+def alone(agents: Agents, tmp_path: Path) -> Alone:
+    return Alone(agents, tmp_path)
+
+
+def test_wait_reports_who_has_received_the_state(alone: Alone, eventually: Eventually) -> None:
+    with polled(alone.agent, alone.socket, eventually, b2=0.05, b3=0.4):
+        done = alone.run("drain", "--wait")
+        *progress, last = done.stdout.splitlines()
+        received = {"service": alone.name, "now": "DRAIN", "addresses": f"{FAST}, {SLOW}"}
+        assert re.fullmatch(message("received", was="UP", **received), last)
+        # Not on a terminal, each change is a line.
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(set(progress)) == len(progress) <= 3
+        assert all(SLOW in line.partition("waiting for")[2] for line in progress)
+        done = alone.run("drain", "--wait", "5")
+        assert_done(done, 0, message("received before", **received))
+
+
+def test_wait_for_all_instances_together(commands: Commands, eventually: Eventually) -> None:
+    shop, default = (
+        polled(commands.agents[service], commands.socket(service), eventually, **addresses)
+        for service, addresses in {"hapgent@shop": {"b5": 0.2}, "hapgent": {"b4": 0.2}}.items()
+    )
+    with shop, default:
+        done = commands.run("maint", "--all", "--wait=20")
+    old = message("stopped", service="hapgent@old", now="MAINT", was="UP", file=commands.file("hapgent@old"))
+    assert done.returncode == 5
+    assert re.fullmatch(old, done.stderr.rstrip("\n"))
+    *_progress, first, second = done.stdout.splitlines()
+    parts = {"now": "MAINT", "was": "UP"}
+    assert re.fullmatch(message("received", service="hapgent", addresses="127.0.0.4", **parts), first)
+    assert re.fullmatch(message("received", service="hapgent@shop", addresses="127.0.0.5", **parts), second)
+
+
+def test_load_balancer_that_has_not_received_the_state_is_named(alone: Alone, eventually: Eventually) -> None:
+    for _poll in range(2):
+        poll_from(alone.agent, "127.0.0.9")
+    with polled(alone.agent, alone.socket, eventually, b2=0.1):
+        done = alone.run("drain", "--wait=1")
+    parts = {"service": alone.name, "now": "DRAIN", "was": "UP", "addresses": FAST, "missing": "127.0.0.9"}
+    assert done.returncode == 3
+    assert re.fullmatch(message("not received", ago=re.compile(r"\d+"), **parts), done.stderr.rstrip("\n"))
+    assert alone.agent.saved() == DRAIN
+
+
+def test_wait_without_load_balancers_fails(alone: Alone) -> None:
+    done = alone.run("drain", "--wait", "0")
+    assert done.returncode == 3
+    line = done.stderr.rstrip("\n")
+    assert re.fullmatch(message("no load balancer", service=alone.name, now="DRAIN", was="UP"), line), line
+
+
+def test_wait_fails_if_the_state_is_changed_meanwhile(alone: Alone) -> None:
+    for _poll in range(2):
+        poll_from(alone.agent, FAST)
+    with waiting_for(alone, FAST) as waiting:
+        alone.agent.send(signal.SIGUSR2)
+        assert waiting.stderr
+        line = waiting.stderr.read().rstrip("\n")
+    assert waiting.returncode == 1
+    parts = {"service": alone.name, "file": alone.name, "now": "DRAIN", "other": "DOWN"}
+    assert re.fullmatch(message("overridden", **parts), line), line
+
+
+def test_interrupted_wait_reports_who_has_the_state(alone: Alone, eventually: Eventually) -> None:
+    for _poll in range(2):
+        poll_from(alone.agent, "127.0.0.9")
+    with polled(alone.agent, alone.socket, eventually, b2=0.1):
+        with waiting_for(alone, "received by") as waiting:
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.stderr
+            line = waiting.stderr.read().rstrip("\n")
+        assert waiting.returncode == 130
+    parts = {"service": alone.name, "now": "DRAIN", "was": "UP", "addresses": FAST, "missing": "127.0.0.9"}
+    assert re.fullmatch(message("interrupted", **parts), line), line
+
+
+@contextlib.contextmanager
+def waiting_for(alone: Alone, words: str) -> Iterator[subprocess.Popen[str]]:
+    """Drain, and wait until the progress contains these words."""
+    with subprocess.Popen(
+        [*COMMAND, "drain", "--wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=alone.environment,
+    ) as waiting:
+        assert waiting.stdout
+        while words not in (line := waiting.stdout.readline()):
+            assert line, "the command has ended"
+        yield waiting
+
+
+def test_wait_needs_a_status_socket(agents: Agents) -> None:
+    agent = agents.start()
+    environment = {"PATH": os.environ["PATH"], "HAPGENT_STATE_FILE": str(agent.state_file)}
+
+    def run(*arguments: str) -> Done:
+        return subprocess.run(
+            [*COMMAND, *arguments], capture_output=True, encoding="utf-8", check=False, env=environment
+        )
+
+    assert_done(run("drain", "--wait"), 1, message("no status socket", service=agent.state_file))
+    assert agent.saved() == UP
+    # Without it, the agent is asked on its own address and port.
+    assert_done(run("drain"), 0, message("changed", service=agent.state_file, now="DRAIN", was="UP"))
+    assert agent.ask() == b"DRAIN\n"
+
+
+def test_progress_is_shown_in_place_on_a_terminal(alone: Alone, eventually: Eventually) -> None:
+    with polled(alone.agent, alone.socket, eventually, b2=0.05, b3=0.5):
+        text = on_terminal([*COMMAND, "maint", "--wait"], alone.environment)
+    # What is shown in place is removed before the result.
+    progress, erased, result = text.rpartition("\x1b[1F\x1b[J")
+    assert erased
+    assert "received" in progress
+    assert re.fullmatch(
+        message("received", service=alone.name, now="MAINT", was="UP", addresses=f"{FAST}, {SLOW}"), result.rstrip("\n")
+    )
+
+
+def on_terminal(command: list[str], environment: Mapping[str, str], until: str = "") -> str:
+    """What the command shows on a wide terminal. If C(until) is shown, it receives Ctrl-C."""
+    main, terminal = pty.openpty()
+    process = subprocess.Popen(
+        # In its own session, so that Ctrl-C is for this command alone.
+        ["setsid", "--ctty", "--wait", *command],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env={**environment, "COLUMNS": "300"},
+    )
+    os.close(terminal)
+    found = b""
+    while select.select([main], [], [], 60)[0]:
+        try:
+            piece = os.read(main, 65536)
+        except OSError:
+            break  # The other side has closed.
+        found += piece
+        if until and until.encode() in found:
+            os.write(main, b"\x03")
+            until = ""
+    os.close(main)
+    assert process.wait(10) == 0
+    return found.decode().replace("\r\n", "\n")
+
+
+# hapgent status
+
+
+def test_status_shows_all_instances(commands: Commands) -> None:
+    commands.write("hapgent@shop", DRAIN)
+    done = commands.run("status")
+    assert done.returncode == 1
+    parts = [part.splitlines() for part in done.stdout.split("\n\nhapgent")]
+    assert [part[0] for part in parts] == ["hapgent", "@old", "@shop"]
+    assert [part[1] for part in parts] == [
+        "  state       UP",
+        "  problem     the agent does not run (inactive)",
+        "  state       DRAIN",
+    ]
+    assert "hapgent@old" in done.stderr
+    done = commands.run("status", "--service", "shop")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("state       DRAIN\n")
+
+
+def test_json_of_all_instances(commands: Commands) -> None:
+    done = commands.run("status", "--json")
+    found = {one["service"]: one for one in json.loads(done.stdout)["instances"]}
+    assert done.returncode == 1
+    assert list(found) == ["hapgent", "hapgent@old", "hapgent@shop"]
+    for service, one in found.items():
+        assert list(one) == ["service", "state_file", "status_socket", "problem", "status"]
+        assert one["state_file"] == str(commands.file(service))
+        if service != "hapgent@old":
+            assert (one["status"]["state"], one["problem"]) == (UP, None)
+            assert one["status_socket"] == str(commands.socket(service))
+    assert found["hapgent@old"]["status"] is None
+    assert found["hapgent@old"]["problem"]
+    assert json.loads(commands.run("status", "--json", "--service=hapgent").stdout)["state"] == UP
+
+
+def test_metrics_of_all_instances(commands: Commands) -> None:
+    done = commands.run("status", "--prometheus")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0
+    for service, up in {"hapgent": 1, "hapgent@old": 0, "hapgent@shop": 1}.items():
+        assert f'hapgent_up{{socket="{commands.socket(service)}",service="{service}"}} {up}' in lines
+    # All samples of a metric follow its description, which comes once.
+    names = [re.split(r"[ {]", line.removeprefix("# HELP ").removeprefix("# TYPE "))[0] for line in lines]
+    groups = [name for number, name in enumerate(names) if number == 0 or names[number - 1] != name]
+    assert len(groups) == len(set(groups))
+    promtool = ROOT / ".cache" / "prometheus" / "usr" / "bin" / "promtool"
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=done.stdout, capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+@needs_root
+def test_status_of_other_users(commands: Commands) -> None:
+    # The group of an agent may read its status; the socket is known from the unit.
+    os.chown(commands.socket("hapgent@shop"), OWNERS["hapgent@shop"], STRANGER)
+    try:
+        done = commands.run("status", user=STRANGER)
+        assert done.returncode == 1
+        assert "hapgent (" in done.stderr
+        assert "Permission denied" in done.stderr
+        assert "hapgent@shop (" not in done.stderr
+        done = commands.run("status", "--service", "shop", user=STRANGER)
+        assert done.stdout.startswith("state       UP\n")
+    finally:
+        os.chown(commands.socket("hapgent@shop"), OWNERS["hapgent@shop"], OWNERS["hapgent@shop"])
+
+
+def test_watch_shows_the_status_again(commands: Commands) -> None:
+    with subprocess.Popen(
+        commands.command("status", "--watch", "--service", "shop"),
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        env=commands.environment(),
+    ) as watching:
+        assert watching.stdout
+        assert watching.stdout.readline() == "state       UP\n"
+        commands.write("hapgent@shop", DRAIN)
+        while watching.stdout.readline() != "state       DRAIN\n":
+            pass
+        # nsenter waits for the program, because that is in another namespace.
+        child = Path(f"/proc/{watching.pid}/task/{watching.pid}/children").read_text(encoding="ascii")
+        os.kill(int(child), signal.SIGINT)
+    assert watching.returncode == 0
+
+
+def test_watch_on_a_terminal_replaces_what_it_showed(alone: Alone) -> None:
+    text = on_terminal([*COMMAND, "status", "--watch", str(alone.socket)], alone.environment, until="load balancer")
+    # Each line is cleared to its end, and then the rest of the screen.
+    assert text.startswith("\x1b[Hstate       UP\x1b[K\n")
+    assert "\x1b[K\n\x1b[J" in text
+
+
+@pytest.mark.parametrize("arguments", [["--watch", "--json"], ["--service=shop", "/x.sock"], ["--service"]])
+def test_wrong_arguments_of_status(commands: Commands, arguments: list[str]) -> None:
+    done = commands.run("status", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: hapgent status " in done.stderr
+
+
+def test_services_are_listed(commands: Commands) -> None:
+    assert_done(commands.run("--services"), 0, "hapgent", "hapgent@old", "hapgent@shop")
+
+
+# Which services are instances
+
+
+def service(name: str, exists: bool = True) -> Any:
+    return instances.Service(name, exists, "inactive", 0)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "files", "running", "names"),
+    [
+        ([], {}, [], []),
+        ([service("hapgent"), service("cron")], {}, ["hapgent"], ["hapgent"]),
+        # Another name counts if an agent runs, or if the unit is that of an agent.
+        ([service("agent")], {}, ["agent"], ["agent"]),
+        ([], {"agent": "[Service]\nEnvironment=HAPGENT_STATE_FILE=/x.json\n"}, [], ["agent"]),
+        ([], {"agent": '[Service]\nEnvironment="A=1" "HAPGENT_STATE_FILE=/x y"\n'}, [], ["agent"]),
+        ([service("hapgent-metrics")], {"hapgent-metrics": "ExecStart=hapgent status\n"}, [], []),
+        ([], {"agent": "#Environment=HAPGENT_STATE_FILE=/x.json\n"}, [], []),
+        # Stopped services are known by their names or by their files.
+        ([service("hapgent@shop"), service("hapgent@api")], {}, [], ["hapgent@api", "hapgent@shop"]),
+        ([service("hapgent@shop", exists=False)], {}, [], []),
+        ([], {"hapgent@shop": "", "hapgent": ""}, [], ["hapgent", "hapgent@shop"]),
+        # Templates are no services.
+        ([], {"hapgent@": "Environment=HAPGENT_STATE_FILE=/x/%i.json\n"}, [], []),
+    ],
+)
+def test_services_that_are_instances(
+    loaded: list[Any], files: dict[str, str], running: list[str], names: list[str]
+) -> None:
+    assert instances.service_names(loaded, files, running) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("hapgent", "hapgent"),
+        ("hapgent.service", "hapgent"),
+        ("shop", "hapgent@shop"),
+        ("shop.service", "hapgent@shop"),
+        ("hapgent@shop", "hapgent@shop"),
+        ("agent", "agent"),
+        ("api", "hapgent@api"),
+        ("hapgent@hapgent", "hapgent@hapgent"),
+        ("hapgent@agent", None),
+        ("", None),
+        ("sho", None),
+        ("hapgent@", None),
+        ("*", None),
+    ],
+)
+def test_name_of_an_instance(name: str, found: str | None) -> None:
+    named = ["hapgent", "hapgent@shop", "agent", "api", "hapgent@api", "hapgent@hapgent"]
+    if found is None:
+        with pytest.raises(instances.SelectionError, match="hapgent@shop, agent"):
+            instances.resolve(name, named)
+    else:
+        assert instances.resolve(name, named) == found
