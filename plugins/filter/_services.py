@@ -15,8 +15,8 @@ description:
 options:
   _input:
     description:
-      - The values of the variables C(hapgent_services), C(hapgent_service), C(hapgent_state_file), C(hapgent_server) and
-        C(hapgent_backend), without the prefix.
+      - The values of the variables C(hapgent_services), C(hapgent_service), C(hapgent_state_file), C(hapgent_server)
+        and C(hapgent_backend), without the prefix.
     type: dict
     required: true
   found:
