@@ -17,15 +17,15 @@ import struct
 import time
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.module_utils._agent_process import (
+from ._agent_process import (
     POLL_SECONDS,
     InstanceError,
     Process,
 )
-from ansible_collections.hapgent.agent.plugins.module_utils._connection import connect
-from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
-from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
-from ansible_collections.hapgent.agent.plugins.module_utils._state import State, StateError, from_fields
+from ._connection import connect
+from ._deadline import seconds_until
+from ._printable import printable
+from ._state import State, StateError, from_fields
 
 # HAProxy reads no more of an answer by default. Source: tune.chksize in its configuration manual.
 MAX_ANSWER_BYTES = 16384

@@ -24,11 +24,12 @@ import time
 import typing as t
 import weakref
 
-from ansible_collections.hapgent.agent.plugins.module_utils import _systemd
-from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
-from ansible_collections.hapgent.agent.plugins.module_utils._systemd import RunCommand, SystemdError
+from . import _systemd
+from ._printable import printable
+from ._systemd import RunCommand, SystemdError
 
 PROCESS_NAME = "hapgent"
+DEFAULT_SERVICE = "hapgent"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 POLL_SECONDS = 0.05
 # How often to look at a file that a save may replace at the same time.
@@ -388,7 +389,7 @@ def find_process(service: str | None, state_file: str | None, run_command: RunCo
                 f"service {service} cannot be found because systemd does not run on this host: set state_file"
             )
         return _by_state_file(state_file, service)
-    process = _by_service(service, run_command, deadline)
+    process = _main_process(service, run_command, deadline)
     if state_file is not None and not process.serves(state_file):
         if process.state_file() == state_file:
             raise InstanceError(
@@ -402,7 +403,35 @@ def find_process(service: str | None, state_file: str | None, run_command: RunCo
     return process
 
 
-def _by_service(service: str, run_command: RunCommand, deadline: float) -> Process:
+def find_state_file(service: str, run_command: RunCommand, *, may_be_missing: bool = False) -> str:
+    """Return the path of the state file of this service's agent, as seen by the agent. Raises InstanceError.
+
+    If the service does not run, this is the path that its unit sets. Without systemd, it is DEFAULT_STATE_FILE. With
+    C(may_be_missing), it also is if the default service does not exist yet.
+    """
+    if not _systemd.is_running():
+        return DEFAULT_STATE_FILE
+    try:
+        found = _systemd.service(service, run_command)
+        if not found.exists:
+            if may_be_missing and service == DEFAULT_SERVICE:
+                return DEFAULT_STATE_FILE
+            raise _unknown(service, run_command)
+        # While the service starts, its process may not be the agent yet.
+        if found.main_pid and found.state != "activating":
+            try:
+                return _main_process(service, run_command, time.monotonic()).state_file()
+            except EndedError:
+                pass
+        path = _systemd.environment(service, run_command).get("HAPGENT_STATE_FILE", DEFAULT_STATE_FILE)
+    except SystemdError as error:
+        raise InstanceError(str(error)) from error
+    if not path.startswith("/"):
+        raise InstanceError(f"HAPGENT_STATE_FILE of service {service} must be an absolute path, not {path!r}")
+    return os.path.normpath(path)
+
+
+def _main_process(service: str, run_command: RunCommand, deadline: float) -> Process:
     while True:
         pid = _main_pid(service, run_command, deadline)
         process = Process(pid)
@@ -428,18 +457,22 @@ def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
             break
         time.sleep(POLL_SECONDS)
     if not found.exists:
-        here = sorted(services(run_command))
-        listed = ", ".join(here[:MAX_SHOWN]) + (", ..." if len(here) > MAX_SHOWN else "")
-        raise InstanceError(
-            f"there is no systemd service {service}: "
-            + (f"the services that run an agent here are {listed}" if here else "no service runs an agent here")
-        )
+        raise _unknown(service, run_command)
     if not found.main_pid:
         raise InstanceError(
             f"service {service} is not running ({found.state}): start it with systemctl start {service}, or check "
             f"systemctl status {service}"
         )
     return found.main_pid
+
+
+def _unknown(service: str, run_command: RunCommand) -> InstanceError:
+    here = sorted(services(run_command))
+    listed = ", ".join(here[:MAX_SHOWN]) + (", ..." if len(here) > MAX_SHOWN else "")
+    return InstanceError(
+        f"there is no systemd service {service}: "
+        + (f"the services that run an agent here are {listed}" if here else "no service runs an agent here")
+    )
 
 
 def _by_state_file(state_file: str, service: str | None) -> Process:

@@ -15,7 +15,7 @@ import socket
 import threading
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
+from ._deadline import seconds_until
 
 
 def connect(host: str, port: int, deadline: float) -> socket.socket:

@@ -18,7 +18,7 @@ import os
 import stat
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.module_utils import _as_owner
+from . import _as_owner
 
 # What the agent may keep in the folder: the state, its memory, their locks, and what an interrupted save has left.
 SUFFIXES = ("", ".lock", ".tmp", ".memory", ".memory.lock", ".memory.tmp")

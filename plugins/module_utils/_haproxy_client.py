@@ -23,9 +23,9 @@ import stat
 import typing as t
 from urllib.parse import urlsplit, urlunsplit
 
-from ansible_collections.hapgent.agent.plugins.module_utils._connection import connect, connect_to
-from ansible_collections.hapgent.agent.plugins.module_utils._deadline import seconds_until
-from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import (
+from ._connection import connect, connect_to
+from ._deadline import seconds_until
+from ._haproxy_stats import (
     COMMANDS,
     DeniedError,
     FormatError,
@@ -34,7 +34,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats impor
     parse_page,
     parse_socket,
 )
-from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ._printable import printable
 
 DEFAULT_SOCKET = "/run/haproxy/admin.sock"
 # Enough for a hundred thousand servers with about 500 bytes each.

@@ -16,7 +16,7 @@ import re
 import sys
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ._printable import printable
 
 CSV_START = "# pxname,svname,"
 STATES_START = "# be_id "

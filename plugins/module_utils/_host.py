@@ -20,9 +20,9 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.module_utils import _as_owner, _systemd
-from ansible_collections.hapgent.agent.plugins.module_utils._folder import SUFFIXES
-from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from . import _as_owner, _systemd
+from ._folder import SUFFIXES
+from ._printable import printable
 
 UNITS = "/etc/systemd/system"
 # The socket first: if it were stopped last, it would start the service again.

@@ -16,6 +16,9 @@ SUFFIX = ".service"
 # Names that systemctl treats as the name of one unit rather than as a pattern. Source: systemd.unit(5).
 UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.service")
 PID = re.compile(r"[0-9]{1,10}")
+# systemctl quotes an assignment that contains blanks, and escapes what is special in a shell's double quotes.
+ASSIGNMENT = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s"]\S*))(?:\s+|$)')
+ESCAPED = re.compile(r"\\(.)")
 
 RunCommand = t.Callable[[list[str]], tuple[int, str, str]]
 
@@ -44,10 +47,7 @@ def is_running() -> bool:
 
 def service(name: str, run_command: RunCommand) -> Service:
     """Return what systemd reports about this service. Raises SystemdError."""
-    unit = name if name.endswith(SUFFIX) else name + SUFFIX
-    # A pattern would match other services.
-    if not UNIT_NAME.fullmatch(unit):
-        raise SystemdError(f"{name} is not the name of a systemd service")
+    unit = _unit(name)
     found = _show(unit, run_command)
     if len(found) != 1:
         raise SystemdError(f"systemctl show {unit} printed no service")
@@ -57,6 +57,23 @@ def service(name: str, run_command: RunCommand) -> Service:
 def services(run_command: RunCommand) -> list[Service]:
     """Return all services that systemd has loaded, without those of user managers. Raises SystemdError."""
     return _show("*.service", run_command)
+
+
+def environment(name: str, run_command: RunCommand) -> dict[str, str]:
+    """Return the variables that the unit of this service sets with Environment=. Raises SystemdError."""
+    unit = _unit(name)
+    rc, out, err = run_command(["systemctl", "show", "--property=Environment", "--", unit])
+    if rc != 0:
+        raise SystemdError(f"systemctl show {unit} failed: {err.strip()}")
+    return parse_unit_environment(out)
+
+
+def _unit(name: str) -> str:
+    unit = name if name.endswith(SUFFIX) else name + SUFFIX
+    # A pattern would match other services.
+    if not UNIT_NAME.fullmatch(unit):
+        raise SystemdError(f"{name} is not the name of a systemd service")
+    return unit
 
 
 def _show(pattern: str, run_command: RunCommand) -> list[Service]:
@@ -81,4 +98,20 @@ def parse_services(printed: str) -> list[Service]:
                     int(pid) if PID.fullmatch(pid) else 0,
                 )
             )
+    return found
+
+
+def parse_unit_environment(printed: str) -> dict[str, str]:
+    """Return the variables in the output of C(systemctl show --property=Environment). Raises SystemdError."""
+    found: dict[str, str] = {}
+    for line in printed.split("\n"):
+        key, _equals, rest = line.partition("=")
+        while rest and key == "Environment":
+            word = ASSIGNMENT.match(rest)
+            if not word:
+                raise SystemdError(f"systemctl show printed an Environment that cannot be read: {rest}")
+            name, _equals, value = (word["plain"] or ESCAPED.sub(r"\1", word["quoted"])).partition("=")
+            # If a variable is set twice, the last one counts. Source: systemd.exec(5).
+            found[name] = value
+            rest = rest[word.end() :]
     return found

@@ -66,9 +66,9 @@ EXAMPLES = r"""
     msg: "{{ item.service }}: {{ item.peers | rejectattr('received') | map(attribute='address') }}"
   loop: "{{ hapgent.instances }}"
 
-- name: Query one agent
+- name: Query the agent of the instance shop
   hapgent.agent.hapgent_info:
-    service: hapgent-api
+    service: hapgent@shop
 
 - name: Query one agent on a host without systemd
   hapgent.agent.hapgent_info:

@@ -109,16 +109,19 @@ options:
   state_file:
     description:
       - Absolute path of the state file. The file must be valid, and must exist unless O(create=true).
+      - The default is the state file of the agent of O(service), which is the C(HAPGENT_STATE_FILE) of its process or,
+        if the service is not running, of its unit (C(Environment=)). If neither is set, or if systemd does not run on
+        the host, the default is V(/etc/hapgent/state.json). It also is with O(notify=false) if the service V(hapgent)
+        does not exist yet.
       - No component of the path may be a symbolic link.
       - If the module runs as root, it accesses the file with the rights of the owner of the first folder on the path
         that does not belong to root. The module fails if other users can write to a folder that belongs to root, unless
         that folder is sticky and is not the last one on the path.
     type: path
-    default: /etc/hapgent/state.json
   service:
     description:
-      - The systemd service of the agent, which must serve O(state_file). The module signals the main process of the
-        service to read the file again.
+      - The systemd service of the agent, such as V(hapgent@shop). It must serve O(state_file), if that is set. The
+        module signals the main process of the service to read the file again.
       - If the service does not exist, the module fails, lists the services that run agents, and changes nothing.
       - If systemd does not run on the host, the module signals the C(hapgent) process that serves O(state_file). That
         process must be run by root or by the owner of the file, and its program must not be set-user-ID or
@@ -232,11 +235,10 @@ EXAMPLES = r"""
     reason: not installed yet
     notify: false
 
-- name: Drain the server of the second agent on the host
+- name: Drain the server of the instance shop
   hapgent.agent.hapgent_state:
     status: DRAIN
-    service: hapgent-api
-    state_file: /etc/hapgent/api.json
+    service: hapgent@shop
 """
 
 RETURN = r"""
@@ -276,212 +278,106 @@ not_received_by:
   sample: []
 """
 
-import os
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.hapgent.agent.plugins.module_utils import _as_owner
-from ansible_collections.hapgent.agent.plugins.module_utils._agent_client import Instance, instance_of, why_fail
+from ansible_collections.hapgent.agent.plugins.module_utils._agent_client import Instance, instance_of
 from ansible_collections.hapgent.agent.plugins.module_utils._agent_process import (
-    DEFAULT_STATE_FILE,
-    POLL_SECONDS,
+    DEFAULT_SERVICE,
     InstanceError,
     find_process,
+    find_state_file,
+)
+from ansible_collections.hapgent.agent.plugins.module_utils._as_owner import MissingFolderError
+from ansible_collections.hapgent.agent.plugins.module_utils._change import (
+    AgentState,
+    AnswerError,
+    Change,
+    ChangeError,
+    FileError,
+    InvalidFileError,
+    NotReceivedError,
 )
 from ansible_collections.hapgent.agent.plugins.module_utils._deadline import check_seconds
 from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     FIELDS,
     STATUSES,
-    LockedError,
     MissingError,
     State,
     StateError,
-    StateFile,
     dump,
     from_fields,
 )
-from ansible_collections.hapgent.agent.plugins.module_utils._wait_for import (
-    Peer,
-    WaitFor,
-    WaitForError,
-    WaitResult,
-    polling,
-)
-
-LAST_LOOK_SECONDS = 5.0
-# How long the disk may take, in addition to the time for the lock and the agent.
-DISK_SECONDS = 5.0
-
-Fields = dict[str, t.Any]
-
-
-class Change(t.NamedTuple):
-    """The change that the options request.
-
-    C(named) has the fields to set with their values, C(unset) the names of the fields to remove. With C(create), they
-    apply only to a new file. C(statuses) and C(reason) are the conditions under which a state may be changed; None
-    means no condition.
-    """
-
-    named: Fields
-    unset: list[str]
-    create: bool = False
-    statuses: list[str] | None = None
-    reason: str | None = None
-
-    def is_for(self, state: State | None) -> bool:
-        """Whether this state may be changed. C(state) is None if there is no file."""
-        if self.create or state is None:
-            return self.create and state is None
-        return (self.statuses is None or state.status in self.statuses) and (
-            self.reason is None or (state.reason or "") == self.reason
-        )
-
-    def applied_to(self, state: State | None) -> State:
-        """This state with the fields of C(named) set and those of C(unset) removed. Raises StateError.
-
-        C(state) is None if there is no file.
-        """
-        status = self.named.get("status")
-        kept = state.with_status(status or state.status).fields() if state else {}
-        return from_fields({**kept, **self.named, **dict.fromkeys(self.unset)})
-
-    def wanted(self, state: State | None) -> State:
-        """The state that must replace this one. Raises StateError.
-
-        C(state) is None if there is no file.
-        """
-        if self.is_for(state):
-            return self.applied_to(state)
-        if state is None:
-            raise MissingError("does not exist")
-        return state
+from ansible_collections.hapgent.agent.plugins.module_utils._wait_for import WaitFor, WaitForError, polling
 
 
 class HapgentState:
-    """One change of one agent's state."""
+    """One change of one agent's state, as the options of the module request it."""
 
     def __init__(self, module: AnsibleModule, change: Change, wait_for: WaitFor) -> None:
         self.module = module
-        self.change = change
         self.wait_for = wait_for
-        self.path: str = module.params["state_file"]
-        self.deadline = time.monotonic() + module.params["timeout"]
-        self.peers_before: list[Peer] = []
-        # What has been changed so far. Failure messages begin with it; it is empty as long as nothing was changed.
-        self.done = ""
-        self.result: dict[str, t.Any] = {"changed": False}
+        self.changed = False
+        self.diff: dict[str, str] = {}
+        deadline = time.monotonic() + module.params["timeout"]
+        try:
+            path = module.params["state_file"] or self._find_state_file()
+        except InstanceError as error:
+            module.fail_json(msg=f"{error}. Nothing was changed.", changed=False)
+        self.agent = AgentState(path, change, deadline)
 
     def run(self) -> None:
         """Make the change, and exit the module with its result."""
-        before = self._load()
-        after = self._wanted(before)
-        self._note(before, after)
-        instance = self._find_instance() if self.module.params["notify"] else None
-        answer = self._ask(instance) if instance else None
-        if instance and answer is not None:
-            # Reset keywords are ignored when comparing.
-            answer = before.answer() if before and instance.reports(before, answer) else answer
-            self.result["answer"] = answer
-        if after != before and not self.module.check_mode:
-            before, after = self._edit(before)
-            self._note(before, after)
-        self._track(before, after, answer)
-        if instance and not self.module.check_mode:
-            after = self._apply(instance, after)
-        if instance:
-            self.result["answer"] = after.answer()
-        self.module.exit_json(**self.result)
+        try:
+            self._run()
+        except NotReceivedError as error:
+            self._fail(self._who_is_missing(error))
+        except InvalidFileError as error:
+            if isinstance(error.error, MissingError):
+                self._fail(f"{self.agent.path} does not exist: set state_file to the right file, or set create")
+            self._fail(f"{error}. Fix the file, or set state_file to the right one")
+        except (ChangeError, InstanceError) as error:
+            self._fail(str(error))
 
-    # The file
+    def _run(self) -> None:
+        found = self._load()
+        after = self.agent.plan(found)
+        instance = self._find_instance() if self.module.params["notify"] else None
+        answer = self.agent.ask(instance, with_peers=self.module.params["wait"]) if instance else None
+        if after != found and not self.module.check_mode:
+            after = self._edit()
+        self._track(answer)
+        if instance and not self.module.check_mode:
+            self._apply(instance)
+        elif instance:
+            self.agent.answer = after.answer()
+        self.module.exit_json(**self._result())
+
+    def _find_state_file(self) -> str:
+        params = self.module.params
+        return find_state_file(params["service"], self.module.run_command, may_be_missing=not params["notify"])
 
     def _load(self) -> State | None:
-        """The state in the file, or None if the file does not exist."""
         try:
-            return _state(self._as_owner(_fields_in))
-        except _as_owner.MissingFolderError as error:
-            if not (self.change.create and self.module.check_mode):
-                self._fail(f"{self.path}: {error}")
-            return None
-        except StateError as error:
-            self._fail_for_file(error)
-        except (_as_owner.PathError, _as_owner.NoOutcomeError, OSError) as error:
-            self._fail(f"{self.path}: {error}")
+            return self.agent.load()
+        except FileError as error:
+            is_new = self.agent.change.create and self.module.check_mode
+            if is_new and isinstance(error.error, MissingFolderError):
+                return None
+            raise
 
-    def _wanted(self, before: State | None) -> State:
+    def _edit(self) -> State:
         try:
-            return self.change.wanted(before)
-        except StateError as error:
-            self._fail_for_file(error)
-
-    def _edit(self, seen: State | None) -> tuple[State | None, State]:
-        """Change the file under its lock. Returns the state before and after the change.
-
-        The state before may differ from C(seen), because another change may have been made since.
-        """
-
-        def edit(folder: int, name: str) -> tuple[Fields | None, Fields]:
-            # A new file must get its mode regardless of the umask. This affects only the child process.
-            os.umask(0o022)
-            before, after = StateFile(name, folder).edit(self.change.wanted, self.deadline)
-            return before and before.fields(), after.fields()
-
-        try:
-            before, after = self._as_owner(edit)
-        except StateError as error:
-            self._fail_for_file(error)
-        except (LockedError, _as_owner.PathError) as error:
-            self._fail(f"{self.path}: {error}")
-        except (_as_owner.NoOutcomeError, OSError) as error:
-            self._fail_after_edit(seen, error)
-        return _state(before), from_fields(after)
-
-    def _fail_after_edit(self, seen: State | None, error: Exception) -> t.NoReturn:
-        """Exit the module after an error. The file may have been replaced anyway, so it is read again."""
-        self.done = f"The file {self.path} may have been changed"
-        self.result["changed"] = True
-        found = self._load()
-        if found == self._wanted(seen):
-            self.done = f"The file {self.path} was changed"
-            self._fail(f"an error occurred while its folder was written to the disk: {error}")
-        self.done = ""
-        now = "" if found == seen or found is None else f". It was meanwhile changed to {found.answer()}"
-        self._fail(f"cannot write {self.path}: {error}{now}")
-
-    def _as_owner(self, work: _as_owner.Work) -> t.Any:
-        deadline = max(self.deadline, time.monotonic()) + DISK_SECONDS
-        return _as_owner.run(self.path, work, deadline, (StateError, MissingError, LockedError))
-
-    # What is returned
-
-    def _note(self, before: State | None, after: State) -> None:
-        kept = before is not None and not self.change.is_for(before)
-        self.result.update(before=before.fields() if before else {}, after=after.fields(), kept=kept)
-
-    def _track(self, before: State | None, after: State, answer: str | None) -> None:
-        """Compare before and after, and use the same comparison for changed, check mode and diff."""
-        old, new = dump(before).decode() if before else "", dump(after).decode()
-        if answer is not None:
-            old += f"agent answers: {answer}\n"
-            new += f"agent answers: {after.answer()}\n"
-        self.result["changed"] = old != new
-        self.result["diff"] = {"before_header": self.path, "after_header": self.path, "before": old, "after": new}
-        if before and before.maxconn is not None and after.maxconn is None:
-            self.module.warn(
-                f"HAProxy keeps maxconn {before.maxconn}, because no agent response can reset it to the configured "
-                "value. Set maxconn to the configured value, or change it in HAProxy (set maxconn server)."
-            )
-
-    # The agent
+            return self.agent.edit()
+        except FileError:
+            self.changed = bool(self.agent.done)
+            raise
 
     def _find_instance(self) -> Instance:
         params = self.module.params
-        try:
-            process = find_process(params["service"], self.path, self.module.run_command, self.deadline)
-            instance = instance_of(process, params["address"], params["port"])
-        except InstanceError as error:
-            self._fail(str(error))
+        process = find_process(params["service"], self.agent.path, self.module.run_command, self.agent.deadline)
+        instance = instance_of(process, params["address"], params["port"])
         if params["wait"] and not instance.status_socket:
             self._fail(
                 f"wait requires a status socket, and the agent (process {process.pid}) has none: "
@@ -489,75 +385,48 @@ class HapgentState:
             )
         return instance
 
-    def _ask(self, instance: Instance) -> str:
+    def _track(self, answer: str | None) -> None:
+        """Compare before and after, and use the same comparison for changed, check mode and diff."""
+        before, after = self.agent.before, self.agent.planned
+        old, new = dump(before).decode() if before else "", dump(after).decode()
+        if answer is not None:
+            old += f"agent answers: {answer}\n"
+            new += f"agent answers: {after.answer()}\n"
+        self.changed = old != new
+        self.diff = {"before_header": self.agent.path, "after_header": self.agent.path, "before": old, "after": new}
+        if before and before.maxconn is not None and after.maxconn is None:
+            self.module.warn(
+                f"HAProxy keeps maxconn {before.maxconn}, because no agent response can reset it to the configured "
+                "value. Set maxconn to the configured value, or change it in HAProxy (set maxconn server)."
+            )
+
+    def _apply(self, instance: Instance) -> None:
+        """Make the agent answer with the state in the file, and wait as the options request."""
+        params = self.module.params
+        seconds = params["timeout"]
         try:
-            if self.module.params["wait"]:
-                self.peers_before = instance.status(self.deadline)["peers"]
-            return instance.answer(self.deadline)
-        except InstanceError as error:
-            self._fail(str(error))
+            if self.changed:
+                self.agent.await_answer(instance)
+            self.agent.answer = self.agent.planned.answer()
+            if params["wait"]:
+                seconds = params["wait_timeout"]
+                self._await_peers(instance, seconds)
+        except AnswerError as error:
+            self._fail(
+                f"the agent on {error.where} still answers {error.answer} after {seconds:g} s"
+                f"{error.why and f', because {error.why}'}. "
+                f"Check that it is service {params['service']} and serves this file"
+            )
 
-    def _apply(self, instance: Instance, state: State) -> State:
-        """Make the agent answer with this state, and wait as the options request.
-
-        Returns the state with which the agent answers in the end.
-        """
-        self.done = f"The file {self.path} contains {state.answer()}"
-        if self.result["changed"]:
-            state = self._notify(instance, state)
-        self.result["answer"] = state.answer()
-        if self.module.params["wait"]:
-            state = self._await_peers(instance, state)
-        return state
-
-    def _notify(self, instance: Instance, state: State) -> State:
-        """Make the agent read the file, and wait until it answers with the state in it. Returns that state."""
+    def _await_peers(self, instance: Instance, seconds: float) -> None:
         try:
-            instance.reload()
-            while True:
-                over = time.monotonic() >= self.deadline
-                answer = instance.answer(max(self.deadline, time.monotonic()) + LAST_LOOK_SECONDS)
-                if instance.reports(state, answer):
-                    return state
-                if over:
-                    self._fail_for_answer(instance, answer, self.module.params["timeout"])
-                time.sleep(POLL_SECONDS)
-                # The file may have been changed again, and the agent may have read the newer state.
-                state = self._as_it_is_now(state)
+            self.agent.await_peers(instance, self.wait_for, seconds)
         except InstanceError as error:
-            self._fail(str(error))
+            self._fail(f"it is unknown which load balancers received it: {error}")
 
-    def _await_peers(self, instance: Instance, state: State) -> State:
-        """Wait until the load balancers have received the state. Returns the state that they received.
-
-        Exits the module if they have not received it in time.
-        """
-        deadline = time.monotonic() + self.module.params["wait_timeout"]
-        self.done = f"The file {self.path} contains {state.answer()} and the agent reports it"
-        while True:
-            over = time.monotonic() >= deadline
-            try:
-                # Query once more after the deadline, so that the failure can name those without the state.
-                status = instance.status(max(deadline, time.monotonic()) + LAST_LOOK_SECONDS)
-            except InstanceError as error:
-                self._fail(f"it is unknown which load balancers received it: {error}")
-            if status["state"] != state.fields():
-                state = self._as_it_is_now(state)
-            is_reported = status["state"] == state.fields()
-            if is_reported:
-                result = self.wait_for.result(status["peers"], polling(self.peers_before))
-                self.result.update(received_by=result.received_by, not_received_by=result.not_received_by)
-                if result.complete:
-                    return state
-            if over and not is_reported:
-                self._fail_for_answer(instance, status["answer"], self.module.params["wait_timeout"])
-            if over:
-                # The agent may have dropped some of the load balancers that it listed before.
-                self._fail(self._who_is_missing(result, [*self.peers_before, *status["peers"]]))
-            time.sleep(POLL_SECONDS)
-
-    def _who_is_missing(self, result: WaitResult, peers: list[Peer]) -> str:
+    def _who_is_missing(self, error: NotReceivedError) -> str:
         within = f"{self.module.params['wait_timeout']:g} s"
+        result, peers = error.result, error.peers
         if result.not_received_by:
             return f"these load balancers did not receive it within {within}: {result.missing(peers)}"
         polling_now = [address for address in polling(peers) if address not in self.wait_for.left_out]
@@ -570,63 +439,30 @@ class HapgentState:
             "server line in HAProxy has agent-check and the right agent-port, and that no firewall blocks it"
         )
 
-    def _as_it_is_now(self, state: State) -> State:
-        """The state in the file now. It may differ from C(state) because of another change.
-
-        Exits the module if the requested values are no longer in effect.
-        """
-        now = self._load()
-        if now == state:
-            return state
-        if now is None or not (self.result["kept"] or self.change.applied_to(now) == now):
-            self.result.update(after=now.fields() if now else {}, answer=now.answer() if now else None)
-            self._fail(f"the state was changed by something else to {now.answer() if now else 'none'}")
-        self.result["after"] = now.fields()
-        return now
-
-    # Failures
-
-    def _fail_for_file(self, error: StateError) -> t.NoReturn:
-        if isinstance(error, MissingError):
-            self._fail(f"{self.path} does not exist: set state_file to the right file, or set create")
-        self._fail(f"{self.path}: {error}. Fix the file, or set state_file to the right one")
-
-    def _fail_for_answer(self, instance: Instance, answer: str, seconds: float) -> t.NoReturn:
-        params = self.module.params
-        where = instance.status_socket or f"{params['address']} port {params['port']}"
-        self.result["answer"] = answer
-        self._fail(
-            f"the agent on {where} still answers {answer} after {seconds:g} s{self._why(instance)}. "
-            f"Check that it is service {params['service']} and serves this file"
-        )
-
-    @staticmethod
-    def _why(instance: Instance) -> str:
-        """The reason that the agent reports for answering FAIL although its state is not set to FAIL, or ''."""
-        try:
-            why = why_fail(instance.status(time.monotonic() + LAST_LOOK_SECONDS)) if instance.status_socket else ""
-        except InstanceError:
-            return ""
-        return f", because {why}" if why else ""
+    def _result(self) -> dict[str, t.Any]:
+        agent = self.agent
+        result: dict[str, t.Any] = {"changed": self.changed}
+        if agent.is_read:
+            result["before"] = agent.before.fields() if agent.before else {}
+            result["after"] = agent.after.fields() if agent.after else {}
+            result["kept"] = agent.kept
+        if agent.answer is not None or (agent.is_read and not agent.after):
+            result["answer"] = agent.answer
+        if self.diff:
+            result["diff"] = self.diff
+        if agent.received:
+            result.update(agent.received._asdict())
+            del result["complete"]
+        return result
 
     def _fail(self, problem: str) -> t.NoReturn:
         """Exit the module with this problem and with what was changed."""
-        if self.done:
-            self.module.fail_json(msg=f"{self.done}, but {problem}.", **self.result)
-        if "before" in self.result:
-            self.result["after"] = self.result["before"]
-        self.module.fail_json(msg=f"{problem}. Nothing was changed.", **{**self.result, "changed": False})
-
-
-def _fields_in(folder: int, name: str) -> Fields | None:
-    try:
-        return StateFile(name, folder).load().fields()
-    except MissingError:
-        return None
-
-
-def _state(fields: Fields | None) -> State | None:
-    return from_fields(fields) if fields is not None else None
+        result = self._result()
+        if self.agent.done:
+            self.module.fail_json(msg=f"{self.agent.done}, but {problem}.", **result)
+        if "before" in result:
+            result["after"] = result["before"]
+        self.module.fail_json(msg=f"{problem}. Nothing was changed.", **{**result, "changed": False})
 
 
 def _change(params: dict[str, t.Any]) -> Change:
@@ -663,8 +499,8 @@ def main() -> None:
                 },
             },
             "create": {"type": "bool", "default": False},
-            "state_file": {"type": "path", "default": DEFAULT_STATE_FILE},
-            "service": {"type": "str", "default": "hapgent"},
+            "state_file": {"type": "path"},
+            "service": {"type": "str", "default": DEFAULT_SERVICE},
             "address": {"type": "str", "default": "127.0.0.1"},
             "port": {"type": "int", "default": 9777},
             "timeout": {"type": "float", "default": 10},

@@ -20,6 +20,8 @@ from ansible.module_utils.common.yaml import yaml_load
 
 # Variables that Ansible uses before it reads the variables of the inventory.
 OF_PLAYS = ("hapgent_hosts", "hapgent_serial")
+# Variables of hosts that only the filter haproxy_servers reads.
+OF_FILTERS = ("hapgent_haproxy_server",)
 ROLES = Path(__file__).parents[2] / "roles"
 
 
@@ -136,8 +138,8 @@ def serial(value: t.Any) -> list[str]:
 
 
 def known() -> set[str]:
-    """All public variables of the collection. Source: the argument specs of its roles."""
-    names = set(OF_PLAYS)
+    """All public variables of the collection. Source: the argument specs of its roles, and the constants above."""
+    names = {*OF_PLAYS, *OF_FILTERS}
     for path in ROLES.glob("*/meta/argument_specs.yml"):
         specs = yaml_load(path.read_text(encoding="utf-8"))["argument_specs"]
         names.update(*(entry_point["options"] for entry_point in specs.values()))

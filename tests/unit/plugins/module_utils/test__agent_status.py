@@ -25,7 +25,12 @@ from ansible_collections.hapgent.agent.plugins.module_utils._agent_process impor
     parse_id,
     parse_state,
 )
-from ansible_collections.hapgent.agent.plugins.module_utils._systemd import Service, parse_services
+from ansible_collections.hapgent.agent.plugins.module_utils._systemd import (
+    Service,
+    SystemdError,
+    parse_services,
+    parse_unit_environment,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -245,3 +250,22 @@ def test_services_are_parsed(printed: str, services: list[Service]) -> None:
 @given(st.text())
 def test_any_output_of_systemctl_raises_no_error(printed: str) -> None:
     parse_services(printed)
+
+
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        ("", {}),
+        ("Environment=\n", {}),
+        ("Environment=A=1 B=/x=y C=\n", {"A": "1", "B": "/x=y", "C": ""}),
+        ('Environment=A=1 "B=a \\"b\\" \\$c" A=2\n', {"A": "2", "B": 'a "b" $c'}),
+        ("Id=a.service\nEnvironment=A=1\nMainPID=0\n", {"A": "1"}),
+    ],
+)
+def test_environment_of_a_unit_is_read(printed: str, found: dict[str, str]) -> None:
+    assert parse_unit_environment(printed) == found
+
+
+def test_environment_that_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(SystemdError, match="cannot be read"):
+        parse_unit_environment('Environment="A=1\n')

@@ -405,10 +405,10 @@ def test_agent_is_selected_by_its_state_file(host: Host, tmp_path: Path) -> None
         assert (instance["pid"], instance["answer"], instance["service"]) == (pid_on_host(wanted), "DRAIN", None)
 
 
-def with_systemd(host: Host, folder: Path, **services: tuple[str, int]) -> list[str]:
+def with_systemd(host: Host, folder: Path, environment: str = "", **services: tuple[str, int]) -> list[str]:
     """The beginning of a command that runs a program on the host as if systemd ran there with these services.
 
-    Each service has a state and a main process. _ in its name stands for -.
+    Each service has a state and a main process. _ in its name stands for -. All units set this environment.
     """
     command = "mount -t tmpfs host /run && mkdir -p /run/systemd/system"
     subprocess.run([*host.enter(), "sh", "-c", command], check=True)
@@ -416,7 +416,7 @@ def with_systemd(host: Host, folder: Path, **services: tuple[str, int]) -> list[
     systemctl.parent.mkdir()
     blocks = {
         f"{name.replace('_', '-')}.service": f"Id={name.replace('_', '-')}.service\nMainPID={pid}\n"
-        f"LoadState=loaded\nActiveState={state}\n"
+        f"LoadState=loaded\nActiveState={state}\nEnvironment={environment}\n"
         for name, (state, pid) in services.items()
     }
     systemctl.write_text(
@@ -512,6 +512,65 @@ def test_hapgent_state_changes_nothing_for_an_unknown_service(host: Host, tmp_pa
     assert agent.state_file.read_bytes() == b'{"status": "UP"}'
     (instance,) = host.instances(command=command)
     assert instance["answer"] == "UP"
+
+
+# hapgent_state takes the state file from the service
+
+
+STATE_MODULE = MODULE.replace("hapgent_info", "hapgent_state")
+
+
+def test_state_file_is_that_of_the_service(host: Host, tmp_path: Path) -> None:
+    shop, other = (host.start(status_socket=tmp_path / f"{name}.sock") for name in ("shop", "other"))
+    services = {"hapgent@shop": ("active", pid_on_host(shop)), "hapgent": ("active", pid_on_host(other))}
+    # The process counts, not the unit, which may have changed since the process was started.
+    command = with_systemd(host, tmp_path, f"HAPGENT_STATE_FILE={tmp_path}/new.json", **services)
+    for check in (True, False):
+        result = host.run(module=STATE_MODULE, command=command, check=check, service="hapgent@shop", status="DRAIN")
+        assert (result["changed"], result["answer"]) == (True, "DRAIN")
+        assert result["diff"]["before_header"] == str(shop.state_file)
+    (instance,) = host.instances(command=command, service="hapgent@shop")
+    assert (instance["service"], instance["answer"]) == ("hapgent@shop", "DRAIN")
+    assert other.state_file.read_bytes() == b'{"status": "UP"}'
+    # If both are set, they must belong together.
+    both = {"service": "hapgent@shop", "state_file": str(other.state_file)}
+    result = host.run(module=STATE_MODULE, command=command, status="UP", **both)
+    assert f"serves {shop.state_file}, not {other.state_file}" in result["msg"]
+
+
+def test_state_file_of_a_stopped_service_is_that_of_its_unit(host: Host, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    environment = f'HAPGENT_SETTLE=60 "HAPGENT_STATE_FILE={folder}/state.json"'
+    command = with_systemd(host, tmp_path, environment, **{"hapgent@shop": ("inactive", 0), "page": ("active", 1)})
+    options: Result = {"module": STATE_MODULE, "command": command, "service": "hapgent@shop"}
+    created = host.run(**options, create=True, notify=False, status="MAINT")
+    assert (created["changed"], created["after"]) == (True, {"status": "MAINT"})
+    assert json.loads((folder / "state.json").read_bytes()) == {"status": "MAINT"}
+    assert host.run(**options, notify=False, status="UP")["before"] == {"status": "MAINT"}
+    # With notify, the agent must run.
+    result = host.run(**options, status="DRAIN")
+    assert "hapgent@shop is not running (inactive)" in result["msg"]
+    assert json.loads((folder / "state.json").read_bytes()) == {"status": "UP"}
+    # No other service of the host has a state file.
+    for service in ("page", "hapgent@shpo"):
+        result = host.run(**{**options, "service": service}, notify=False, create=True, status="UP")
+        assert service in result["msg"]
+        assert result["msg"].endswith("Nothing was changed.")
+
+
+@pytest.mark.parametrize("environment", ["", "HAPGENT_STATE_FILE=state.json"], ids=["default", "relative path"])
+def test_state_file_of_a_unit_that_names_none(host: Host, tmp_path: Path, environment: str) -> None:
+    command = with_systemd(host, tmp_path, environment, **{"hapgent@shop": ("inactive", 0)})
+    # The folder of the default may not exist, or may contain a state. In check mode, neither matters.
+    options: Result = {"module": STATE_MODULE, "command": command, "check": True, "create": True, "notify": False}
+    result = host.run(**options, service="hapgent@shop", status="UP")
+    if environment:
+        assert "must be an absolute path, not 'state.json'" in result["msg"]
+    else:
+        assert result["diff"]["before_header"] == "/etc/hapgent/state.json"
+        # The first state may be created before the default service.
+        assert host.run(**options, status="UP")["diff"]["before_header"] == "/etc/hapgent/state.json"
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", -1, 10**10])

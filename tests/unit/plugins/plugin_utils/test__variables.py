@@ -153,6 +153,7 @@ def test_invalid_batch_sizes_are_refused(value: Any) -> None:
         ("hapgent_host", "hapgent_hosts"),
         ("hapgent_load_balancer", "hapgent_load_balancers"),
         ("hapgent_Port", "hapgent_port"),
+        ("hapgent_haproxy_servers", "hapgent_haproxy_server"),
     ],
 )
 def test_unknown_variable_gets_a_suggestion(name: str, nearest: str) -> None:
