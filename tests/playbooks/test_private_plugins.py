@@ -43,15 +43,14 @@ def agent(item: str, status: str) -> Result:
 RECORDED = {
     "ansible_host": "192.0.2.1",
     "hapgent__settings": {
-        "server": "web1",
-        "backends": [],
+        "services": [{"name": "", "service": "hapgent", "state_file": "", "server": "web1", "backends": []}],
         "load_balancers": ["lb1"],
         "load_balancer_pattern": "lb1",
         "min_up": "half",
         "fleet": [],
     },
     "hapgent__asker": {"name": "web1"},
-    "hapgent__agent": agent("web1", "UP"),
+    "hapgent__agent": {"results": [agent("web1", "UP")]},
     "hapgent__queried": {"results": [balancer("lb1", web1=True)]},
     "hapgent__turn": {"done": True},
 }
@@ -63,7 +62,7 @@ CALLS: dict[str, tuple[str, object]] = {
     ),
     "_addresses": ("{{ hostvars | hapgent.agent._addresses(['web1']) }}", {"192.0.2.1": "web1"}),
     "_kept_out_by": (
-        "{{ hostvars | hapgent.agent._kept_out_by('web1', {'status': 'DRAIN'}, 'release 4.2', true) }}",
+        "{{ hostvars | hapgent.agent._kept_out_by('web1', [{'before': {'status': 'DRAIN'}}], 'release 4.2', true) }}",
         "its agent reports DRAIN",
     ),
     "_rolling_progress": (
