@@ -16,6 +16,7 @@ ALL = "all"
 DEFAULT = "hapgent"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 PREFIX = "hapgent@"
+SUFFIX = ".service"
 
 
 class Service(t.TypedDict):
@@ -53,13 +54,14 @@ class Variables(t.NamedTuple):
 def services(variables: Variables, found: t.Sequence[str]) -> list[Service]:
     """The agents of a host that its variables select, in their order. Raises ServicesError.
 
-    C(found) has the services that the host runs, which are needed for V(all). If there are none, the default instance
-    is selected, so that reading its state reports the problem.
+    C(found) has the services of the host, with or without their suffix, which are needed for V(all). If there are none,
+    the default instance is selected, so that reading its state reports the problem.
     """
     wanted = words(variables.services)
     default = str(variables.service)
     if wanted == [ALL]:
-        selected = {name_of(service): service for service in found or [default]}
+        all_services = sorted({service.removesuffix(SUFFIX) for service in found}) or [default]
+        selected = {name_of(service): service for service in all_services}
     elif wanted:
         selected = {name_of(name): _service_of(name, default) for name in wanted}
     else:

@@ -19,6 +19,8 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._services import (
 )
 
 FOUND = ["hapgent", "hapgent@shop", "legacy"]
+# The units of two of them are configured, and those of one more that is stopped.
+WITH_UNITS = [*FOUND, "hapgent.service", "hapgent@shop.service", "hapgent@api.service"]
 
 
 def selected(wanted: Any, found: list[str] | None = None, **more: Any) -> list[Service]:
@@ -42,6 +44,11 @@ def selected(wanted: Any, found: list[str] | None = None, **more: Any) -> list[S
 )
 def test_selected_services(wanted: Any, default: str, expected: list[str]) -> None:
     assert [service["service"] for service in selected(wanted, service=default)] == expected
+
+
+def test_all_includes_stopped_services() -> None:
+    found = [service["service"] for service in selected("all", found=WITH_UNITS)]
+    assert found == ["hapgent", "hapgent@api", "hapgent@shop", "legacy"]
 
 
 def test_all_of_a_host_without_agents_is_the_default_one() -> None:
