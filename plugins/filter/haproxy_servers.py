@@ -16,8 +16,8 @@ description:
     playbooks of this collection look for in HAProxy.
   - A host can override most options with the dictionary C(hapgent_haproxy_server) in its variables. Its keys are
     C(address), O(port), O(weight), O(check), O(inter), O(agent_port), C(agent_addr), O(agent_inter), O(cookie) and
-    O(options). Its key C(services) is a dictionary with the same keys for each service, such as
-    V({shop: {port: 8081}}).
+    O(options). Its key C(services) is a dictionary with such a dictionary for each service, which is merged with the
+    rest.
   - Each value is checked, so that nothing in the variables of a host except O(options) can add a keyword to its line,
     and nothing can add another line. An invalid value is an error that names the host.
   - Only keywords that all versions since HAProxy 2.2 have are used. Add others with O(options) or with
@@ -44,8 +44,8 @@ options:
     description:
       - The service of the backend, if the hosts have several instances of the agent. It is the C(name) of an entry in
         C(hapgent_instances), or the name of its systemd service, such as V(hapgent@shop).
-      - It selects the port of the agent, and the entry of C(hapgent_server) and C(hapgent_server_port) if they are
-        dictionaries with a value for each service.
+      - It selects the port of the agent, the entry of C(hapgent_server) if that is a dictionary with a name for each
+        service, and the entry of C(services) in C(hapgent_haproxy_server).
     type: str
     default: hapgent
   address_variable:
@@ -56,7 +56,7 @@ options:
     type: str
   port:
     description:
-      - The port of the service. The default is the host's C(hapgent_server_port).
+      - The port of the service. Without O(service), the default is the host's C(hapgent_server_port).
     type: int
   weight:
     description:
@@ -78,6 +78,8 @@ options:
     description:
       - The port of the agent. The default is the port of the host's instance in C(hapgent_instances), or its
         C(hapgent_port), or V(9777).
+      - If the agent listens on one address only, C(hapgent_ip) or that of its instance, and that is not the address of
+        the server, the line has C(agent-addr) too. This is not so if O(agent_port) is set.
     type: int
   agent_inter:
     description:
@@ -121,7 +123,7 @@ EXAMPLES = r"""
 
       backend web
           option httpchk GET /health
-          default-server inter 2s rise 2 fall 3
+          default-server check inter 2s rise 2 fall 3 agent-check
       {% for line in groups['web'] | hapgent.agent.haproxy_servers(hostvars, port=8080) %}
           {{ line }}
       {% endfor %}

@@ -33,7 +33,7 @@ MAX_WEIGHT = 256
 # HAProxy keeps times as signed 32-bit numbers of milliseconds.
 MAX_MILLISECONDS = 2**31 - 1
 MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-# HAProxy splits a line into at most 64 words. Releases before 2.4 read at most 2,047 characters of a line.
+# Below HAProxy's MAX_LINE_ARGS, 64 words, and LINESIZE, 2,048 characters.
 MAX_WORDS = 60
 MAX_LENGTH = 2000
 
@@ -106,14 +106,11 @@ class _Server:
         self.name = self._name()
 
     def line(self) -> str:
-        address = self._given["address"] if "address" in self._given else self._default_address()
-        words = ["server", self.name, f"{_bracketed(self._address('address', address))}:{self._port()}"]
+        address = self._address("address", self._given.get("address") or self._default_address())
+        words = ["server", self.name, f"{_bracketed(address)}:{self._port()}"]
         if self._flag("check"):
-            words.append("check")
-            words += self._time("inter")
-        words += ["agent-check", "agent-port", self._agent_port()]
-        if self._given.get("agent_addr") is not None:
-            words += ["agent-addr", self._address("agent_addr", self._given["agent_addr"])]
+            words += ["check", *self._time("inter")]
+        words += ["agent-check", "agent-port", self._agent_port(), *self._agent_addr(address)]
         words += self._time("agent_inter") + self._weight() + self._cookie()
         line = " ".join([*words, *self._extra()])
         if len(line) > MAX_LENGTH or len(line.split()) > MAX_WORDS:
@@ -153,10 +150,12 @@ class _Server:
         return next((value for name, value in by_service.items() if self._short(name) == self._service), None)
 
     def _name(self) -> str:
-        name = self._variables.get("hapgent_server")
+        name = self._variables.get("hapgent_server", self._host)
         if isinstance(name, t.Mapping):
-            name = self._of_service(name)
-        return self._matching("hapgent_server", self._host if name is None else name, NAME, "letters, digits and _.:-")
+            by_service, name = name, self._of_service(name)
+            if name is None:
+                raise self._error("hapgent_server", by_service, f"a name, or have an entry for {self._service}")
+        return self._matching("hapgent_server", name, NAME, "letters, digits and _.:-")
 
     def _default_address(self) -> t.Any:
         path = self._options.address_variable
@@ -173,34 +172,50 @@ class _Server:
 
     def _port(self) -> str:
         port = self._value("port")
-        if port is None:
+        if port is None and self._service == DEFAULT_SERVICE:
             port = self._variables.get("hapgent_server_port")
-            if isinstance(port, t.Mapping):
-                port = self._of_service(port)
         if port is None:
             raise ServerError(
-                f"The port of {_shown(self._host)} is not known: set the option port, or hapgent_server_port of the "
-                "host."
+                f"The port of {_shown(self._host)} is not known: set the option port, or the host's {OVERRIDES}.port."
             )
         return self._number("port", port, 1, 65535)
 
     def _agent_port(self) -> str:
         port = self._value("agent_port")
-        if port is None:
-            port = self._default_agent_port()
-        return self._number("agent_port", port, 1, 65535)
+        return self._number(
+            "agent_port", self._of_agent("port", DEFAULT_AGENT_PORT) if port is None else port, 1, 65535
+        )
 
-    def _default_agent_port(self) -> t.Any:
+    def _agent_addr(self, address: str) -> list[str]:
+        """The agent's address, if it is not that of the server."""
+        if "agent_addr" in self._given:
+            given = self._given["agent_addr"]
+            return [] if given is None else ["agent-addr", str(self._ip("agent_addr", given))]
+        if self._value("agent_port") is not None:
+            return []
+        listens_on = self._ip("hapgent_ip", self._of_agent("ip", "0.0.0.0"))
+        # HAProxy cannot reach a loopback address of another host: something must forward the checks to it.
+        if listens_on.is_unspecified or listens_on.is_loopback or str(listens_on) == address:
+            return []
+        return ["agent-addr", str(listens_on)]
+
+    def _of_agent(self, key: str, default: t.Any) -> t.Any:
+        """A variable of the role hapgent for the agent of this service."""
+        plain = self._variables.get(f"hapgent_{key}", default)
         if self._service == DEFAULT_SERVICE:
-            return self._variables.get("hapgent_port", DEFAULT_AGENT_PORT)
+            if self._variables.get("hapgent_service", DEFAULT_SERVICE) in ("", None):
+                raise ServerError(
+                    f"{_shown(self._host)} has no default instance of the agent: set the option service to one of "
+                    "hapgent_instances."
+                )
+            return plain
         instances = self._variables.get("hapgent_instances") or []
         if not isinstance(instances, (list, tuple)):
             raise self._error("hapgent_instances", instances, "a list")
         for instance in instances:
             if isinstance(instance, t.Mapping) and self._short(instance.get("name")) == self._service:
-                if instance.get("port") is None:
-                    raise ServerError(f"hapgent_instances of {_shown(self._host)} has no port for {self._service}.")
-                return instance["port"]
+                own = instance.get(key)
+                return plain if own is None else own
         raise ServerError(
             f"hapgent_instances of {_shown(self._host)} has no instance {_shown(self._service)}, so the port of its "
             "agent is not known."
@@ -263,14 +278,17 @@ class _Server:
         return ["cookie", self._matching("cookie", value, COOKIE, "true, false, or letters, digits and _.:/+=~@!*^|-")]
 
     def _address(self, what: str, value: t.Any) -> str:
-        """The address as HAProxy reads it, without brackets."""
-        text = str(value)
-        bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        """The address of a server as HAProxy reads it, without brackets."""
         with contextlib.suppress(ValueError):
-            # HAProxy does not know the scope of an address, such as %eth0, which has a form of its own here.
-            if "%" not in bare and (bare == text or ":" in bare):
-                return str(ipaddress.ip_address(bare))
+            return str(_parsed(value))
         return self._matching(what, value, HOST_NAME, "an IP address or a host name")
+
+    def _ip(self, what: str, value: t.Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The address of an agent. HAProxy refuses to start if it is a name that cannot be resolved."""
+        try:
+            return _parsed(value)
+        except ValueError:
+            raise self._error(what, value, "an IP address") from None
 
     def _extra(self) -> list[str]:
         """The user's own keywords: those of all hosts first, because the last of a kind counts."""
@@ -283,6 +301,15 @@ class _Server:
                 )
             found.append(text.strip())
         return [text for text in found if text]
+
+
+def _parsed(value: t.Any) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IP address in a text, which may be in brackets if it is IPv6. Raises ValueError."""
+    text = str(value)
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") and ":" in text else text
+    if "%" in bare:
+        raise ValueError("HAProxy does not know the scope of an address, such as %eth0")
+    return ipaddress.ip_address(bare)
 
 
 def _bracketed(address: str) -> str:

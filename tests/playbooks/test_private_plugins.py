@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Ansible can call the private plugins of the role fleet. The tests of plugin_utils test their results in detail."""
+"""Ansible can call filters that read hostvars, and the private action. The tests of plugin_utils test their results."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ def agent(item: str, status: str) -> Result:
     return {"item": item, "instances": [{"state": {"status": status}, "problem": None, "since": None, "peers": None}]}
 
 
-# What the tasks of the role have recorded about the host, as far as the filters read it.
+# What the filters read: variables of the inventory, and what the tasks of the role have recorded about the host.
 RECORDED = {
     "ansible_host": "192.0.2.1",
+    "private": {"ip": "10.0.0.1"},
+    "hapgent_haproxy_server": {"weight": "{{ 40 + 2 }}", "options": "{{ inventory_hostname }}"},
     "hapgent__settings": {
         "services": [{"name": "", "service": "hapgent", "state_file": "", "server": "web1", "backends": []}],
         "load_balancers": ["lb1"],
@@ -61,6 +63,10 @@ CALLS: dict[str, tuple[str, object]] = {
         ["host  state  since  reason  received  lb1", f"{'web1  UP':38}UP"],
     ),
     "_addresses": ("{{ hostvars | hapgent.agent._addresses(['web1']) }}", {"192.0.2.1": "web1"}),
+    "haproxy_servers": (
+        "{{ ['web1'] | hapgent.agent.haproxy_servers(hostvars, port=80, address_variable='private.ip') }}",
+        ["server web1 10.0.0.1:80 check agent-check agent-port 9777 agent-inter 2s weight 42 web1"],
+    ),
     "_kept_out_by": (
         "{{ hostvars | hapgent.agent._kept_out_by('web1', [{'before': {'status': 'DRAIN'}}], 'release 4.2', true) }}",
         "its agent reports DRAIN",

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import yaml
+from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import known
 
 if TYPE_CHECKING:
     from tests.conftest import Agents, Eventually, FreePort
@@ -88,15 +89,15 @@ EXAMPLES = list(examples())
 
 def kind(snippet: Snippet) -> str:
     """The kind of a snippet, which selects the tests that run it, or '' if no test does."""
-    if snippet.language in ("haproxy", "bash", "console"):
+    if snippet.language in ("haproxy", "bash", "console", "jinja"):
         return snippet.language
     if snippet.language == "yaml":
         content = snippet.parsed()
         if isinstance(content, list):
             return "plays" if {"hosts", "import_playbook"} & set().union(*content) else "tasks"
-        if content.keys() <= {"web", "lb"} or all(isinstance(value, dict) for value in content.values()):
-            return "inventory"
-        return "variables" if all(name.startswith("hapgent_") for name in content) else ""
+        if all(name.startswith("hapgent_") for name in content):
+            return "variables"
+        return "inventory" if all(isinstance(value, dict) for value in content.values()) else ""
     return ""
 
 
@@ -300,14 +301,9 @@ def test_options_of_modules_exist() -> None:
     assert len(checked) >= 3
 
 
-def role_options() -> set[str]:
-    roles = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in ROOT.glob("roles/*/meta/argument_specs.yml")]
-    return {name for role in roles for spec in role["argument_specs"].values() for name in spec.get("options", {})}
-
-
 @pytest.mark.parametrize("snippet", of_kind("variables"))
 def test_variables_exist(snippet: Snippet) -> None:
-    assert snippet.parsed().keys() <= role_options()
+    assert snippet.parsed().keys() <= known()
 
 
 def test_inventory_loads(tmp_path: Path) -> None:
@@ -319,16 +315,18 @@ def test_inventory_loads(tmp_path: Path) -> None:
     assert (len(inventory["web"]["hosts"]), inventory["lb"]["hosts"]) == (40, ["lb1", "lb2", "lb3"])
     variables = inventory["_meta"]["hostvars"]
     named = {name for of_host in variables.values() for name in of_host if name.startswith("hapgent_")}
-    assert named <= role_options()
+    assert named <= known()
     assert variables["lb3"]["ansible_connection"] == "local"
 
 
 def test_quick_start_is_consistent(tmp_path: Path) -> None:
     """The hosts of its play, its inventory and its HAProxy configuration have the same names and addresses."""
-    inventory, play, configuration = (find(words) for words in ("    web6: {", "# agent.yml\n", "    server web6 "))
+    inventory, play, configuration = (
+        find(words) for words in ("    web6: {", "# agent.yml\n", " 192.0.2.6:8080 weight")
+    )
     assert {snippet.document for snippet in (inventory, play, configuration)} == {"README.md"}
     group = inventory.parsed()["web"]
-    assert group["vars"].keys() <= role_options()
+    assert group["vars"].keys() <= known()
     addresses = {name: variables["ansible_host"] for name, variables in group["hosts"].items()}
     assert addresses == dict(re.findall(r"server (\S+) ([0-9.]+):", configuration.text))
     (tmp_path / "inventory.yml").write_text(inventory.text, encoding="utf-8")
@@ -538,20 +536,73 @@ def test_status_playbook_prints_the_documented_table(fleet: Fleet) -> None:
     assert titles in printed
 
 
+def run_haproxy(*arguments: Path | str, cwd: Path) -> str:
+    libraries = os.pathsep.join(str(folder) for folder in HAPROXY.glob("usr/lib/*-linux-gnu*"))
+    program = HAPROXY / "usr" / "sbin" / "haproxy"
+    return run(program, *arguments, cwd=cwd, environment={"LD_LIBRARY_PATH": libraries}).stdout
+
+
 @pytest.mark.parametrize("snippet", of_kind("haproxy"))
 def test_haproxy_accepts_the_configuration(tmp_path: Path, snippet: Snippet) -> None:
     # Complete the snippet with what every configuration has.
-    frame = "" if "defaults\n" in snippet.text else "defaults\n    mode http\n"
     timeouts = "    timeout connect 2s\n    timeout client 30s\n    timeout server 30s\n"
-    text = f"{frame}{snippet.text}\nfrontend users\n    bind :8000\n    default_backend web\n"
-    before, defaults, after = text.partition("defaults\n")
+    users = "frontend users\n    bind :8000\n    default_backend web\n"
     config = tmp_path / "haproxy.cfg"
-    config.write_text(f"{before}{defaults}{timeouts}{after}", encoding="utf-8")
-    program = HAPROXY / "usr" / "sbin" / "haproxy"
-    libraries = os.pathsep.join(str(folder) for folder in HAPROXY.glob("usr/lib/*-linux-gnu*"))
-    done = run(program, "-c", "-f", config, cwd=tmp_path, environment={"LD_LIBRARY_PATH": libraries})
+    config.write_text(f"defaults\n    mode http\n{timeouts}{snippet.text}\n{users}", encoding="utf-8")
     assert "agent-check" in snippet.text
-    assert "[ALERT]" not in done.stdout
+    assert "[ALERT]" not in run_haproxy("-c", "-f", config, cwd=tmp_path)
+
+
+def configure(folder: Path, tasks: list[dict[str, Any]], **variables: Any) -> str:
+    """Run tasks on the documented load balancer. Return their output, and leave the first one's file as haproxy.cfg."""
+    inventory = find("    web6: {").parsed()
+    inventory["web"]["hosts"]["web7"].update(find("# host_vars/web7.yml\n").parsed())
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory["all"]["vars"] = {**local, **variables}
+    (folder / "inventory.json").write_text(json.dumps(inventory), encoding="utf-8")
+    (folder / "haproxy.cfg.j2").write_text(find("{# haproxy.cfg.j2 #}").text, encoding="utf-8")
+    # Nothing on this machine is changed or reloaded.
+    tasks[0].pop("notify", None)
+    options = next(iter(value for name, value in tasks[0].items() if name.startswith("ansible.builtin.")))
+    options["dest"] = str(folder / "haproxy.cfg")
+    assert options.pop("validate") == "haproxy -c -f %s"
+    play = {"hosts": "lb", "gather_facts": False, "tasks": tasks}
+    (folder / "haproxy.yml").write_text(json.dumps([play]), encoding="utf-8")
+    return run("ansible-playbook", "-i", "inventory.json", "haproxy.yml", cwd=folder).stdout
+
+
+def servers_in(config: Path) -> list[str]:
+    return [line for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("    server ")]
+
+
+def test_documented_play_and_template_write_the_documented_servers(tmp_path: Path) -> None:
+    (play,) = find("# haproxy.yml\n").parsed()
+    configure(tmp_path, play["tasks"])
+    config = tmp_path / "haproxy.cfg"
+    assert "[ALERT]" not in run_haproxy("-c", "-f", config, cwd=tmp_path)
+    assert find("    server web7 10.0.0.7:").text.splitlines() == ["backend web", *servers_in(config)]
+    assert "init-state" not in config.read_text(encoding="utf-8")
+
+
+def test_documented_template_for_haproxy_3_1(tmp_path: Path) -> None:
+    (play,) = find("# haproxy.yml\n").parsed()
+    configure(tmp_path, play["tasks"], haproxy_init_state="down")
+    lines = (tmp_path / "haproxy.cfg").read_text(encoding="utf-8").splitlines()
+    # The HAProxy of the tests is older. Without this line, it accepts the rest.
+    lines.remove("    default-server init-state down")
+    (tmp_path / "older.cfg").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    assert "[ALERT]" not in run_haproxy("-c", "-f", tmp_path / "older.cfg", cwd=tmp_path)
+
+
+def test_examples_of_haproxy_servers(tmp_path: Path) -> None:
+    (example,) = [example for example in EXAMPLES if example.document.endswith("/haproxy_servers.py")]
+    output = configure(tmp_path, tasks_of(example), hapgent_instances=[{"name": "shop", "port": 9778}])
+    config = tmp_path / "haproxy.cfg"
+    assert "[ALERT]" not in run_haproxy("-c", "-f", config, cwd=tmp_path)
+    assert len(servers_in(config)) == 2
+    assert (
+        "server web6 192.0.2.6:8081 check agent-check agent-port 9778 agent-inter 2s weight 100 cookie web6" in output
+    )
 
 
 def test_collection_builds_and_installs_as_documented(tmp_path: Path) -> None:
@@ -569,9 +620,11 @@ def test_collection_builds_and_installs_as_documented(tmp_path: Path) -> None:
     named = re.findall(
         r"`(?:ansible-doc )?(hapgent\.agent\.\w+_\w+)`", (ROOT / "README.md").read_text(encoding="utf-8")
     )
-    assert named
-    shown = run("ansible-doc", "--json", *sorted(set(named)), cwd=tmp_path, environment=environment).stdout
-    assert json.loads(shown).keys() == set(named)
+    filters = {"hapgent.agent.haproxy_servers"}
+    for plugin_type, names in (("module", {*named} - filters), ("filter", filters)):
+        listed = run("ansible-doc", "--json", "-t", plugin_type, *sorted(names), cwd=tmp_path, environment=environment)
+        assert json.loads(listed.stdout).keys() == names
+    assert filters < {*named}
 
 
 def test_execution_environment() -> None:

@@ -156,6 +156,31 @@ LINES: list[tuple[Variables, Variables, str]] = [
         (SHOP, {"service": service}, f"server web7 192.0.2.7:8080 check {AGENT} {port} agent-inter 2s weight 100")
         for service, port in [("shop", 9779), ("hapgent@shop", 9779), ("api", 9778), ("hapgent", 9777), ("", 9777)]
     ),
+    # An instance has the plain variables that it does not set.
+    (
+        {
+            **WEB7,
+            "hapgent_service": "",
+            "hapgent_port": 9000,
+            "hapgent_instances": [{"name": "shop", "ip": "192.0.2.8"}],
+        },
+        {"service": "shop"},
+        f"server web7 192.0.2.7:8080 check {AGENT} 9000 agent-addr 192.0.2.8 agent-inter 2s weight 100",
+    ),
+    # Where the agent listens.
+    *(
+        ({**WEB7, "hapgent_ip": ip, **more}, {}, f"{AGENT} 9777{words} agent-inter 2s weight 100")
+        for ip, more, words in [
+            ("0.0.0.0", {}, ""),
+            ("::", {}, ""),
+            ("127.0.0.1", {}, ""),
+            ("192.0.2.7", {}, ""),
+            ("192.0.2.8", {}, " agent-addr 192.0.2.8"),
+            ("2001:db8::0008", {}, " agent-addr 2001:db8::8"),
+            ("192.0.2.8", {"hapgent_haproxy_server": {"agent_addr": None}}, ""),
+        ]
+    ),
+    ({**WEB7, "hapgent_ip": "192.0.2.8"}, {"agent_port": 9001}, f"{AGENT} 9001 agent-inter 2s weight 100"),
     (
         {**SHOP, "hapgent_service": "agent", "hapgent_port": 9000},
         {"service": "agent"},
@@ -165,8 +190,11 @@ LINES: list[tuple[Variables, Variables, str]] = [
         {
             **SHOP,
             "hapgent_server": {"hapgent@shop": "web7-shop"},
-            "hapgent_server_port": {"shop": 8081, "hapgent": 8080},
-            "hapgent_haproxy_server": {"weight": 50, "options": "backup", "services": {"shop": {"weight": 60}}},
+            "hapgent_haproxy_server": {
+                "weight": 50,
+                "options": "backup",
+                "services": {"shop": {"weight": 60, "port": 8081}},
+            },
         },
         {"service": "shop", "port": None},
         f"server web7-shop 192.0.2.7:8081 check {AGENT} 9779 agent-inter 2s weight 60 backup",
@@ -174,8 +202,8 @@ LINES: list[tuple[Variables, Variables, str]] = [
     (
         {
             **SHOP,
-            "hapgent_server": {"shop": "web7-shop"},
-            "hapgent_server_port": {"shop": 8081, "hapgent": 8080},
+            "hapgent_server": {"shop": "web7-shop", "hapgent": "web7"},
+            "hapgent_server_port": 8080,
             "hapgent_haproxy_server": {"services": {"shop": {"weight": 60}}},
         },
         {"port": None},
@@ -195,12 +223,25 @@ def test_haproxy_accepts_all_these_lines(tmp_path: Path) -> None:
 
 
 def test_lines_are_in_the_order_of_the_hosts_and_each_host_has_one() -> None:
-    hostvars = {f"web{number}": {} for number in range(3)}
+    hostvars: dict[str, Variables] = {f"web{number}": {} for number in range(3)}
     lines = server_lines(["web2", "web0", "web1", "web0"], hostvars, Options(port=80))
     assert [words.split()[1] for words in lines] == ["web2", "web0", "web1"]
     assert server_lines([], hostvars, Options()) == []
 
 
+# Invalid values of keys in hapgent_haproxy_server.
+WRONG_VALUES: dict[str, list[Any]] = {
+    "port": [0, 65536, -1, "http", "80 disabled", 80.0, True, "+80", "080"],
+    "agent_port": [0, 65536, "9777\n", "9777 backup", True],
+    "weight": [-1, 257, "50%", "1 backup", 1.5, True, "\uff11"],
+    "inter": ["0s", "2", 2, "2 s", "2s backup", "25d", "1us", "s", True],
+    "agent_inter": ["0ms", 2000, "-2s", "2S", "2s\n", "99999999999ms"],
+    "check": ["maybe", 2, None, "check port 80"],
+    "cookie": ["a b", "a#", 'a"', "a\n", "a;b", "$HOME", "a\\", "ä"],
+    "agent_addr": ["10.0.0.7:80", "web7", "a b", "a\n", 7, True],
+    "options": ["a # b", "a\nserver evil", "a\\", 'a"', "a'", "a\r", "ä", 1, []],
+    "wieght": ["wieght"],
+}
 # An invalid value in a variable of the host, and what the message must contain beside the host.
 WRONG: list[tuple[Variables, list[str]]] = [
     *(
@@ -239,18 +280,7 @@ WRONG: list[tuple[Variables, list[str]]] = [
     ),
     *(
         ({"hapgent_haproxy_server": {key: value}}, [key, printable(value)])
-        for key, values in [
-            ("port", [0, 65536, -1, "http", "80 disabled", 80.0, True, "+80", "080"]),
-            ("agent_port", [0, 65536, "9777\n", "9777 backup", True]),
-            ("weight", [-1, 257, "50%", "1 backup", 1.5, True, "\uff11"]),
-            ("inter", ["0s", "2", 2, "2 s", "2s backup", "25d", "1us", "s", True]),
-            ("agent_inter", ["0ms", 2000, "-2s", "2S", "2s\n", "99999999999ms"]),
-            ("check", ["maybe", 2, None, "check port 80"]),
-            ("cookie", ["a b", "a#", 'a"', "a\n", "a;b", "$HOME", "a\\", "ä"]),
-            ("agent_addr", ["10.0.0.7:80", "a b", "a\n", 7, True]),
-            ("options", ["a # b", "a\nserver evil", "a\\", 'a"', "a'", "a\r", "ä", 1, []]),
-            ("wieght", ["wieght"]),
-        ]
+        for key, values in WRONG_VALUES.items()
         for value in values
     ),
     ({"hapgent_haproxy_server": "backup"}, ["hapgent_haproxy_server", "dictionary", "backup"]),
@@ -258,6 +288,9 @@ WRONG: list[tuple[Variables, list[str]]] = [
     ({"hapgent_haproxy_server": {"services": {"hapgent": 1}}}, ["hapgent_haproxy_server.services.hapgent"]),
     ({"hapgent_haproxy_server": {"services": {"hapgent": {"services": {}}}}}, ["services"]),
     ({"hapgent_port": 0}, ["agent_port", "0"]),
+    ({"hapgent_ip": "10.0.0.7 backup"}, ["hapgent_ip", "10.0.0.7 backup"]),
+    ({"hapgent_service": ""}, ["service", "hapgent_instances"]),
+    ({"hapgent_server": {"shop": "web7-shop"}}, ["hapgent_server", "web7-shop", "hapgent"]),
     ({"hapgent_haproxy_server": {"options": "backup " * 60}}, ["60"]),
     ({"hapgent_haproxy_server": {"options": "x" * 2000}}, ["2000"]),
 ]
@@ -280,11 +313,11 @@ def test_invalid_values_are_refused(variables: Variables, parts: list[str]) -> N
         (["web9"], {"port": 80}, ["web9", "inventory"]),
         ("web1", {"port": 80}, ["list", "web1"]),
         ({"web1": {}}, {"port": 80}, ["list"]),
-        (["web1"], {}, ["web1", "port", "hapgent_server_port"]),
+        (["web1"], {}, ["web1", "port", "hapgent_haproxy_server"]),
         (["web1"], {"port": 80, "address_variable": "private.ip"}, ["web1", "private.ip"]),
         (["web1"], {"port": 80, "address_variable": "hapgent_server.ip"}, ["web1", "hapgent_server.ip"]),
         (["web1"], {"port": 80, "service": "shop"}, ["web1", "hapgent_instances", "shop"]),
-        (["api"], {"port": 80, "service": "api"}, ["api", "hapgent_instances", "port"]),
+        (["api"], {"service": "api"}, ["api", "port"]),
         (["text"], {"port": 80, "service": "api"}, ["text", "hapgent_instances", "list"]),
         (["web1"], {"port": 80, "options": "a\nserver evil 192.0.2.9:80"}, ["web1", "options"]),
     ],
@@ -293,7 +326,8 @@ def test_what_does_not_fit_together_is_refused(hosts: Any, options: Variables, p
     hostvars: dict[str, Variables] = {
         "web1": {"hapgent_server": "web"},
         "web2": {"hapgent_server": "web"},
-        "api": {"hapgent_instances": ["api", {"name": "api"}]},
+        # The port of the default service is not that of others.
+        "api": {"hapgent_instances": ["api", {"name": "api"}], "hapgent_server_port": 80},
         "text": {"hapgent_instances": "api"},
     }
     with pytest.raises(ServerError) as caught:
@@ -312,40 +346,60 @@ def test_filter_reports_errors_and_unknown_options() -> None:
 
 # What is accepted, HAProxy accepts
 
-NUMBERS = st.integers(-2, 70_000)
-TIMES = st.builds(lambda number, unit: f"{number}{unit}", st.integers(0, 3 * 10**9), st.sampled_from(["ms", *"smhd"]))
-TEXTS = st.text(st.sampled_from("abYZ019_.:-/+=~@!*^|%[]{}()$,;#\\\"' \t\r\n\0é\u2028"), max_size=12)
-ADDRESSES = st.one_of(
-    st.ip_addresses().map(str),
-    st.from_regex(_haproxy_servers.HOST_NAME, fullmatch=True),
-    st.sampled_from(["::ffff:192.0.2.1", "::", "[::1]"]),
-    TEXTS,
-)
+TEXTS = st.text(st.sampled_from("abYZ019_.:-/+=~@!*^|%[]{}()$,;#\\\"' \t\r\n\0é\u2028"), max_size=5)
+PORTS = st.sampled_from([1, 80, 9777, 65535])
+TIMES = st.sampled_from(["1ms", "500ms", "2s", "1m", "24d", "2147483647ms"])
+IPS = st.ip_addresses().map(str) | st.sampled_from(["::ffff:192.0.2.1", "[::1]"])
+ADDRESSES = IPS | st.sampled_from(["web7", "web_7.example.org", "a" * 63, ".".join(["a" * 62] * 4)])
 # HAProxy accepts these keywords in any order. The other keywords of users are their own responsibility.
-WORDS = st.lists(
-    st.sampled_from(["backup", "disabled", "maxconn 5", "slowstart 30s", "send-proxy", 'source "127.0.0.1"'])
+WORDS = ["backup", "disabled", "maxconn 5", "slowstart 30s", "send-proxy", 'source "127.0.0.1"']
+#: Valid values of the keys of a host.
+VALID: dict[str, st.SearchStrategy[Any]] = {
+    "address": ADDRESSES,
+    "port": PORTS,
+    "weight": st.none() | st.sampled_from([0, 1, 256]),
+    "check": st.booleans(),
+    "inter": st.none() | TIMES,
+    "agent_port": PORTS,
+    "agent_addr": st.none() | IPS,
+    "agent_inter": st.none() | TIMES,
+    "cookie": st.booleans() | st.from_regex(_haproxy_servers.COOKIE, fullmatch=True),
+    "options": st.lists(st.sampled_from(WORDS)).map(" ".join),
+}
+ODD_NUMBERS = TEXTS | st.sampled_from([-1, 0, 257, 300, 65536, 70_000, "080", "1e3", "0x50", 10**9])
+ODD_TIMES = TEXTS | st.builds(
+    "{}{}".format, st.sampled_from([0, 1, 25, 2**31 - 1, 2**31]), st.sampled_from(["us", "ms", "s", "d", ""])
 )
-OVERRIDES = st.fixed_dictionaries(
-    {},
-    optional={
-        "address": ADDRESSES,
-        "port": NUMBERS | TEXTS,
-        "weight": st.none() | st.integers(-1, 300) | TEXTS,
-        "check": st.booleans(),
-        "inter": st.none() | TIMES | TEXTS,
-        "agent_port": NUMBERS,
-        "agent_addr": st.none() | ADDRESSES,
-        "agent_inter": st.none() | TIMES | TEXTS,
-        "cookie": st.booleans() | st.from_regex(_haproxy_servers.COOKIE, fullmatch=True) | TEXTS,
-        "options": WORDS.map(" ".join),
-    },
+ODD_ADDRESSES = st.one_of(
+    TEXTS,
+    st.text(st.sampled_from("12.:af%[]"), max_size=8),
+    st.text(st.sampled_from("aZ9-_."), max_size=8),
+    st.builds("{}{}".format, ADDRESSES, st.sampled_from(["%eth0", ":80", "/24", "]"])),
 )
-HOSTS = st.fixed_dictionaries(
-    {"ansible_host": ADDRESSES},
-    optional={
-        "hapgent_server": st.from_regex(_haproxy_servers.NAME, fullmatch=True) | TEXTS,
-        "hapgent_haproxy_server": OVERRIDES,
-    },
+#: Values of which some are invalid. A host has one of them at most, because more would hide each other.
+ODD = {
+    **dict.fromkeys(("port", "weight", "agent_port"), ODD_NUMBERS),
+    **dict.fromkeys(("inter", "agent_inter"), ODD_TIMES),
+    **dict.fromkeys(("address", "agent_addr"), ODD_ADDRESSES),
+    "hapgent_server": TEXTS | st.text(st.sampled_from("aZ9_.:-,+/@"), max_size=4),
+    "hapgent_ip": ODD_ADDRESSES,
+    "check": TEXTS,
+    "cookie": TEXTS,
+}
+
+
+def host(valid: Variables, odd: tuple[str, Any] | None) -> Variables:
+    key, value = odd or ("port", 80)
+    if key in VALID:
+        return {**WEB7, "hapgent_haproxy_server": {**valid, key: value}}
+    plain = {name: found for name, found in valid.items() if name not in ("agent_addr", "agent_port")}
+    return {**WEB7, key: value, "hapgent_haproxy_server": plain}
+
+
+HOSTS = st.builds(
+    host,
+    st.fixed_dictionaries({}, optional=VALID),
+    st.one_of([st.none(), *(st.tuples(st.just(key), values) for key, values in ODD.items())]),
 )
 
 
@@ -357,17 +411,21 @@ def accepted(variables: Variables) -> list[str]:
         return []
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=40)
-@given(fleet=st.lists(HOSTS, min_size=1, max_size=15))
-def test_haproxy_accepts_what_the_filter_accepts(
-    tmp_path_factory: pytest.TempPathFactory, fleet: list[Variables]
-) -> None:
-    """Each line is in a backend of its own, because some have the same name."""
-    lines = [found for variables in fleet for found in accepted(variables)]
+def test_haproxy_accepts_what_the_filter_accepts(tmp_path: Path) -> None:
+    """HAProxy checks all lines at once. Each is in a backend of its own, because most servers have the same name."""
+    lines: list[str] = []
+
+    @settings(derandomize=True, database=None, deadline=None, max_examples=1000)
+    @given(variables=HOSTS)
+    def collect(variables: Variables) -> None:
+        lines.extend(accepted(variables))
+
+    collect()
+    assert len(lines) > 100
     for found in lines:
         assert re.fullmatch(r"server [ -~]+", found)
         assert "#" not in found
-    assert not lines or check(tmp_path_factory.getbasetemp(), *([found] for found in lines)) == ""
+    assert check(tmp_path, *([found] for found in lines)) == ""
 
 
 @given(text=TEXTS, where=st.sampled_from(["hapgent_server", "ansible_host", *_haproxy_servers.KEYS]))
