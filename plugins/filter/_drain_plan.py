@@ -12,7 +12,7 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: host, state, reason
+positional: host, results, reason
 options:
   _input:
     description: The variable C(hostvars), with what the tasks of the role have recorded.
@@ -22,42 +22,42 @@ options:
     description: The host.
     type: str
     required: true
-  state:
-    description: The state of the host's agent, as M(hapgent.agent.hapgent_state) returns it.
-    type: dict
+  results:
+    description:
+      - The results of M(hapgent.agent.hapgent_state) for each service of the host, which have read the states.
+    type: list
+    elements: dict
     required: true
   reason:
-    description: The reason of the drain. V('') means no reason.
+    description: The reason. V('') means no reason.
     type: str
     required: true
 """
 
 EXAMPLES = r"""
-- name: Fail if the host cannot be drained
-  ansible.builtin.assert:
-    that: not (hostvars | hapgent.agent._drain_plan('web1', state.after, 'release 4.2')).refusal
+- name: Show the plan
+  ansible.builtin.debug:
+    msg: "{{ hostvars | hapgent.agent._drain_plan('web1', agents.results, 'release 4.2') }}"
 """
 
 RETURN = r"""
 _value:
   description:
-    - C(change) is whether to set the state of the agent to C(DRAIN), C(note) is what to report, and C(refusal) is why
-      the host cannot be drained.
+    - The C(changes) for C(hapgent_state), a C(message) to show, C(notes) by service, and the C(refusal), why the host
+      cannot be drained.
   type: dict
 """
 
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
-from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Plan, drain
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import HostPlan, drain_host
 
 
-def drain_plan(hostvars: _recorded.Hostvars, host: str, state: t.Mapping[str, t.Any], reason: str) -> Plan:
+def drain_plan(hostvars: _recorded.Hostvars, host: str, results: t.Sequence[_recorded.Result], reason: str) -> HostPlan:
     """See DOCUMENTATION."""
-    plan = drain(state, reason, _recorded.asked(hostvars, host), _recorded.settings(hostvars, host)["server"])
-    if plan["refusal"]:
-        plan["refusal"] = f"{host} cannot be drained: {plan['refusal']}. Nothing was changed on it."
-    return plan
+    states = _recorded.states(hostvars, host, results)
+    return drain_host(host, states, reason, lambda service: _recorded.asked(hostvars, host, service))
 
 
 class FilterModule:

@@ -50,16 +50,17 @@ import typing as t
 from ansible_collections.hapgent.agent.plugins.filter._addresses import addresses_of
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
 from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import table
+from ansible_collections.hapgent.agent.plugins.plugin_utils._services import titled
 
 
 def fleet_table(hostvars: _recorded.Hostvars, hosts: t.Sequence[str], balancers: t.Iterable[str]) -> list[str]:
     """See DOCUMENTATION."""
-    settings = [_recorded.settings(hostvars, host) for host in hosts]
+    agents = [(host, service, result) for host in hosts for service, result in _recorded.agents(hostvars, host)]
     return table(
-        hosts,
-        [own["server"] for own in settings],
-        [own["backends"] for own in settings],
-        [_recorded.agent(hostvars, host) for host in hosts],
+        [titled(host, service) for host, service, _result in agents],
+        [service["server"] for _host, service, _result in agents],
+        [service["backends"] for _host, service, _result in agents],
+        [result for _host, _service, result in agents],
         _recorded.asked_by_all(hostvars, hosts),
         known=addresses_of(hostvars, balancers),
     )

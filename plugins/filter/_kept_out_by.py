@@ -17,7 +17,7 @@ description:
   - HAProxy keeps a server out of rotation if it was set to drain or maintenance manually or in the configuration.
     While the agent reports C(DRAIN) with the given reason, a drain in HAProxy is attributed to the agent.
   - A server that is only down is not considered to be kept out.
-positional: host, state, reason, in_haproxy
+positional: host, results, reason, in_haproxy
 options:
   _input:
     description: The variable C(hostvars), with what the tasks of the role have recorded.
@@ -27,9 +27,11 @@ options:
     description: The host.
     type: str
     required: true
-  state:
-    description: The state of the server's agent, as returned by M(hapgent.agent.hapgent_state).
-    type: dict
+  results:
+    description:
+      - The results of M(hapgent.agent.hapgent_state) for each service of the host, which have read the states.
+    type: list
+    elements: dict
     required: true
   reason:
     description: Your own reason. An agent that reports C(DRAIN) with this reason is not reported.
@@ -45,30 +47,34 @@ EXAMPLES = r"""
 - name: Read the state
   hapgent.agent.hapgent_state:
   check_mode: true
-  register: state
+  loop: [hapgent]
+  register: states
 
 - name: Work on the server unless something else keeps it out of rotation
   ansible.builtin.import_tasks: work.yml
-  when: not hostvars | hapgent.agent._kept_out_by('web1', state.after, 'release 4.2', false)
+  when: not hostvars | hapgent.agent._kept_out_by('web1', states.results, 'release 4.2', false)
 """
 
 RETURN = r"""
 _value:
-  description: What else keeps the server out of rotation. Empty if nothing does.
+  description: What else keeps a server of the host out of rotation. Empty if nothing does.
   type: str
 """
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils import _fleet, _recorded
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded, _rolling
 
 
 def kept_out_by(
-    hostvars: _recorded.Hostvars, host: str, state: t.Mapping[str, t.Any], reason: str, in_haproxy: bool
+    hostvars: _recorded.Hostvars, host: str, results: t.Sequence[_recorded.Result], reason: str, in_haproxy: bool
 ) -> str:
     """See DOCUMENTATION."""
-    asked = _recorded.asked(hostvars, host) if in_haproxy else []
-    return _fleet.kept_out(state, reason, asked, _recorded.settings(hostvars, host)["server"])
+    return _rolling.kept_out_host(
+        _recorded.states(hostvars, host, results),
+        reason,
+        lambda service: _recorded.asked(hostvars, host, service) if in_haproxy else [],
+    )
 
 
 class FilterModule:

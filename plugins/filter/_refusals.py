@@ -47,20 +47,23 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _fleet, _reco
 def refusals(hostvars: _recorded.Hostvars, leaving: t.Iterable[str]) -> list[str]:
     """Return why these hosts must stay in rotation. Raises AnsibleFilterError."""
     try:
-        return _fleet.refusals([_view(hostvars, host) for host in leaving])
+        return _fleet.refusals([view for host in leaving for view in _views(hostvars, host)])
     except _fleet.FleetError as error:
         raise AnsibleFilterError(str(error)) from error
 
 
-def _view(hostvars: _recorded.Hostvars, host: str) -> dict[str, t.Any]:
+def _views(hostvars: _recorded.Hostvars, host: str) -> list[dict[str, t.Any]]:
     settings = _recorded.settings(hostvars, host)
-    return {
-        "host": host,
-        "server": settings["server"],
-        "min_up": settings["min_up"],
-        "asked": _recorded.asked(hostvars, host),
-        "agents": _recorded.fleet_agents(hostvars, host),
-    }
+    return [
+        {
+            "host": host,
+            "server": service["server"],
+            "min_up": settings["min_up"],
+            "asked": _recorded.asked(hostvars, host, service),
+            "agents": _recorded.fleet_agents(hostvars, host, service),
+        }
+        for service in settings["services"]
+    ]
 
 
 class FilterModule:

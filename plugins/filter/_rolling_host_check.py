@@ -50,8 +50,9 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Host
 
 def rolling_host_check(hostvars: _recorded.Hostvars, host: str, reason: str) -> HostCheck:
     """See DOCUMENTATION."""
-    server, asked = _recorded.settings(hostvars, host)["server"], _recorded.asked(hostvars, host)
-    return host_check(host, _recorded.agent(hostvars, host), reason, asked, server)
+    return host_check(
+        host, _recorded.agents(hostvars, host), reason, lambda service: _recorded.asked(hostvars, host, service)
+    )
 
 
 class FilterModule:

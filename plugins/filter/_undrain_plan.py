@@ -12,43 +12,64 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: reason, found_out
+positional: host, results, reason, found_out
 options:
   _input:
-    description: The state of the host's agent, as M(hapgent.agent.hapgent_state) returns it.
+    description: The variable C(hostvars), with what the tasks of the role have recorded.
     type: dict
     required: true
+  host:
+    description: The host.
+    type: str
+    required: true
+  results:
+    description:
+      - The results of M(hapgent.agent.hapgent_state) for each service of the host, which have read the states.
+    type: list
+    elements: dict
+    required: true
   reason:
-    description: Only a state with this reason is ended. V('') means any state.
+    description: The reason. V('') means no reason.
     type: str
     required: true
   found_out:
-    description: What a drain in the same run has left unchanged. V('') means nothing.
-    type: str
+    description: What a drain in the same run has found, by service.
+    type: dict
     required: true
 """
 
 EXAMPLES = r"""
-- name: Show the state that would be ended
+- name: Show the plan
   ansible.builtin.debug:
-    msg: "{{ ({'status': 'DRAIN', 'reason': 'disk'} | hapgent.agent._undrain_plan('', '')).note }}"
+    msg: "{{ hostvars | hapgent.agent._undrain_plan('web1', agents.results, '', {}) }}"
 """
 
 RETURN = r"""
 _value:
   description:
-    - C(change) is whether to set the state of the agent to C(UP), C(note) is what to report, and C(keeps) is the reason
-      that the agent continues to report.
+    - The C(changes) for C(hapgent_state), and a C(message) to show.
   type: dict
 """
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import undrain
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import HostPlan, undrain_host
+
+
+def undrain_plan(
+    hostvars: _recorded.Hostvars,
+    host: str,
+    results: t.Sequence[_recorded.Result],
+    reason: str,
+    found_out: t.Mapping[str, str],
+) -> HostPlan:
+    """See DOCUMENTATION."""
+    return undrain_host(host, _recorded.states(hostvars, host, results), reason, found_out)
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_undrain_plan": undrain}
+        return {"_undrain_plan": undrain_plan}

@@ -226,6 +226,8 @@ class Statistics(t.NamedTuple):
     def select(self, backends: t.Sequence[str], servers: t.Sequence[str], all_readable: bool = False) -> list[Server]:
         """The servers of these backends that have one of these names, in HAProxy's order. No names means all.
 
+        A name is that of a server, or of a server in one backend, as C(backend/server).
+
         Raises SelectionError if one of the names does not exist. Raises UnreadableError if the row of a named server,
         or with C(all_readable) of any selected server, may be one that cannot be read.
         """
@@ -236,7 +238,7 @@ class Statistics(t.NamedTuple):
         if unreadable and (servers or all_readable):
             raise UnreadableError(self._describe_unreadable(unreadable))
         within = [server for server in self.servers if not backends or server.backend in backends]
-        names = {server.name for server in within}
+        names = {name for server in within for name in (server.name, server.title)}
         for name in servers:
             if name not in names:
                 if self.unreadable:
@@ -245,7 +247,7 @@ class Statistics(t.NamedTuple):
                 where = f"backend {', '.join(backends)}" if backends else "HAProxy"
                 titles = [server.title for server in within]
                 raise SelectionError(f"{where} has no server {printable(name)}: it has {_listed(titles)}")
-        return [server for server in within if not servers or server.name in servers]
+        return [server for server in within if not servers or server.name in servers or server.title in servers]
 
     def warnings(self, selected: t.Iterable[Server]) -> list[str]:
         """A sentence for each problem that makes the agent checks of these servers ineffective or less effective."""
@@ -264,7 +266,7 @@ class Statistics(t.NamedTuple):
         selected = []
         for title in self.unreadable:
             backend, _slash, name = title.partition("/")
-            if (not backends or backend in backends) and (not servers or name in servers):
+            if (not backends or backend in backends) and (not servers or name in servers or title in servers):
                 selected.append(title)
         return selected
 

@@ -72,7 +72,8 @@ options:
     default: []
   server:
     description:
-      - The names of the servers to return. If empty, all servers. Each server must exist.
+      - The names of the servers to return, as C(server) or as C(backend/server). If empty, all servers. Each server
+        must exist.
       - A server that is in several backends is returned once for each backend, and must reach O(wait_until) in each of
         them.
     type: list

@@ -30,9 +30,15 @@ REFUSED = re.compile("permission denied|authentication|host key verification", r
 ADDRESS = re.compile(r"[0-9A-Fa-f:.]*[0-9A-Fa-f:]")
 
 
+def item_of(result: Result) -> t.Any:
+    """Return the item of a result in a loop, whatever the name of the loop variable."""
+    return result[result.get("ansible_loop_var", "item")]
+
+
 def name_of(result: Result) -> str:
-    """Return the host of a result in a loop over hosts, whatever the name of the loop variable."""
-    return str(result[result.get("ansible_loop_var", "item")])
+    """Return the host of a result in a loop over hosts, or over dictionaries with a C(host)."""
+    item = item_of(result)
+    return str(item["host"] if isinstance(item, t.Mapping) else item)
 
 
 def query_problems(asked: t.Iterable[Result], pattern: t.Any) -> str:
@@ -145,6 +151,33 @@ def change_problem(result: Result, known: t.Mapping[str, str], left_out: t.Colle
     if unnamed:
         parts.append(_advice_about_unnamed(unnamed, result.get("received_by", []), left_out, pattern))
     return " ".join(parts)
+
+
+class ChangeOutcome(t.TypedDict):
+    """The statuses that the agents of a host now report, and why the change did not take effect, '' if it did."""
+
+    reported: str
+    refusal: str
+
+
+def change_outcome(
+    results: t.Sequence[tuple[str, Result]],
+    known: t.Mapping[str, str],
+    left_out: t.Collection[str],
+    pattern: t.Any,
+) -> ChangeOutcome:
+    """Combine the results of C(hapgent_state) in a loop over changes of a host's agents, each with the agent's title.
+
+    The other arguments are those of change_problem().
+    """
+    failed = [(title, result) for title, result in results if result.get("kept") or "msg" in result]
+    statuses = [result["after"]["status"] for _title, result in results if result.get("after")]
+    reported = " and ".join(dict.fromkeys(map(printable, statuses)))
+    refusal = " ".join(f"{title}: {change_problem(result, known, left_out, pattern)}" for title, result in failed)
+    changed = [title for title, result in results if item_of(result)["made"]]
+    if refusal and changed:
+        refusal += f" The state of {', '.join(changed)} was changed."
+    return {"reported": reported, "refusal": refusal}
 
 
 def with_names(text: str, known: t.Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ import typing as t
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of
+from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service, titled
 
 Fields = t.Mapping[str, t.Any]
 
@@ -35,6 +36,123 @@ class Plan(t.TypedDict):
     note: str
     refusal: str
     keeps: str
+
+
+class Change(t.TypedDict):
+    """The options of C(hapgent_state) for one agent. Those that are empty are omitted.
+
+    C(name) is that of the service, and C(made) whether the change has been made, so that only the waiting is left.
+    """
+
+    name: str
+    made: bool
+    service: str
+    state_file: str
+    status: str
+    reason: str
+    unset: list[str]
+    only_if: Fields
+
+
+class HostPlan(t.TypedDict):
+    """What to change on all agents of a host, what to report about it, and why nothing can be changed.
+
+    C(notes) has the note about each service. C(message) is for the operator. It and C(refusal) are '' if there is
+    nothing to report.
+    """
+
+    changes: list[Change]
+    notes: dict[str, str]
+    message: str
+    refusal: str
+
+
+Agent = tuple[Service, Fields]
+
+
+def drain_host(
+    host: str, agents: t.Sequence[Agent], reason: str, asked: t.Callable[[Service], t.Iterable[Fields]]
+) -> HostPlan:
+    """Plan the drain of all these agents of a host, with their states. If one cannot be drained, none is.
+
+    C(asked) returns what the load balancers report about a service.
+    """
+    plans = [(service, state, drain(state, reason, asked(service), service["server"])) for service, state in agents]
+    refusals = [
+        f"{titled(host, service)} cannot be drained: {plan['refusal']}."
+        for service, _state, plan in plans
+        if plan["refusal"]
+    ]
+    reports = [
+        f"{titled(host, service)} is already out of rotation: {plan['note']}. "
+        "This run only waits until its sessions end."
+        for service, _state, plan in plans
+        if plan["note"]
+    ]
+    return {
+        "changes": [
+            change(service, state, status="DRAIN", reason=reason) if plan["change"] else change(service)
+            for service, state, plan in plans
+        ],
+        "notes": {service["service"]: plan["note"] for service, _state, plan in plans},
+        "message": " ".join(reports),
+        "refusal": f"{' '.join(refusals)} Nothing was changed on {host}." if refusals else "",
+    }
+
+
+def undrain_host(host: str, agents: t.Sequence[Agent], reason: str, found_out: t.Mapping[str, str]) -> HostPlan:
+    """Plan how to bring back these agents of a host. C(found_out) has the notes of a drain in the same run."""
+    plans = [
+        (service, state, undrain(state, reason, found_out.get(service["service"], ""))) for service, state in agents
+    ]
+    return {
+        "changes": [up(service, state, plan["keeps"]) for service, state, plan in plans if plan["change"]],
+        "notes": {service["service"]: plan["note"] for service, _state, plan in plans},
+        "message": " ".join(
+            f"{titled(host, service)}: {plan['note']}." for service, _state, plan in plans if plan["note"]
+        ),
+        "refusal": "",
+    }
+
+
+def up(service: Service, state: Fields, reason: str) -> Change:
+    """Change an agent with this state to UP, with this reason, '' for none."""
+    return change(service, state, status="UP", reason=reason, unset=() if reason else ("reason",))
+
+
+def change(
+    service: Service, expected: Fields | None = None, *, status: str = "", reason: str = "", unset: t.Iterable[str] = ()
+) -> Change:
+    """Change an agent unless its state is no longer the expected one. Without an expected state, nothing is changed."""
+    only_if = {"status": [expected["status"]], "reason": expected.get("reason", "")} if expected else {}
+    return {
+        "name": service["name"],
+        "made": False,
+        "service": service["service"],
+        "state_file": service["state_file"],
+        "status": status,
+        "reason": reason,
+        "unset": [*unset],
+        "only_if": only_if,
+    }
+
+
+def to_await(change: Change, result: Fields) -> Change:
+    """What is left of a change after it was made with this result of C(hapgent_state).
+
+    If it failed, it is left as it is, so that it fails again while the other agents of the host are waited for.
+    """
+    if result.get("kept") or "msg" in result or not change["only_if"]:
+        return change
+    after = result["after"]
+    return {
+        **change,
+        "made": bool(result["changed"]),
+        "status": "",
+        "reason": "",
+        "unset": [],
+        "only_if": {"status": [after["status"]], "reason": after.get("reason", "")},
+    }
 
 
 def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) -> Plan:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import item_of, name_of
 from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Turn
+from ansible_collections.hapgent.agent.plugins.plugin_utils._services import DEFAULT, DEFAULT_STATE_FILE, Service
 
 Result = t.Mapping[str, t.Any]
 Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
@@ -20,8 +21,7 @@ Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
 class Settings(t.TypedDict):
     """What steps/check_variables.yml has recorded. C(min_up) and C(fleet) are there if the host may be drained."""
 
-    server: str
-    backends: list[str]
+    services: list[Service]
     load_balancers: list[str]
     load_balancer_pattern: str
     min_up: t.Any
@@ -31,8 +31,7 @@ class Settings(t.TypedDict):
 def settings(hostvars: Hostvars, name: str) -> Settings:
     """The settings of a host, empty if its variables are invalid."""
     empty: Settings = {
-        "server": "",
-        "backends": [],
+        "services": [{"name": "", "service": "", "state_file": "", "server": "", "backends": []}],
         "load_balancers": [],
         "load_balancer_pattern": "",
         # Nothing may leave by mistake.
@@ -42,22 +41,29 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
     return t.cast(Settings, {**empty, **hostvars[name].get("hapgent__settings", {})})
 
 
-def agent(hostvars: Hostvars, name: str) -> Result:
-    """The result of the module that has read the agent's state, empty if it did not run."""
-    result: Result = hostvars[name].get("hapgent__agent", {})
-    return result
+def agents(hostvars: Hostvars, name: str) -> list[tuple[Service, Result]]:
+    """The services of a host with the result of the module that has read their states, empty if it did not run."""
+    recorded = hostvars[name].get("hapgent__agent", {})
+    services = settings(hostvars, name)["services"]
+    # If the task failed before its loop, the loop has no results.
+    return list(zip(services, recorded.get("results") or [recorded] * len(services)))
 
 
-def asked(hostvars: Hostvars, name: str) -> list[Result]:
-    """What the load balancers of a host report about the host's backends.
+def states(hostvars: Hostvars, name: str, results: t.Sequence[Result]) -> list[tuple[Service, Result]]:
+    """The services of a host with their states, from the results of the module that has read them in a loop."""
+    return [(service, result["before"]) for service, result in zip(settings(hostvars, name)["services"], results)]
+
+
+def asked(hostvars: Hostvars, name: str, service: Service) -> list[Result]:
+    """What the load balancers of a host report about the backends of a service.
 
     One host has queried all load balancers for all hosts, see steps/query_for_all.yml.
     """
-    own = settings(hostvars, name)
+    balancers = settings(hostvars, name)["load_balancers"]
     return [
-        _narrowed(result, own["backends"])
+        _narrowed(result, service["backends"])
         for result in _queried(hostvars, name, "hapgent__queried")
-        if name_of(result) in own["load_balancers"]
+        if name_of(result) in balancers
     ]
 
 
@@ -69,7 +75,39 @@ def asked_by_all(hostvars: Hostvars, names: t.Iterable[str]) -> list[Result]:
     )
 
 
-def fleet_agents(hostvars: Hostvars, name: str) -> list[Result]:
+class FleetQuery(t.TypedDict):
+    """An agent of the fleet to query: its host, and its service or state file."""
+
+    host: str
+    service: str
+    state_file: str
+
+
+def fleet_queries(hostvars: Hostvars, names: t.Iterable[str]) -> list[FleetQuery]:
+    """The agents to query about the fleets of these hosts, without duplicates."""
+    found: dict[tuple[str, ...], FleetQuery] = {}
+    for name in names:
+        for member in settings(hostvars, name)["fleet"]:
+            for service in settings(hostvars, name)["services"]:
+                query = _fleet_query(hostvars, member, service)
+                found[tuple(query.values())] = query  # type: ignore[arg-type]
+    return list(found.values())
+
+
+def _fleet_query(hostvars: Hostvars, member: str, service: Service) -> FleetQuery:
+    """The agent of another host that serves the same purpose as this service."""
+    if not service["state_file"]:
+        return {"host": member, "service": service["service"], "state_file": ""}
+    variables = hostvars[member]
+    return {
+        "host": member,
+        "service": variables.get("hapgent_service", DEFAULT),
+        # Only used if systemd does not run on the host.
+        "state_file": variables.get("hapgent_state_file", DEFAULT_STATE_FILE),
+    }
+
+
+def fleet_agents(hostvars: Hostvars, name: str, service: Service) -> list[Result]:
     """The results of C(hapgent_info) for the fleet of a host, empty if the fleet does not include the host.
 
     Such a fleet says nothing about the servers that can replace the host.
@@ -77,7 +115,8 @@ def fleet_agents(hostvars: Hostvars, name: str) -> list[Result]:
     members = settings(hostvars, name)["fleet"]
     if name not in members:
         return []
-    return [result for result in _queried(hostvars, name, "hapgent__fleet_queried") if name_of(result) in members]
+    wanted = [_fleet_query(hostvars, member, service) for member in members]
+    return [result for result in _queried(hostvars, name, "hapgent__fleet_queried") if item_of(result) in wanted]
 
 
 def turn(hostvars: Hostvars, name: str, *, plays: bool) -> Turn:

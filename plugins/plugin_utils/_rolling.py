@@ -11,10 +11,13 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import IN, Change, change, up
 from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import kept_out
+from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern
 
 Result = t.Mapping[str, t.Any]
+Agent = tuple[Service, Result]
 
 MAX_SHOWN = 400
 
@@ -71,24 +74,73 @@ class Decision(t.TypedDict):
     summary: str
 
 
-def host_check(host: str, agent: Result, reason: str, asked: t.Iterable[Result], server: str) -> HostCheck:
-    """Determine the progress of one host. C(agent) is the result of C(hapgent_state) in check mode.
+def host_check(
+    host: str, agents: t.Sequence[Agent], reason: str, asked: t.Callable[[Service], t.Iterable[Result]]
+) -> HostCheck:
+    """Determine the progress of one host.
 
-    C(asked) has the results of C(haproxy_server_info) for its load balancers, C(server) is its name in HAProxy.
+    C(agents) has its services with the results of C(hapgent_state) in check mode. C(asked) returns what its load
+    balancers report about a service.
     """
-    if "before" not in agent or agent.get("unreachable") or agent.get("msg"):
-        what = "is unreachable" if agent.get("unreachable") else "does not report its state"
-        problem = f"{what}: {printable(agent.get('msg', 'unknown'), MAX_SHOWN).rstrip('.')}"
+    problems = [problem for service, result in agents if (problem := _problem(service, result))]
+    if problems or not agents:
+        problem = "; ".join(dict.fromkeys(problems)) or "does not report its state: unknown"
         return {"host": host, "problem": problem, "kept_out": "", "done": False, "begun": False}
-    state = agent["before"]
-    ours = state.get("reason") == reason
+    states = [(service, result["before"]) for service, result in agents]
     return {
         "host": host,
         "problem": "",
-        "kept_out": printable(kept_out(state, reason, asked, server), MAX_SHOWN),
-        "done": state["status"] == "UP" and ours,
-        "begun": state["status"] == "DRAIN" and ours,
+        "kept_out": kept_out_host(states, reason, asked),
+        "done": is_done(states, reason),
+        "begun": any(state["status"] == "DRAIN" and state.get("reason") == reason for _service, state in states),
     }
+
+
+def _problem(service: Service, result: Result) -> str:
+    if "before" in result and not result.get("unreachable") and not result.get("msg"):
+        return ""
+    what = "is unreachable" if result.get("unreachable") else "does not report its state"
+    return f"{_prefix(service)}{what}: {printable(result.get('msg', 'unknown'), MAX_SHOWN).rstrip('.')}"
+
+
+def is_done(states: t.Iterable[Agent], reason: str) -> bool:
+    """Whether all agents of a host report UP with this reason."""
+    return all(state["status"] == "UP" and state.get("reason", "") == reason for _service, state in states)
+
+
+def kept_out_host(
+    states: t.Iterable[Agent], reason: str, asked: t.Callable[[Service], t.Iterable[Result]] = lambda _service: ()
+) -> str:
+    """What else keeps a server of a host out of rotation, '' if nothing does. The host is then left alone."""
+    found = [
+        f"{_prefix(service)}{why}"
+        for service, state in states
+        if (why := kept_out(state, reason, asked(service), service["server"]))
+    ]
+    return printable("; ".join(found), MAX_SHOWN) if found else ""
+
+
+def _prefix(service: Service) -> str:
+    return f"{service['name']}: " if service["name"] else ""
+
+
+def changes(step: str, states: t.Iterable[Agent], reason: str) -> list[Change]:
+    """What a rolling update changes on the agents of a host.
+
+    C(step) is V(up) to bring the host back, V(halt) to keep it out after a failure, or V(finish) to remove the reason
+    when all hosts are done.
+    """
+    if step == "up":
+        return [up(service, state, reason) for service, state in states]
+    if step == "halt":
+        return [
+            change(service, state, status="DRAIN", reason=reason) for service, state in states if state["status"] in IN
+        ]
+    return [
+        change(service, state, unset=["reason"])
+        for service, state in states
+        if state["status"] == "UP" and state.get("reason", "") == reason
+    ]
 
 
 def decision(checks: t.Sequence[HostCheck], reason: str, when_kept_out: str, limit: str) -> Decision:

@@ -141,7 +141,7 @@ def test_state_that_changed_after_it_was_queried_is_kept(fleet_of: Any, playbook
     fleet = fleet_of(web1=now, web2=seen)
     with fleet.polled():
         # The extra variable takes precedence over what the query registers, so all hosts seem to have this state.
-        output = fleet.play(playbook, succeeds=False, hapgent__agent={"before": seen})
+        output = fleet.play(playbook, succeeds=False, hapgent__agent={"results": [{"before": seen}]})
     assert fleet.states() == {"web1": now, "web2": {"status": "DRAIN" if seen["status"] == "UP" else "UP"}}
     assert "MAINT UP # disk" in output
 

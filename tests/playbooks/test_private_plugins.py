@@ -45,15 +45,14 @@ RECORDED = {
     "private": {"ip": "10.0.0.1"},
     "hapgent_haproxy_server": {"weight": "{{ 40 + 2 }}", "options": "{{ inventory_hostname }}"},
     "hapgent__settings": {
-        "server": "web1",
-        "backends": [],
+        "services": [{"name": "", "service": "hapgent", "state_file": "", "server": "web1", "backends": []}],
         "load_balancers": ["lb1"],
         "load_balancer_pattern": "lb1",
         "min_up": "half",
         "fleet": [],
     },
     "hapgent__asker": {"name": "web1"},
-    "hapgent__agent": agent("web1", "UP"),
+    "hapgent__agent": {"results": [agent("web1", "UP")]},
     "hapgent__queried": {"results": [balancer("lb1", web1=True)]},
     "hapgent__turn": {"done": True},
 }
@@ -69,7 +68,7 @@ CALLS: dict[str, tuple[str, object]] = {
         ["server web1 10.0.0.1:80 check agent-check agent-port 9777 agent-inter 2s weight 42 web1"],
     ),
     "_kept_out_by": (
-        "{{ hostvars | hapgent.agent._kept_out_by('web1', {'status': 'DRAIN'}, 'release 4.2', true) }}",
+        "{{ hostvars | hapgent.agent._kept_out_by('web1', [{'before': {'status': 'DRAIN'}}], 'release 4.2', true) }}",
         "its agent reports DRAIN",
     ),
     "_rolling_progress": (

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from lab import HOSTS, ansible, ask, eventually, module, run
+from lab import HOSTS, ansible, ask, eventually, module, operator_command, run
 
 HOST = "hapgent-bookworm"
 ROLE = Path(__file__).parents[3] / "roles" / "hapgent"
@@ -97,7 +97,7 @@ def test_adding_one_restarts_none() -> None:
 
 def test_two_exchange_their_ports() -> None:
     run(HOST, """echo '{"status": "UP", "weight": 1}' >/etc/hapgent/shop/state.json; pkill -HUP hapgent""")
-    assert eventually(lambda: answers(9778)[0].endswith("UP 1%\n"), True)
+    assert eventually(lambda: answers(9778)[0].endswith(" 1%\n"), True)
     before = processes()
     converge({**SHOP, "port": 9779}, {**API, "port": 9778}, WEB)
     assert [answer.split()[0] for answer in answers(9778, 9779)] == ["DOWN", "UP"]
@@ -129,6 +129,112 @@ def test_the_documented_play_runs_two_instead_of_the_default_one(tmp_path: Path)
     assert answers(9777, 9778) == ["UP\n", "UP maxconn:20\n"]
     assert set(processes()) == {"hapgent@shop", "hapgent@api", "hapgent@person"}
 
+
+# A load balancer on the host itself, with a backend for each of these instances.
+HAPROXY = """
+global
+    stats socket /run/services.sock level admin
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 9s
+    timeout server 9s
+frontend services
+    bind 127.0.0.1:8181
+    default_backend shop
+backend shop
+    server other 127.0.0.1:8080
+    server web-shop 127.0.0.1:8080 weight 100 agent-check agent-port 9777 agent-inter 1s
+backend api
+    server other 127.0.0.1:8080
+    server web-api 127.0.0.1:8080 weight 100 agent-check agent-port 9778 agent-inter 1s
+"""
+IN_ROTATION = {"shop/web-shop": True, "api/web-api": True}
+DRAINED = {"shop/web-shop": False, "api/web-api": False}
+
+
+@pytest.fixture(scope="module")
+def _load_balancer() -> Generator[None]:
+    run(HOST, f"cat >/etc/services.cfg <<'END'{HAPROXY}END\nhaproxy -D -f /etc/services.cfg -p /run/services.pid")
+    assert eventually(takes_new_sessions, IN_ROTATION) == IN_ROTATION
+    yield
+    run(HOST, "kill $(cat /run/services.pid); rm /etc/services.cfg /run/services.*")
+
+
+def takes_new_sessions() -> dict[str, bool]:
+    found = module(HOST, "haproxy_server_info", "socket=/run/services.sock")["servers"]
+    return {f"{row['backend']}/{row['server']}": row["takes_new_sessions"] for row in found if row["server"] != "other"}
+
+
+def send_to_haproxy(command: str) -> None:
+    run(HOST, operator_command(command).replace("/run/haproxy/admin.sock", "/run/services.sock"))
+
+
+def playbook(name: str, services: object = "all") -> tuple[int, str]:
+    variables = {
+        "hapgent_services": services,
+        "hapgent_server": {"shop": "web-shop", "api": "web-api", "apy": "web-api"},
+        "hapgent_load_balancers": HOST,
+        "hapgent_haproxy_socket": "/run/services.sock",
+        # The tests poll the agents too, from another address.
+        "hapgent_wait_for": "127.0.0.1",
+        "reason": "kernel upgrade",
+    }
+    arguments = [f"--limit={HOST}", f"--extra-vars={json.dumps(variables)}"]
+    done = ansible("ansible-playbook", f"hapgent.agent.{name}", *arguments)
+    return done.returncode, " ".join(done.stdout.split())
+
+
+@pytest.mark.usefixtures("_load_balancer")
+def test_playbooks_drain_and_undrain_all_services_of_the_host_together() -> None:
+    rc, output = playbook("drain")
+    assert rc == 0, output
+    assert takes_new_sessions() == DRAINED
+    assert [answer.split()[0] for answer in answers(9777, 9778)] == ["DRAIN", "DRAIN"]
+    rc, output = playbook("status")
+    assert rc == 0, output
+    for name in ("shop", "api"):
+        assert re.search(rf"{HOST} {name} DRAIN .{{20,30}} kernel upgrade ", output), output
+    rc, output = playbook("undrain")
+    assert rc == 0, output
+    assert takes_new_sessions() == IN_ROTATION
+
+
+@pytest.mark.usefixtures("_load_balancer")
+def test_no_service_leaves_if_one_must_stay() -> None:
+    send_to_haproxy("disable server api/other")
+    before = answers(9777, 9778)
+    rc, output = playbook("drain", ["shop", "api"])
+    assert rc != 0
+    assert "hapgent_min_up" in output
+    assert answers(9777, 9778) == before
+    rc, output = playbook("drain", "shop")
+    assert rc == 0, output
+    assert takes_new_sessions() == {**IN_ROTATION, "shop/web-shop": False}
+    assert playbook("undrain", ["shop"])[0] == 0
+    send_to_haproxy("enable server api/other")
+
+
+@pytest.mark.usefixtures("_load_balancer")
+def test_a_stopped_service_is_not_left_out() -> None:
+    run(HOST, "systemctl stop hapgent@api.socket hapgent@api.service")
+    rc, output = playbook("drain")
+    assert rc != 0
+    assert "hapgent@api is not running" in output
+    assert ask(HOSTS[HOST]) == "UP\n"
+    run(HOST, "systemctl start hapgent@api.socket hapgent@api.service")
+
+
+@pytest.mark.usefixtures("_load_balancer")
+def test_an_unknown_service_is_an_error_that_names_those_of_the_host() -> None:
+    rc, output = playbook("drain", ["shop", "apy"])
+    assert rc != 0
+    assert "hapgent@apy" in output
+    assert "hapgent@api, hapgent@shop" in output
+    assert answers(9777, 9778)[0] == "UP\n"
+
+
+def test_uninstalling_removes_them_all() -> None:
     converge(hapgent_uninstall=True, hapgent_uninstall_state_file=True)
     assert set(processes()) == {"hapgent@person"}
     left = "find / -xdev -name '*hapgent*' -not -path '/proc/*' -not -path '/sys/*'"

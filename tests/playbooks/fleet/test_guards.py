@@ -210,7 +210,7 @@ def test_quoted_reason_is_set(fleet: Fleet, argument: str) -> None:
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
     played = fleet.play("hapgent.agent.drain", "--limit=web1", "--check", "-e", argument)
     (result,) = played.results("Change the agent's state and wait until every load balancer has received it")
-    assert result["after"] == {"status": "DRAIN", "reason": "kernel upgrade"}
+    assert result["results"][0]["after"] == {"status": "DRAIN", "reason": "kernel upgrade"}
 
 
 # Fleets without load balancers in the inventory

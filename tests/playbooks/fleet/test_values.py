@@ -36,6 +36,8 @@ NUMBERS = {
 OTHERS = {
     "hapgent_own_variables",
     "hapgent_state_file",
+    # Without systemd, only the default instance can be found. See test__services.py.
+    "hapgent_services",
     "hapgent_haproxy_socket",
     "hapgent_haproxy_url",
     "hapgent_haproxy_url_username",

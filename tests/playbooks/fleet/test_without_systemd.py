@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def test_status_finds_the_agents(fleet: Fleet) -> None:
     fleet.set_state("web1", status="DRAIN", reason="new disk")
     played = fleet.play("hapgent.agent.status")
-    ((row,), (other,)) = (played.results("Query the agents", host)[0]["instances"] for host in ("web1", "web2"))
+    queried = [played.results("Query the agents", host)[0]["results"][0] for host in ("web1", "web2")]
+    ((row,), (other,)) = (result["instances"] for result in queried)
     assert (row["state"], row["service"]) == ({"status": "DRAIN", "reason": "new disk"}, None)
     assert other["state"] == {"status": "UP"}
 

@@ -490,6 +490,9 @@ def test_servers_are_selected_by_backend_and_name() -> None:
     assert statistics.select([], []) == servers
     assert statistics.select([], ["b"]) == servers[1:]
     assert statistics.select(["api", "web"], ["b"]) == servers[1:]
+    assert statistics.select([], ["web/b"]) == [server for server in servers if server.title == "web/b"]
+    with pytest.raises(SelectionError):
+        statistics.select([], ["other/b"])
     assert statistics.select(["empty"], []) == []
     with pytest.raises(SelectionError, match=r"^HAProxy has no backend shop: it has web, api, empty$"):
         statistics.select(["web", "shop"], ["a"])

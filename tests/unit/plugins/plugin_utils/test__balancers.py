@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import (
     addresses,
+    change_outcome,
     change_problem,
     name_of,
     query_problems,
@@ -209,6 +210,25 @@ def test_report_on_a_failed_change(
     for part in others:
         assert part not in report
     assert report.isprintable()
+
+
+def changed(state: Result, *, made: bool = False, **result: Any) -> Result:
+    return {"item": {"made": made}, "changed": True, "kept": False, "after": state, **result}
+
+
+def test_outcome_of_a_change_of_several_agents() -> None:
+    drained, up = {"status": "DRAIN"}, {"status": "UP"}
+    done = changed(drained, made=True)
+    assert change_outcome([("web1 shop", done), ("web1 api", done)], {}, [], "lb") == {
+        "reported": "DRAIN",
+        "refusal": "",
+    }
+    assert change_outcome([("web1 shop", done), ("web1 api", changed(up))], {}, [], "lb")["reported"] == "DRAIN and UP"
+    kept = changed({"status": "MAINT"}, kept=True)
+    refusal = change_outcome([("web1 shop", done), ("web1 api", kept)], {}, [], "lb")["refusal"]
+    assert refusal.startswith("web1 api: the state was changed meanwhile")
+    assert refusal.endswith("The state of web1 shop was changed.")
+    assert change_outcome([("web1", kept)], {}, [], "lb")["refusal"].startswith("web1: the state was changed meanwhile")
 
 
 DOWN = "If lb2 is down and sends no sessions, exclude it"

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils._state import STATUSES
-from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import drain, undrain
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import (
+    change,
+    drain,
+    drain_host,
+    to_await,
+    undrain,
+    undrain_host,
+)
+from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 
 Row = dict[str, Any]
 
@@ -111,6 +119,53 @@ def test_undrain_ends_only_states_with_the_given_reason(
 def test_undrain_keeps_the_reason_of_another_operator(their_reason: str | None, reason: str, keeps: str) -> None:
     state = {"status": "UP", **({"reason": their_reason} if their_reason else {})}
     assert undrain(state, reason, "")["keeps"] == keeps
+
+
+# Several services on a host
+
+SHOP: Service = {"name": "shop", "service": "hapgent@shop", "state_file": "", "server": "web1", "backends": ["shop"]}
+API: Service = {"name": "api", "service": "hapgent@api", "state_file": "", "server": "web1", "backends": ["api"]}
+UP, OUT = {"status": "UP"}, {"status": "MAINT", "reason": "disk"}
+
+
+def test_all_services_of_a_host_are_drained() -> None:
+    plan = drain_host("web1", [(SHOP, UP), (API, OUT)], OURS, lambda _service: [])
+    shop, api = plan["changes"]
+    assert (shop["service"], shop["status"], shop["reason"]) == ("hapgent@shop", "DRAIN", OURS)
+    assert shop["only_if"] == {"status": ["UP"], "reason": ""}
+    # This one is out already. It is only waited for.
+    assert (api["service"], api["status"], api["only_if"]) == ("hapgent@api", "", {})
+    assert plan["message"].startswith("web1 api is already out")
+    assert plan["refusal"] == ""
+
+
+def test_no_service_of_a_host_is_drained_if_one_cannot_be() -> None:
+    in_maint = asked(row(), row("maint", "agent_or_operator"))
+    plan = drain_host("web1", [(SHOP, UP), (API, UP)], OURS, lambda service: in_maint if service is API else [])
+    assert plan["refusal"].startswith("web1 api cannot be drained")
+    assert plan["refusal"].endswith("Nothing was changed on web1.")
+
+
+def test_undrain_brings_back_those_that_the_drain_took_out() -> None:
+    drained = {"status": "DRAIN", "reason": OURS}
+    plan = undrain_host("web1", [(SHOP, drained), (API, OUT)], OURS, {})
+    assert [change["service"] for change in plan["changes"]] == ["hapgent@shop"]
+    assert "web1 api: it stays out" in plan["message"]
+    plan = undrain_host("web1", [(SHOP, drained), (API, OUT)], "", {"hapgent@api": "its agent reports MAINT"})
+    assert [change["service"] for change in plan["changes"]] == ["hapgent@shop"]
+
+
+def test_a_change_that_was_made_is_only_waited_for() -> None:
+    wanted = change(SHOP, UP, status="DRAIN", reason=OURS)
+    after = {"status": "DRAIN", "reason": OURS}
+    made = to_await(wanted, {"changed": True, "kept": False, "after": after})
+    assert (made["made"], made["status"], made["unset"]) == (True, "", [])
+    assert made["only_if"] == {"status": ["DRAIN"], "reason": OURS}
+    # What has failed fails again, and what changes nothing stays as it is.
+    assert to_await(wanted, {"changed": False, "kept": True, "after": OUT}) is wanted
+    assert to_await(wanted, {"msg": "It failed."}) is wanted
+    waiting = change(API)
+    assert to_await(waiting, {"changed": False, "kept": False, "after": OUT}) is waiting
 
 
 def test_text_from_agents_and_haproxy_is_escaped() -> None:

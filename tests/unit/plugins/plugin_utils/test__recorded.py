@@ -10,12 +10,23 @@ from typing import Any
 
 import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
+from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 
 Result = dict[str, Any]
 
 
+def service(name: str = "", *backends: str) -> Service:
+    return {
+        "name": name,
+        "service": f"hapgent@{name}" if name else "hapgent",
+        "state_file": "" if name else "/etc/hapgent/state.json",
+        "server": "s1",
+        "backends": [*backends],
+    }
+
+
 def settings_of(*load_balancers: str, backends: tuple[str, ...] = (), fleet: tuple[str, ...] = ()) -> Result:
-    return {"server": "s1", "backends": [*backends], "load_balancers": [*load_balancers], "fleet": [*fleet]}
+    return {"services": [service("", *backends)], "load_balancers": [*load_balancers], "fleet": [*fleet]}
 
 
 def balancer(name: str, *rows: str, unreadable: tuple[str, ...] = ()) -> Result:
@@ -30,7 +41,14 @@ ASKED = [
     balancer("lb2", "web/s1"),
     {"item": "lb3", "msg": "It is silent."},
 ]
-AGENTS = [{"item": "web1", "instances": []}, {"item": "web2", "instances": []}]
+
+
+def of_fleet(name: str, of_service: str = "hapgent") -> Result:
+    state_file = "/etc/hapgent/state.json" if of_service == "hapgent" else ""
+    return {"item": {"host": name, "service": of_service, "state_file": state_file}, "instances": []}
+
+
+AGENTS = [of_fleet("web1"), of_fleet("web2"), of_fleet("web2", "hapgent@shop")]
 HOSTVARS: dict[str, dict[str, Any]] = {
     "web1": {
         "hapgent__asker": {"name": "web1"},
@@ -62,7 +80,7 @@ HOSTVARS: dict[str, dict[str, Any]] = {
     ],
 )
 def test_host_gets_the_results_of_its_load_balancers_and_backends(host: str, results: list[Result]) -> None:
-    assert _recorded.asked(HOSTVARS, host) == results
+    assert _recorded.asked(HOSTVARS, host, _recorded.settings(HOSTVARS, host)["services"][0]) == results
 
 
 def test_results_for_all_hosts_come_from_the_host_that_asked() -> None:
@@ -72,7 +90,22 @@ def test_results_for_all_hosts_come_from_the_host_that_asked() -> None:
 
 @pytest.mark.parametrize(("host", "members"), [("web4", ["web2"]), ("web5", []), ("web6", ["web2"]), ("web1", [])])
 def test_fleet_counts_only_for_a_host_that_it_includes(host: str, members: list[str]) -> None:
-    assert [result["item"] for result in _recorded.fleet_agents(HOSTVARS, host)] == members
+    (own,) = _recorded.settings(HOSTVARS, host)["services"]
+    assert [result["item"]["host"] for result in _recorded.fleet_agents(HOSTVARS, host, own)] == members
+
+
+def test_agents_of_the_fleets_to_query() -> None:
+    queries = _recorded.fleet_queries(HOSTVARS, ["web1", "web4", "web6"])
+    assert [query["host"] for query in queries] == ["web2", "web4", "web6"]
+    assert {query["service"] for query in queries} == {"hapgent"}
+    # The default instance may have another name on another host. Named instances have the same name everywhere.
+    hostvars = {**HOSTVARS, "web2": {"hapgent_service": "web-agent"}}
+    assert _recorded.fleet_queries(hostvars, ["web4"])[0]["service"] == "web-agent"
+    hostvars["web4"] = {"hapgent__settings": {"services": [service("shop"), service("api")], "fleet": ["web2"]}}
+    assert _recorded.fleet_queries(hostvars, ["web4"]) == [
+        {"host": "web2", "service": "hapgent@shop", "state_file": ""},
+        {"host": "web2", "service": "hapgent@api", "state_file": ""},
+    ]
 
 
 def test_host_before_its_turn() -> None:
@@ -86,5 +119,17 @@ def test_host_before_its_turn() -> None:
 
 
 def test_host_with_invalid_variables_has_no_server() -> None:
-    assert _recorded.settings(HOSTVARS, "with invalid variables")["server"] == ""
-    assert _recorded.agent(HOSTVARS, "with invalid variables") == {}
+    ((invalid, result),) = _recorded.agents(HOSTVARS, "with invalid variables")
+    assert (invalid["server"], result) == ("", {})
+
+
+def test_states_of_services() -> None:
+    hostvars = {"web1": {"hapgent__settings": {"services": [service("shop"), service("api")]}}}
+    results = [{"before": {"status": "UP"}}, {"before": {"status": "DRAIN"}}]
+    found = _recorded.states(hostvars, "web1", results)
+    assert [(own["name"], state["status"]) for own, state in found] == [("shop", "UP"), ("api", "DRAIN")]
+    hostvars["web1"]["hapgent__agent"] = {"results": results}
+    assert [result for _own, result in _recorded.agents(hostvars, "web1")] == results
+    # An unreachable host has no results.
+    hostvars["web1"]["hapgent__agent"] = {"unreachable": True}
+    assert [result for _own, result in _recorded.agents(hostvars, "web1")] == [{"unreachable": True}] * 2

@@ -10,11 +10,21 @@ from typing import Any
 
 import pytest
 from ansible.inventory.manager import InventoryManager
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Turn, decision, host_check, progress
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import (
+    Turn,
+    changes,
+    decision,
+    host_check,
+    progress,
+)
+from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 
 Result = dict[str, Any]
 
 OURS = "release 10"
+ONE: Service = {"name": "", "service": "hapgent", "state_file": "", "server": "s1", "backends": []}
+SHOP: Service = {"name": "shop", "service": "hapgent@shop", "state_file": "", "server": "s1", "backends": ["shop"]}
+API: Service = {"name": "api", "service": "hapgent@api", "state_file": "", "server": "s1", "backends": ["api"]}
 
 
 def balancer(backend: str, admin: str) -> Result:
@@ -45,9 +55,55 @@ HOST_CHECKS: dict[str, tuple[Result, list[Result], tuple[bool, bool, bool, bool]
 
 @pytest.mark.parametrize(("agent", "asked", "expected"), HOST_CHECKS.values(), ids=HOST_CHECKS)
 def test_progress_of_a_host(agent: Result, asked: list[Result], expected: tuple[bool, ...]) -> None:
-    seen = host_check("web1", agent, OURS, asked, "s1")
+    seen = host_check("web1", [(ONE, agent)], OURS, lambda _service: asked)
     assert (bool(seen["problem"]), bool(seen["kept_out"]), seen["done"], seen["begun"]) == expected
     assert seen["host"] == "web1"
+
+
+@pytest.mark.parametrize(
+    ("shop", "api", "expected"),
+    [
+        ({"status": "UP", "reason": OURS}, {"status": "UP", "reason": OURS}, ("", True, False)),
+        ({"status": "UP", "reason": OURS}, {"status": "UP"}, ("", False, False)),
+        ({"status": "DRAIN", "reason": OURS}, {"status": "UP"}, ("", False, True)),
+        ({"status": "UP"}, {"status": "MAINT"}, ("api: its agent reports MAINT", False, False)),
+    ],
+)
+def test_progress_of_a_host_with_several_services(shop: Result, api: Result, expected: tuple[str, bool, bool]) -> None:
+    seen = host_check("web1", [(SHOP, {"before": shop}), (API, {"before": api})], OURS, lambda _service: [])
+    assert (seen["kept_out"], seen["done"], seen["begun"]) == expected
+
+
+def test_problems_of_services_name_them_unless_they_are_the_same() -> None:
+    silent, unreachable = {"msg": "No agent."}, {"unreachable": True, "msg": "No route"}
+    agents = [(SHOP, {"before": {"status": "UP"}}), (API, silent)]
+    assert host_check("web1", agents, OURS, lambda _service: [])["problem"].startswith("api: does not report")
+    agents = [(ONE, unreachable), (ONE, unreachable)]
+    assert host_check("web1", agents, OURS, lambda _service: [])["problem"] == "is unreachable: No route"
+
+
+UP, OURS_UP = {"status": "UP", "weight": 50}, {"status": "UP", "reason": OURS}
+DRAINED, MAINT = {"status": "DRAIN", "reason": OURS}, {"status": "MAINT"}
+
+
+@pytest.mark.parametrize(
+    ("step", "states", "expected"),
+    [
+        ("up", [DRAINED, UP], [("shop", "UP", OURS, []), ("api", "UP", OURS, [])]),
+        ("halt", [UP, DRAINED], [("shop", "DRAIN", OURS, [])]),
+        ("halt", [MAINT, {"status": "READY"}], [("api", "DRAIN", OURS, [])]),
+        ("finish", [OURS_UP, OURS_UP], [("shop", "", "", ["reason"]), ("api", "", "", ["reason"])]),
+        ("finish", [{**OURS_UP, "reason": "disk"}, DRAINED], []),
+    ],
+)
+def test_changes_of_each_step(step: str, states: list[Result], expected: list[tuple[str, str, str, list[str]]]) -> None:
+    found = changes(step, list(zip([SHOP, API], states, strict=True)), OURS)
+    assert [(change["name"], change["status"], change["reason"], change["unset"]) for change in found] == expected
+    by_name = {"shop": states[0], "api": states[1]}
+    for change in found:
+        # The state may have been changed since it was read.
+        state = by_name[change["name"]]
+        assert change["only_if"] == {"status": [state["status"]], "reason": state.get("reason", "")}
 
 
 def host(name: str, **fields: Any) -> Any:
@@ -102,9 +158,9 @@ def test_summary_of_the_progress(checks: list[Any], summary: str) -> None:
 
 
 def test_text_from_agents_is_escaped() -> None:
-    assert host_check("web1", {"msg": "\x1b[2J"}, OURS, [], "s1")["problem"].isprintable()
+    assert host_check("web1", [(ONE, {"msg": "\x1b[2J"})], OURS, lambda _service: [])["problem"].isprintable()
     agent = {"before": {"status": "MAINT", "reason": "\u202e"}}
-    assert host_check("web1", agent, OURS, [], "s1")["kept_out"].isprintable()
+    assert host_check("web1", [(ONE, agent)], OURS, lambda _service: [])["kept_out"].isprintable()
 
 
 @pytest.mark.parametrize("limit", ["", "web:!away", "web,!away", "!away"])
