@@ -107,10 +107,19 @@ def message(kind: str, **parts: object) -> str:
     return pattern
 
 
+def read_status(status_socket: Path) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX) as reader:
+        reader.settimeout(15)
+        reader.connect(str(status_socket))
+        status: dict[str, Any] = json.loads(b"".join(iter(lambda: reader.recv(65536), b"")))
+    return status
+
+
 class Commands:
     """The simulated host with its agents."""
 
-    def __init__(self, host: Host, folder: Path) -> None:
+    def __init__(self, host: Host, folder: Path, eventually: Eventually) -> None:
+        self._eventually = eventually
         self.host = host
         self.folder = folder
         self.programs = host.boot_systemd(folder)
@@ -153,7 +162,7 @@ class Commands:
             self.write(service, UP)
 
     def write(self, service: str, state: object) -> None:
-        """Replace the state file, and make the agent read it."""
+        """Replace the state file, make the agent read it, and wait until it has."""
         file = self.file(service)
         new = file.with_name("new")
         new.write_text(json.dumps(state), encoding="utf-8")
@@ -161,6 +170,7 @@ class Commands:
         new.replace(file)
         if service in self.agents:
             os.kill(outer_pid(self.agents[service]), signal.SIGHUP)
+            self._eventually(lambda: bool(read_status(self.socket(service))["state"] == state), f"state {state}")
 
     def enter(self, *command: str, check: bool = False) -> Done:
         return subprocess.run([*self.host.enter(), *command], capture_output=True, text=True, check=check)
@@ -186,12 +196,12 @@ class Commands:
 
 
 @pytest.fixture(scope="module")
-def commands_of_module(agents_in: Callable[[Path], Agents]) -> Iterator[Commands]:
+def commands_of_module(agents_in: Callable[[Path], Agents], eventually: Eventually) -> Iterator[Commands]:
     # Only the user who runs pytest can enter pytest's own folder.
     folder = Path(tempfile.mkdtemp(prefix="hapgent"))
     folder.chmod(0o755)
     host = Host(agents_in(folder))
-    yield Commands(host, folder)
+    yield Commands(host, folder, eventually)
     host.end()
     shutil.rmtree(folder)
 
@@ -230,10 +240,7 @@ def polled(agent: Agent, status_socket: Path, eventually: Eventually, **addresse
         thread.start()
 
     def polls() -> set[str]:
-        with socket.socket(socket.AF_UNIX) as reader:
-            reader.connect(str(status_socket))
-            status = json.loads(b"".join(iter(lambda: reader.recv(65536), b"")))
-        return {peer["address"] for peer in status["peers"] if peer["polls"]}
+        return {peer["address"] for peer in read_status(status_socket)["peers"] if peer["polls"]}
 
     try:
         eventually(lambda: polls() >= set(inters), "the load balancers poll")
@@ -409,6 +416,22 @@ def test_file_of_a_stopped_service_is_written(commands: Commands) -> None:
         assert done.returncode == 5
         assert commands.saved("hapgent@old") == {"status": "MAINT"}
     assert "already MAINT in " in done.stderr
+
+
+@needs_root
+def test_agents_of_other_users_do_not_count_beside_services(commands: Commands) -> None:
+    folder = commands.folder / "stranger"
+    folder.mkdir()
+    os.chown(folder, STRANGER, STRANGER)
+    agent = commands.host.start(state_file=folder / "state.json", user=STRANGER)
+    names = "hapgent, hapgent@old, hapgent@shop"
+    try:
+        assert_done(commands.run("drain"), 2, message("several", command="drain", names=names))
+        found = json.loads(commands.run("status", "--json").stdout)["instances"]
+        assert ", ".join(str(one["service"]) for one in found) == names
+    finally:
+        os.kill(outer_pid(agent), signal.SIGKILL)
+        agent.await_exit()
 
 
 # Exit statuses
