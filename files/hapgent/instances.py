@@ -89,7 +89,10 @@ def run_command(command: list[str]) -> tuple[int, str, str]:
 
 
 def discover() -> list[Found]:
-    """Return the instances of this host, first the services, by name. Raises InstanceError."""
+    """Return the instances of this host, first the services, by name. Raises InstanceError.
+
+    If there are services, agents that are none count only if root or this user runs them.
+    """
     found = []
     if _systemd.is_running():
         running = services(run_command)
@@ -99,10 +102,13 @@ def discover() -> list[Found]:
             found = [_of_service(name, running.get(name), loaded.get(name)) for name in names]
         except SystemdError as error:
             raise InstanceError(str(error)) from error
+    # Beside services, any other user could add an instance, so that a command no longer knows which one is meant.
+    trusted = {0, os.geteuid()} if found else None
     known = {one.process.pid for one in found if one.process}
     for process in others({*known, os.getpid()})[0]:
         try:
-            if not distrust(process) and not process.is_in_container():
+            is_trusted = not distrust(process) and (trusted is None or process.user in trusted)
+            if is_trusted and not process.is_in_container():
                 found.append(_of_process("", process))
         except InstanceError:
             continue  # It has ended, or belongs to another user.

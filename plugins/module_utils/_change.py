@@ -267,7 +267,8 @@ class AgentState:
     @property
     def planned(self) -> State:
         """The state C(after), which must be known."""
-        assert self.after is not None
+        if self.after is None:
+            raise RuntimeError("the state was not read")
         return self.after
 
     def _as_it_is_now(self, state: State) -> State:
