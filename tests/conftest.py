@@ -28,7 +28,7 @@ MINOR_VERSIONS = range(9, 15)
 # Modules there are imported by several test folders.
 sys.path.append(str(ROOT / "tests" / "shared"))
 
-from prepared import UNPACKED  # noqa: E402
+from prepared import compiled_for  # noqa: E402
 
 # The tests disable Hypothesis' example database, but it still creates its storage folder.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".cache" / "hypothesis"))
@@ -300,12 +300,12 @@ class Agents:
         environment: Mapping[str, str] | None = None,
         wait: bool = True,
         logs: bool = True,
-        program: Path = UNPACKED,
+        program: Path | None = None,
     ) -> Agent:
         """Start an agent with this content in its state file, and wait until it answers and has logged so.
 
-        C(before_exec) is Python code that runs in the same process before it becomes the agent. Set C(logs) to False
-        if the log cannot be read here.
+        By default, this is the agent that the role ships, as a folder. C(before_exec) is Python code that runs in the
+        same process before it becomes the agent. Set C(logs) to False if the log cannot be read here.
         """
         number = len(self._started)
         if state_file is None:
@@ -316,7 +316,7 @@ class Agents:
         if port is None:
             reservation = self._reservations.enter_context(_reserve_port(ip))
             port = reservation.getsockname()[1]
-        command = [python, "-I", "-S", str(program), *arguments]
+        command = [python, "-I", "-S", str(program or compiled_for(python)), *arguments]
         if before_exec:
             code = f"import os, signal, sys\n{before_exec}\nos.execv(sys.argv[1], sys.argv[1:])"
             command = [ONE_INTERPRETER, "-I", "-S", "-c", code, *command]

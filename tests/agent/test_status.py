@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from prepared import UNPACKED
+from prepared import compiled_for
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents, Eventually
@@ -127,7 +127,7 @@ def hapgent(
     *arguments: Path | str, python: str = sys.executable, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run C(hapgent status) with these arguments and only this environment."""
-    command = [python, "-I", "-S", UNPACKED, "status", *arguments]
+    command = [python, "-I", "-S", compiled_for(python), "status", *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment or {})
 
 

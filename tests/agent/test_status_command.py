@@ -26,7 +26,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prepared import UNPACKED
+from prepared import compiled_for
 
 ROOT = Path(__file__).parent.parent.parent
 PROMTOOL = ROOT / ".cache" / "prometheus" / "usr" / "bin" / "promtool"
@@ -117,7 +117,7 @@ def responding(path: Path, pieces: Callable[[], Iterator[bytes]]) -> Iterator[Co
 
 def run(*arguments: Path | str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     """Run C(hapgent status) with these arguments and an empty environment."""
-    program = [python, "-I", "-S", UNPACKED, "status", *arguments]
+    program = [python, "-I", "-S", compiled_for(python), "status", *arguments]
     return subprocess.run(program, capture_output=True, encoding="utf-8", check=False, env={})
 
 
@@ -239,7 +239,7 @@ def test_waits_while_the_agent_serves_others(path: Path) -> None:
         listener.listen(0)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as first:
             first.connect(str(path))
-            program: list[Path | str] = [sys.executable, "-I", "-S", UNPACKED, "status", path]
+            program: list[Path | str] = [sys.executable, "-I", "-S", compiled_for(sys.executable), "status", path]
             with subprocess.Popen(program, stdout=subprocess.PIPE, encoding="utf-8", env={}) as waiting:
                 # The command must succeed whether or not it tried to connect while the queue was full.
                 time.sleep(0.5)

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,17 @@ def _unpack(folder: Path) -> None:
         archive.extractall(folder)
 
 
-# The agent that the role ships, as a folder. Python runs it like the zipapp, but keeps what it compiles there, so that
+# The agent that the role ships, as a folder. Python runs it like the zipapp, but uses what it has compiled there, so that
 # an agent starts in half the time.
 UNPACKED = _made(ROOT / ".cache" / "unpacked" / hashlib.sha256(ZIPAPP.read_bytes()).hexdigest(), _unpack)
+
+
+@functools.cache
+def compiled_for(python: str) -> Path:
+    """The agent as a folder that this interpreter has compiled, so that an agent writes nothing there at its start."""
+
+    def compile_all(_marker: Path) -> None:
+        subprocess.run([python, "-I", "-m", "compileall", "-q", UNPACKED], check=True)
+
+    _made(UNPACKED.with_name(f"{UNPACKED.name}-{hashlib.sha256(python.encode()).hexdigest()}"), compile_all)
+    return UNPACKED

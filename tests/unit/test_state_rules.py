@@ -52,7 +52,7 @@ with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
     # Imported at run time, because mypy does not find the agent's package here.
     hapgent: Any = {
         name: importlib.import_module(f"hapgent.{name}")
-        for name in ("agent", "keeper", "log", "memory", "peers", "settings", "state")
+        for name in ("agent", "keeper", "log", "memory", "peers", "settings", "_state")
     }
 
 # Hypothesis must generate the same examples in each run and write nothing into the working folder.
@@ -259,8 +259,8 @@ meanings = st.builds(
 
 def parsed(raw: bytes) -> Meant | None:
     try:
-        return Meant(*hapgent["state"].parse(raw))
-    except hapgent["state"].StateError:
+        return Meant(*hapgent["_state"].parse(raw))
+    except hapgent["_state"].StateError:
         return None
 
 
@@ -308,7 +308,7 @@ def test_duplicate_fields_are_refused_whatever_their_values() -> None:
 @same_examples
 @given(meanings)
 def test_written_states_are_read_back_by_the_agent_the_model_and_json(meant: Meant) -> None:
-    raw = hapgent["state"].dump(hapgent["state"].State(*meant))
+    raw = hapgent["_state"].dump(hapgent["_state"].State(*meant))
     assert parsed(raw) == meant
     assert expected_state(raw) == meant
     written = {name: value for name, value in meant._asdict().items() if value is not None}
@@ -319,7 +319,7 @@ def test_written_states_are_read_back_by_the_agent_the_model_and_json(meant: Mea
 @same_examples
 @given(meanings)
 def test_answers_are_as_the_rules_require(meant: Meant) -> None:
-    assert hapgent["state"].State(*meant).answer() == expected_line(meant)
+    assert hapgent["_state"].State(*meant).answer() == expected_line(meant)
 
 
 # HAProxy's servers: the model
@@ -462,7 +462,7 @@ def test_each_state_takes_effect_on_a_new_server(down_after_maint: bool) -> None
 @pytest.mark.parametrize("down_after_maint", [False, True])
 def test_each_change_takes_effect_and_stays(down_after_maint: bool) -> None:
     for before, state in itertools.product(SOME_STATES, repeat=2):
-        was, is_ = (hapgent["state"].State(*meant) for meant in (before, state))
+        was, is_ = (hapgent["_state"].State(*meant) for meant in (before, state))
         line = is_.answer(is_.undoing(was))
         server = server_after([was.answer(), line], down_after_maint)
         assert not server.differs_from(state), (before, line)
@@ -1170,7 +1170,7 @@ class PeerTable:
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
         self.peers = hapgent["peers"].Peers(60)
-        self._change = hapgent["peers"].Change(hapgent["state"].FAIL, 0.0)
+        self._change = hapgent["peers"].Change(hapgent["_state"].FAIL, 0.0)
 
     def poll(self, address: str, now: float) -> None:
         with mock.patch.object(hapgent["peers"], "MAX_PEERS", self._maximum):

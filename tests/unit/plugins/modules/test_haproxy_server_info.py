@@ -104,6 +104,8 @@ class Waiting:
         """Whether the module still waits after this time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
+            # Pytest shows this if the test fails.
+            print(self._process.communicate())
         return self._process.poll() is None
 
     def result(self) -> Result:

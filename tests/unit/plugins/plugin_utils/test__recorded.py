@@ -124,7 +124,7 @@ def test_host_with_invalid_variables_has_no_server() -> None:
 
 
 def test_states_of_services() -> None:
-    hostvars = {"web1": {"hapgent__settings": {"services": [service("shop"), service("api")]}}}
+    hostvars: dict[str, Result] = {"web1": {"hapgent__settings": {"services": [service("shop"), service("api")]}}}
     results = [{"before": {"status": "UP"}}, {"before": {"status": "DRAIN"}}]
     found = _recorded.states(hostvars, "web1", results)
     assert [(own["name"], state["status"]) for own, state in found] == [("shop", "UP"), ("api", "DRAIN")]

@@ -75,8 +75,9 @@ def test_progress_of_a_host_with_several_services(shop: Result, api: Result, exp
 
 
 def test_problems_of_services_name_them_unless_they_are_the_same() -> None:
-    silent, unreachable = {"msg": "No agent."}, {"unreachable": True, "msg": "No route"}
-    agents = [(SHOP, {"before": {"status": "UP"}}), (API, silent)]
+    silent: Result = {"msg": "No agent."}
+    unreachable: Result = {"unreachable": True, "msg": "No route"}
+    agents: list[tuple[Service, Result]] = [(SHOP, {"before": {"status": "UP"}}), (API, silent)]
     assert host_check("web1", agents, OURS, lambda _service: [])["problem"].startswith("api: does not report")
     agents = [(ONE, unreachable), (ONE, unreachable)]
     assert host_check("web1", agents, OURS, lambda _service: [])["problem"] == "is unreachable: No route"

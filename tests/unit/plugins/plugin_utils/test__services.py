@@ -23,7 +23,7 @@ FOUND = ["hapgent", "hapgent@shop", "legacy"]
 WITH_UNITS = [*FOUND, "hapgent.service", "hapgent@shop.service", "hapgent@api.service"]
 
 
-def selected(wanted: Any, found: list[str] | None = None, **more: Any) -> list[Service]:
+def selected(wanted: Any, found: list[str] | None = None, **more: object) -> list[Service]:
     variables = {"service": "hapgent", "state_file": "/etc/hapgent/state.json", "server": "web7", "backend": [], **more}
     return services(Variables(wanted, **variables), FOUND if found is None else found)
 
@@ -80,7 +80,7 @@ def test_servers_and_backends_may_differ() -> None:
 @pytest.mark.parametrize("variable", ["server", "backend"])
 def test_each_service_needs_an_entry(variable: str) -> None:
     with pytest.raises(ServicesError, match=f"hapgent_{variable} .* none for api, hapgent"):
-        selected("shop,api,hapgent", **{variable: {"shop": "s"}})
+        selected("shop,api,hapgent", FOUND, **{variable: {"shop": "s"}})
 
 
 def test_filter() -> None:
