@@ -45,8 +45,8 @@ def _unpack(folder: Path) -> None:
         archive.extractall(folder)
 
 
-# The agent that the role ships, as a folder. Python runs it like the zipapp, but uses what it has compiled there, so that
-# an agent starts in half the time.
+# The agent that the role ships, as a folder. Python runs it like the zipapp, but uses what it has compiled there, so
+# that an agent starts in half the time.
 UNPACKED = _made(ROOT / ".cache" / "unpacked" / hashlib.sha256(ZIPAPP.read_bytes()).hexdigest(), _unpack)
 
 
