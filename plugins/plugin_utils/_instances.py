@@ -83,19 +83,20 @@ def _address_of_both(one: Variables, other: Variables) -> str:
     return str(one["ip"]) if one["ip"] == other["ip"] else f"{one['ip']} and {other['ip']}"
 
 
-def _path_problem(one: Variables, other: Variables) -> str:
-    mine, theirs = str(one["state_file"]), str(other["state_file"])
-    if mine == theirs:
-        return f"would share the state file {mine}"
-    if theirs in (mine + suffix for suffix in BESIDE):
-        return f"would share the file {theirs}"
-    folder, their_folder = posixpath.dirname(mine), posixpath.dirname(theirs)
-    if one["user"] != other["user"] and (their_folder + "/").startswith(folder + "/"):
-        # The owner of a folder can replace everything in it.
-        return (
-            f"have different users, but the folder {their_folder} of user {other['user']} would be in {folder}, "
-            f"which belongs to user {one['user']}"
-            if folder != their_folder
-            else f"have different users, but share the folder {folder}"
-        )
-    return ""
+def _path_problem(instance: Variables, other: Variables) -> str:
+    """Return why the files of another instance cannot be beside or below those of this one, or ''."""
+    path, their_path = str(instance["state_file"]), str(other["state_file"])
+    if path == their_path:
+        return f"would share the state file {path}"
+    if their_path in (path + suffix for suffix in BESIDE):
+        return f"would share the file {their_path}"
+    folder, their_folder = posixpath.dirname(path), posixpath.dirname(their_path)
+    if instance["user"] == other["user"] or not (their_folder + "/").startswith(folder + "/"):
+        return ""
+    # The owner of a folder can replace everything in it.
+    if folder == their_folder:
+        return f"have different users, but share the folder {folder}"
+    return (
+        f"have different users, but the folder {their_folder} of user {other['user']} would be in {folder}, which "
+        f"belongs to user {instance['user']}"
+    )
