@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from lab import HOSTS, ansible, ask, eventually, run
+from lab import HOSTS, ansible, ask, run
 
 HOST = "hapgent-bookworm"
 OLDEST = Path(__file__).parents[3] / ".cache" / "oldest" / "bin"
@@ -236,38 +236,6 @@ def test_a_second_run_with_each_ansible(release: str) -> None:
     assert "changed=0" in done.stdout
     if release == newest_of_each_minor()[-1]:
         assert "DEPRECATION" not in done.stdout
-
-
-@pytest.mark.usefixtures("_removed")
-def test_takes_over_from_the_role_of_the_original() -> None:
-    program = f"src={ROLE}/files/hapgent.pyz dest=/usr/local/bin/hapgent mode=0755"
-    assert ansible("ansible", HOST, "--module-name=ansible.builtin.copy", f"--args={program}").returncode == 0
-    run(
-        HOST,
-        """
-        mkdir --mode=0755 /etc/hapgent && chgrp nogroup /etc/hapgent
-        echo '{"status": "UP", "weight": 77}' >/etc/hapgent/state.json
-        chgrp nogroup /etc/hapgent/state.json && chmod 0664 /etc/hapgent/state.json
-        cat >/etc/systemd/system/hapgent.service <<END
-[Service]
-User=nobody
-Environment=HAPGENT_PORT=9777
-ExecStart=/usr/local/bin/hapgent
-[Install]
-WantedBy=multi-user.target
-END
-        systemctl daemon-reload
-        systemctl enable --now hapgent
-        """,
-    )
-    answer = "UP 77%\n"
-    assert eventually(lambda: ask(HOSTS[HOST]), answer) == answer
-    rc, output = converge()
-    assert rc == 0, output
-    assert ask(HOSTS[HOST]) == answer
-    assert run(HOST, "systemctl is-active hapgent.socket hapgent.service").stdout.split() == ["active", "active"]
-    assert run(HOST, "stat --format='%U %a' /etc/hapgent").stdout.split() == ["nobody", "755"]
-    assert "changed=0" in converge()[1]
 
 
 @pytest.mark.usefixtures("_installed")
