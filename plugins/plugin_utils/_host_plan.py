@@ -37,7 +37,7 @@ class Accounts(t.TypedDict):
 
 
 class Leaving(t.TypedDict):
-    """What to remove: units, the sockets first, and the state files of these instances."""
+    """What to remove: units, the sockets first, and the state files of these instances, the deepest first."""
 
     units: list[str]
     state_files: list[str]
@@ -96,7 +96,8 @@ def leaving(host: Host, described: t.Sequence[Instance], uninstall: bool) -> Lea
         files += [instance["state_file"] for instance in described]
     return {
         "units": sorted(dict.fromkeys(units), key=lambda unit: not unit.endswith(".socket")),
-        "state_files": list(dict.fromkeys(files)),
+        # The deepest first, because a folder that contains the folder of another instance cannot be removed.
+        "state_files": sorted(dict.fromkeys(files), key=lambda path: -path.count("/")),
     }
 
 

@@ -112,6 +112,14 @@ def test_uninstalling_removes_all_sockets_first() -> None:
     assert found["state_files"] == [f"/etc/{service}/state.json" for service in ("hapgent", "hapgent@shop", "old")]
 
 
+def test_uninstalling_removes_inner_folders_first() -> None:
+    """Otherwise the folder of the default instance would not be empty when it is its turn."""
+    inner = {**installed("hapgent@shop"), "state_file": "/etc/hapgent/shop/state.json"}
+    host = {"installed": [installed("hapgent"), inner], "instances": [unit()]}
+    found = leaving(host, [instance("hapgent")], uninstall=True)
+    assert found["state_files"] == ["/etc/hapgent/shop/state.json", "/etc/hapgent/state.json"]
+
+
 def test_uninstalling_twice_finds_the_state_file_again() -> None:
     host = {"installed": [], "instances": [unit(runs_agent=False, units=[])]}
     found = leaving(host, [instance("hapgent")], uninstall=True)
