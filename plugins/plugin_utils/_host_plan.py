@@ -67,7 +67,10 @@ def missing_accounts(host: Host) -> Accounts:
 
 
 def removable_accounts(host: Host) -> Accounts:
-    """The accounts that the role created and that nothing else uses."""
+    """The accounts that the role created and that nothing else uses.
+
+    The group that was created with a user is the primary group of that user. Another one may have existed before.
+    """
     mine = [
         account
         for account in host["accounts"]
@@ -78,7 +81,9 @@ def removable_accounts(host: Host) -> Accounts:
         "groups": [
             account["group"]
             for account in mine
-            if account["comment"] == CREATED_WITH_GROUP and not set(account["members"] or []) - {*names}
+            if account["comment"] == CREATED_WITH_GROUP
+            and account["is_primary"]
+            and not set(account["members"] or []) - {*names}
         ],
         "users": [{"name": name, "group": "", "comment": ""} for name in dict.fromkeys(names)],
     }
