@@ -189,7 +189,8 @@ def _owner_problem(folder: Found, file: Found | None, host: t.Mapping[str, t.Any
         return ""
     return (
         f"{folder.path} belongs to {printable(folder.owner)}. It must belong to {instance['user']}, the user that runs "
-        "the agent, because the agent replaces files in it: use a folder that does not exist yet, or change the owner with chown"
+        "the agent, because the agent replaces files in it: use a folder that does not exist yet, or change the owner "
+        "with chown"
     )
 
 
