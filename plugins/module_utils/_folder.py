@@ -56,11 +56,12 @@ def create_parents(state_file: str, deadline: float, *, change: bool) -> list[st
 def give(state_file: str, wanted: Owner, deadline: float, *, change: bool) -> tuple[Owner | None, Owner]:
     """Create the folder of the state file, or change its owner and permissions. Returns those before and after.
 
-    Those before are None if the folder does not exist. Below a folder of another user, that user owns this folder too.
+    Those before are None if the folder does not exist. Below a folder of another user, this folder belongs to that user
+    and its group too, because only root can give it to others. Its group has no more rights than all other users have.
     """
 
     def work(parent: int, name: str) -> tuple[Owner | None, Owner]:
-        target = wanted if os.geteuid() == 0 else wanted._replace(uid=os.geteuid())
+        target = wanted if os.geteuid() == 0 else wanted._replace(uid=os.geteuid(), gid=os.getegid())
         before = _owner(parent, name)
         if change and before != target:
             _give(parent, name, target, os.path.basename(state_file))

@@ -39,20 +39,21 @@ Properties = dict[str, str]
 
 
 def user(name: str) -> Found | None:
-    """Return the ID and the comment of a user, or None if there is no such user."""
+    """Return the ID, the comment and the ID of the primary group of a user, or None if there is no such user."""
     try:
         found = pwd.getpwnam(name)
     except KeyError:
         return None
-    return {"id": found.pw_uid, "comment": printable(found.pw_gecos)}
+    return {"id": found.pw_uid, "comment": printable(found.pw_gecos), "primary_group": found.pw_gid}
 
 
 def group(name: str) -> Found | None:
-    """Return the members of a group, or None if there is no such group."""
+    """Return the ID and the members of a group, or None if there is no such group."""
     try:
-        return {"members": [printable(member) for member in grp.getgrnam(name).gr_mem]}
+        found = grp.getgrnam(name)
     except KeyError:
         return None
+    return {"id": found.gr_gid, "members": [printable(member) for member in found.gr_mem]}
 
 
 def python_version(program: str, deadline: float) -> str:

@@ -74,10 +74,16 @@ instances:
         comment:
           description: The comment in the user database (GECOS).
           type: str
+        primary_group:
+          description: The ID of the primary group.
+          type: int
     group:
       description: The group. Null if it does not exist.
       type: dict
       contains:
+        id:
+          description: The group ID.
+          type: int
         members:
           description: The users that have the group as a supplementary group.
           type: list
@@ -175,6 +181,9 @@ accounts:
     comment:
       description: The comment of the user. Null if the user does not exist.
       type: str
+    is_primary:
+      description: Whether the group is the primary group of the user.
+      type: bool
     members:
       description: The users that have the group as a supplementary group. Null if the group does not exist.
       type: list
@@ -234,6 +243,7 @@ def account(user: str, group: str, services: t.Collection[str]) -> Found:
         "name": user,
         "group": group,
         "comment": found_user and found_user["comment"],
+        "is_primary": bool(found_user and found_group and found_user["primary_group"] == found_group["id"]),
         "members": found_group and found_group["members"],
         "other_services": _host.other_services(services, pattern),
     }

@@ -136,7 +136,7 @@ def change_problem(result: Result, known: t.Mapping[str, str], left_out: t.Colle
     if result.get("kept"):
         return (
             "the state was changed meanwhile: something else set it to "
-            f"{printable(State(**result['after']).answer(), MAX_SHOWN)}. Nothing was changed by this run. "
+            f"{printable(State(**result['after']).answer(), MAX_SHOWN)}. This run did not change it. "
             "Find out what set it before you run this again."
         )
     text = with_names(str(result.get("msg", "")).rstrip("."), known)

@@ -37,7 +37,7 @@ class Accounts(t.TypedDict):
 
 
 class Leaving(t.TypedDict):
-    """What to remove: units, the sockets first, and the state files of these instances."""
+    """What to remove: units, the sockets first, and the state files of these instances, the deepest first."""
 
     units: list[str]
     state_files: list[str]
@@ -67,7 +67,10 @@ def missing_accounts(host: Host) -> Accounts:
 
 
 def removable_accounts(host: Host) -> Accounts:
-    """The accounts that the role created and that nothing else uses."""
+    """The accounts that the role created and that nothing else uses.
+
+    The group that was created with a user is the primary group of that user. Another one may have existed before.
+    """
     mine = [
         account
         for account in host["accounts"]
@@ -78,7 +81,9 @@ def removable_accounts(host: Host) -> Accounts:
         "groups": [
             account["group"]
             for account in mine
-            if account["comment"] == CREATED_WITH_GROUP and not set(account["members"] or []) - {*names}
+            if account["comment"] == CREATED_WITH_GROUP
+            and account["is_primary"]
+            and not set(account["members"] or []) - {*names}
         ],
         "users": [{"name": name, "group": "", "comment": ""} for name in dict.fromkeys(names)],
     }
@@ -96,7 +101,8 @@ def leaving(host: Host, described: t.Sequence[Instance], uninstall: bool) -> Lea
         files += [instance["state_file"] for instance in described]
     return {
         "units": sorted(dict.fromkeys(units), key=lambda unit: not unit.endswith(".socket")),
-        "state_files": list(dict.fromkeys(files)),
+        # The deepest first, because a folder that contains the folder of another instance cannot be removed.
+        "state_files": sorted(dict.fromkeys(files), key=lambda path: -path.count("/")),
     }
 
 

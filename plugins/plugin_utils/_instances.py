@@ -13,12 +13,13 @@ import itertools
 import posixpath
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._folder import SUFFIXES
+from ansible_collections.hapgent.agent.plugins.plugin_utils._services import PREFIX, name_of
+
 Variables = t.Mapping[str, t.Any]
 
 # The variables that each instance has, without their prefix.
 OF_INSTANCE = ("ip", "port", "state_file", "status", "weight", "maxconn", "settle", "user", "group", "python")
-# What the agent may keep in the folder beside a state file, and may therefore not be another state file.
-BESIDE = (".lock", ".tmp", ".memory", ".memory.lock", ".memory.tmp")
 
 
 def instances(variables: Variables, listed: t.Sequence[Variables]) -> list[dict[str, t.Any]]:
@@ -34,7 +35,7 @@ def instances(variables: Variables, listed: t.Sequence[Variables]) -> list[dict[
         own = {key: entry[key] for key in OF_INSTANCE if entry.get(key) is not None}
         name = str(entry["name"])
         file = {"state_file": f"/etc/hapgent/{name}/state.json"}
-        found.append({"name": name, "service": f"hapgent@{name}", **plain, **file, **own})
+        found.append({"name": name, "service": f"{PREFIX}{name}", **plain, **file, **own})
     return found
 
 
@@ -48,9 +49,11 @@ def conflicts(found: t.Sequence[Variables]) -> list[str]:
     problems = []
     for one, other in itertools.combinations(found, 2):
         both = f"{_shown(one)} and {_shown(other)}"
-        if one["service"] == other["service"]:
+        # The playbooks and the commands also know the service hapgent@NAME by its short name.
+        if name_of(one["service"]) == name_of(other["service"]):
             problems.append(
-                f"Two instances have the name {_shown(one)}. Give each a name of its own in hapgent_instances."
+                f"Two instances have the name {name_of(one['service'])}. Give each a name of its own in "
+                "hapgent_instances."
             )
             continue
         if _listen_on_one_address(one, other):
@@ -88,7 +91,7 @@ def _path_problem(instance: Variables, other: Variables) -> str:
     path, their_path = str(instance["state_file"]), str(other["state_file"])
     if path == their_path:
         return f"would share the state file {path}"
-    if their_path in (path + suffix for suffix in BESIDE):
+    if their_path in (path + suffix for suffix in SUFFIXES):
         return f"would share the file {their_path}"
     folder, their_folder = posixpath.dirname(path), posixpath.dirname(their_path)
     if instance["user"] == other["user"] or not (their_folder + "/").startswith(folder + "/"):

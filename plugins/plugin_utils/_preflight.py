@@ -151,7 +151,7 @@ def _path_problem(host: t.Mapping[str, t.Any], instance: Instance, uninstall: bo
     file = found.get(state_file)
     problems = [_parent_problem(found[path], uid) for path in parents(state_file) if path in found]
     if folder:
-        problems.append(_folder_problem(folder) or ("" if uninstall else _owner_problem(folder, file, host)))
+        problems.append(_folder_problem(folder) or ("" if uninstall else _owner_problem(folder, file, host, instance)))
     if file:
         problems.append(_file_problem(file, uninstall))
     problem = next(filter(None, problems), "")
@@ -181,15 +181,16 @@ def _folder_problem(found: Found) -> str:
     return "" if stat.S_ISDIR(found.mode) else f"{found.path} is not a folder"
 
 
-def _owner_problem(folder: Found, file: Found | None, host: t.Mapping[str, t.Any]) -> str:
+def _owner_problem(folder: Found, file: Found | None, host: t.Mapping[str, t.Any], instance: Instance) -> str:
     is_its_own = host["user"] is not None and host["user"]["id"] == folder.uid
     # The folder of an agent that had another user, or one in which only the folders of other instances are.
     is_an_agents = (file is not None or host["has_instances"]) and not host["has_other_files"]
     if is_its_own or is_an_agents:
         return ""
     return (
-        f"{folder.path} belongs to {printable(folder.owner)}. It must belong to hapgent_user, because the agent "
-        "replaces files in it: use a folder that does not exist yet, or change the owner with chown"
+        f"{folder.path} belongs to {printable(folder.owner)}. It must belong to {instance['user']}, the user that runs "
+        "the agent, because the agent replaces files in it: use a folder that does not exist yet, or change the owner "
+        "with chown"
     )
 
 
@@ -197,9 +198,9 @@ def _file_problem(found: Found, uninstall: bool) -> str:
     if stat.S_ISREG(found.mode):
         return ""
     if stat.S_ISDIR(found.mode):
-        return f"hapgent_state_file must be a file, such as {found.path}/state.json, but {found.path} is a folder"
+        return f"it must be a file, such as {found.path}/state.json, but {found.path} is a folder"
     # Uninstalling ignores such a file, so that the agent's user cannot prevent it by creating one.
-    return "" if uninstall else f"hapgent_state_file must be a regular file, but {found.path} is not one: remove it"
+    return "" if uninstall else f"it must be a regular file, but {found.path} is not one: remove it"
 
 
 def _service_problem(host: t.Mapping[str, t.Any], instance: Instance) -> str:

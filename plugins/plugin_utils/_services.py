@@ -58,14 +58,17 @@ def services(variables: Variables, found: t.Sequence[str]) -> list[Service]:
     the default instance is selected, so that reading its state reports the problem.
     """
     wanted = words(variables.services)
-    default = str(variables.service)
+    # The role hapgent installs no default instance if hapgent_service is empty.
+    default = "" if variables.service is None else str(variables.service)
+    if not wanted and not default:
+        raise ServicesError("hapgent_services must name the instances to work on, because hapgent_service is empty")
     if wanted == [ALL]:
-        all_services = sorted({service.removesuffix(SUFFIX) for service in found}) or [default]
-        selected = {name_of(service): service for service in all_services}
+        all_services = sorted({service.removesuffix(SUFFIX) for service in found}) or [default or DEFAULT]
+        selected = _named(all_services)
     elif wanted:
-        selected = {name_of(name): _service_of(name, default) for name in wanted}
+        selected = _named([_service_of(name, default) for name in wanted])
     else:
-        selected = {name_of(default): default}
+        selected = _named([default])
     names = list(selected)
     servers = _of_each("hapgent_server", variables.server, names)
     backends = _of_each("hapgent_backend", variables.backend, names)
@@ -86,6 +89,11 @@ def name_of(service: str) -> str:
     return service[len(PREFIX) :] if service.startswith(PREFIX) else service
 
 
+def _named(selected: t.Sequence[str]) -> dict[str, str]:
+    """These services by name. The name of hapgent@NAME is not short if another of them is the service NAME."""
+    return {service if name_of(service) in selected else name_of(service): service for service in selected}
+
+
 def _service_of(name: str, default: str) -> str:
     """The service of an instance, which may be named by its service. C(default) is that of the default instance."""
     return name if name in (DEFAULT, default) or name.startswith(PREFIX) else PREFIX + name
@@ -95,10 +103,12 @@ def _of_each(variable: str, value: t.Any, names: t.Sequence[str]) -> dict[str, t
     """The value for each of these instances. A dictionary has their names as keys; any other value is for all."""
     if not isinstance(value, t.Mapping):
         return dict.fromkeys(names, value)
-    missing = [name for name in names if name not in value]
+    # YAML reads a name such as 7 as a number.
+    by_name = {str(name): of_one for name, of_one in value.items()}
+    missing = [name for name in names if name not in by_name]
     if missing:
         raise ServicesError(f"{variable} must have an entry for each service, but has none for {', '.join(missing)}")
-    return {name: value[name] for name in names}
+    return {name: by_name[name] for name in names}
 
 
 def titled(host: str, service: Service) -> str:

@@ -21,6 +21,17 @@ def test_status_finds_the_agents(fleet: Fleet) -> None:
     assert other["state"] == {"status": "UP"}
 
 
+def test_all_services_are_not_drained_unless_all_could_be_searched(fleet: Fleet) -> None:
+    variables = {"hapgent_hosts": "web1", "hapgent_services": "all"}
+    for result in ("hapgent__running", "hapgent__configured_units"):
+        failed = {result: {"msg": "no access"}}
+        played = fleet.play("hapgent.agent.drain", succeeds=False, variables={**variables, **failed})
+        assert "no access" in played.failures()["web1"]
+    # Both searches work. Without systemd, an agent can be found only by its state file.
+    played = fleet.play("hapgent.agent.drain", succeeds=False, variables=variables)
+    assert played.results("Read the states of the agents", "web1")
+
+
 def test_min_up_counts_the_agents_if_there_are_no_load_balancers(fleet: Fleet) -> None:
     variables = {"hapgent_hosts": "web1", "hapgent_load_balancers": [], "hapgent_fleet": "web", "hapgent_min_up": 2}
     fleet.play("hapgent.agent.drain", variables=variables)

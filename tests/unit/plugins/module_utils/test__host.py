@@ -29,9 +29,9 @@ def soon(seconds: float = 15) -> float:
 
 
 def test_accounts() -> None:
-    assert _host.user("root") == {"id": 0, "comment": "root"}
+    assert _host.user("root") == {"id": 0, "comment": "root", "primary_group": 0}
     assert _host.user("no-such-user") is None
-    assert _host.group("root") == {"members": []}
+    assert _host.group("root") == {"id": 0, "members": []}
     assert _host.group("no-such-group") is None
 
 

@@ -26,21 +26,23 @@ INSTANCE = {
 
 
 def test_returns_all_documented_values(run_ansible: RunAnsible) -> None:
-    arguments = {"program": "/no/such/program", "instances": [INSTANCE, {**INSTANCE, "python": "/no/python"}]}
+    others = [{**INSTANCE, "python": "/no/python"}, {**INSTANCE, "group": "root"}]
+    arguments = {"program": "/no/such/program", "instances": [INSTANCE, *others]}
     found = run_ansible("hapgent_host_info", json.dumps(arguments))
     assert not found["changed"]
     documented = yaml.safe_load(RETURN)
     assert set(documented) <= set(found)
-    first, second = found["instances"]
+    first, second, _third = found["instances"]
     assert set(first) == set(documented["instances"]["contains"])
-    assert first["user"] == {"id": 0, "comment": "root"}
+    assert first["user"] == {"id": 0, "comment": "root", "primary_group": 0}
     assert first["group"] is None
     assert first["python_version"].startswith("3.")
     assert second == {**first, "python_version": ""}
     assert [component["path"] for component in first["path"]] == ["/", "/etc", "/etc/passwd"]
     assert first["has_other_files"]
     assert (first["unit"] == {}) == (found["service_manager"] != "systemd")
-    (account,) = found["accounts"]
+    account, primary = found["accounts"]
     assert set(account) == set(documented["accounts"]["contains"])
     assert (account["name"], account["group"], account["comment"]) == ("root", "no-such-group", "root")
     assert account["members"] is None
+    assert (account["is_primary"], primary["is_primary"]) == (False, True)

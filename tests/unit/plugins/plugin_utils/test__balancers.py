@@ -191,7 +191,7 @@ CHANGE_PROBLEMS: dict[str, tuple[Result, list[str], str, list[str], list[str]]] 
         },
         [],
         "lb",
-        ["MAINT UP # disk", "Nothing was changed"],
+        ["MAINT UP # disk", "This run did not change it"],
         ["stays", "hapgent_"],
     ),
     "only a message": ({"msg": "MODULE FAILURE"}, [], "lb", ["MODULE FAILURE."], ["hapgent_"]),
@@ -226,6 +226,7 @@ def test_outcome_of_a_change_of_several_agents() -> None:
     assert change_outcome([("web1 shop", done), ("web1 api", changed(up))], {}, [], "lb")["reported"] == "DRAIN and UP"
     kept = changed({"status": "MAINT"}, kept=True)
     refusal = change_outcome([("web1 shop", done), ("web1 api", kept)], {}, [], "lb")["refusal"]
+    assert "Nothing was changed" not in refusal
     assert refusal.startswith("web1 api: the state was changed meanwhile")
     assert refusal.endswith("The state of web1 shop was changed.")
     assert change_outcome([("web1", kept)], {}, [], "lb")["refusal"].startswith("web1: the state was changed meanwhile")

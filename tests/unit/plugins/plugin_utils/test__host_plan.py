@@ -23,7 +23,8 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._host_plan import (
 
 
 def account(name: str, group: str, comment: str | None = "", members: list[str] | None = None, **more: Any) -> Any:
-    return {"name": name, "group": group, "comment": comment, "members": members, "other_services": [], **more}
+    found = {"name": name, "group": group, "comment": comment, "members": members}
+    return {**found, "is_primary": True, "other_services": [], **more}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,12 @@ def test_missing_accounts(accounts: list[Any], groups: list[str], users: list[tu
         ([account("a", "a", CREATED_WITH_GROUP, ["a", "root"])], [], ["a"]),
         ([account("a", "a", CREATED_WITH_GROUP, [], other_services=["shop"])], [], []),
         ([account("a", "g", CREATED_WITH_GROUP, ["b"]), account("b", "g", CREATED, ["b"])], ["g"], ["a", "b"]),
+        # An instance has another group, which may have existed before.
+        (
+            [account("a", "a", CREATED_WITH_GROUP, []), account("a", "b", CREATED_WITH_GROUP, [], is_primary=False)],
+            ["a"],
+            ["a"],
+        ),
     ],
 )
 def test_removable_accounts(accounts: list[Any], groups: list[str], users: list[str]) -> None:
@@ -110,6 +117,14 @@ def test_uninstalling_removes_all_sockets_first() -> None:
         *(f"{service}.service" for service in ("hapgent", "hapgent@shop", "old")),
     ]
     assert found["state_files"] == [f"/etc/{service}/state.json" for service in ("hapgent", "hapgent@shop", "old")]
+
+
+def test_uninstalling_removes_inner_folders_first() -> None:
+    """Otherwise the folder of the default instance would not be empty when it is its turn."""
+    inner = {**installed("hapgent@shop"), "state_file": "/etc/hapgent/shop/state.json"}
+    host = {"installed": [installed("hapgent"), inner], "instances": [unit()]}
+    found = leaving(host, [instance("hapgent")], uninstall=True)
+    assert found["state_files"] == ["/etc/hapgent/shop/state.json", "/etc/hapgent/state.json"]
 
 
 def test_uninstalling_twice_finds_the_state_file_again() -> None:

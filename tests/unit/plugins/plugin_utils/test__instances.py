@@ -55,6 +55,13 @@ def test_the_specs_list_what_an_entry_may_set() -> None:
         assert {**plain, "description": "", "default": ""} == {**own, "description": "", "default": ""}
 
 
+@pytest.mark.parametrize("service", ["shop", "hapgent@shop"])
+def test_the_default_instance_has_no_name_of_another(service: str) -> None:
+    """Otherwise hapgent_services=shop and --service shop would mean either of them."""
+    (problem,) = conflicts(described({"name": "shop", "port": 1}, hapgent_service=service))
+    assert "name shop" in problem
+
+
 @pytest.mark.parametrize(
     ("listed", "problem"),
     [

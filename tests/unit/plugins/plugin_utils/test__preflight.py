@@ -404,7 +404,7 @@ def test_a_folder_instead_of_the_state_file(path: StatePath, uninstall: bool) ->
 
 def test_a_state_file_that_is_not_a_regular_file(path: StatePath) -> None:
     path.state_file.symlink_to("/etc/shadow")
-    assert "must be a regular file" in path.problem()
+    assert "and it must be a regular file" in path.problem()
     path.state_file.unlink()
     os.mkfifo(path.state_file)
     assert "must be a regular file" in path.problem()
@@ -415,7 +415,7 @@ def test_a_state_file_that_is_not_a_regular_file(path: StatePath) -> None:
 def test_a_folder_of_another_user_is_taken_over_only_with_nothing_but_the_agents_files(path: StatePath) -> None:
     os.chown(path.folder, OTHER, OTHER)
     for uid in (AGENT, None):
-        assert f"belongs to user {OTHER}" in path.problem(uid)
+        assert f"belongs to user {OTHER}. It must belong to shop," in path.problem(uid)
         assert f"belongs to user {OTHER}" in path.problem(uid, has_other_files=False)
         assert path.problem(uid, uninstall=True) == ""
     for uid in (AGENT, None):

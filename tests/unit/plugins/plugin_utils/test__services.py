@@ -46,6 +46,20 @@ def test_selected_services(wanted: Any, default: str, expected: list[str]) -> No
     assert [service["service"] for service in selected(wanted, service=default)] == expected
 
 
+def test_all_leaves_out_none_of_two_with_the_same_name() -> None:
+    found = selected("all", found=["shop", "hapgent@shop"])
+    assert [service["service"] for service in found] == ["hapgent@shop", "shop"]
+    assert len({service["name"] for service in found}) == 2
+
+
+@pytest.mark.parametrize("service", ["", None])
+def test_without_a_default_instance_the_others_must_be_named(service: str | None) -> None:
+    with pytest.raises(ServicesError, match=r"hapgent_services .* hapgent_service is empty"):
+        selected([], service=service)
+    assert [found["service"] for found in selected("shop", service=service)] == ["hapgent@shop"]
+    assert [found["service"] for found in selected("all", service=service)] == FOUND
+
+
 def test_all_includes_stopped_services() -> None:
     found = [service["service"] for service in selected("all", found=WITH_UNITS)]
     assert found == ["hapgent", "hapgent@api", "hapgent@shop", "legacy"]
@@ -75,6 +89,11 @@ def test_servers_and_backends_may_differ() -> None:
     assert (api["server"], api["backends"]) == ("7", ["api"])
     shop, api = selected("shop,api", backend="web")
     assert (shop["server"], api["server"], shop["backends"], api["backends"]) == ("web7", "web7", ["web"], ["web"])
+
+
+def test_numbers_may_be_names() -> None:
+    (seven,) = selected([7], server={7: "web-seven"}, backend={7: ["web"]})
+    assert (seven["server"], seven["backends"]) == ("web-seven", ["web"])
 
 
 @pytest.mark.parametrize("variable", ["server", "backend"])
