@@ -22,6 +22,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -465,6 +466,19 @@ def test_services_of_other_programs_do_not_count(commands: Commands) -> None:
     finally:
         os.kill(outer_pid(agent), signal.SIGKILL)
         agent.await_exit()
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_works_with_closed_standard_streams(commands: Commands, closed: str) -> None:
+    poll_from(commands.agents["hapgent@shop"], FAST)
+    command = shlex.join(commands.command("drain", "--wait=0", "--service", "shop"))
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False, env=commands.environment()
+    )
+    # The load balancer does not poll again.
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Traceback" not in done.stderr
+    assert commands.saved("hapgent@shop") == DRAIN
 
 
 # Exit statuses
