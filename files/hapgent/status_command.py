@@ -35,6 +35,8 @@ MAX_BYTES = 4 * 1024 * 1024
 MAX_SHOWN = 4200
 # Deeper lists and objects could be read, but perhaps not be printed again. A status has three levels.
 MAX_DEPTH = 32
+# Each is a row of the table. The agent keeps 1,024.
+MAX_PEERS = 4096
 # Every 64-bit number fits in 20 digits. Python needs minutes to convert a number of several megabytes.
 MAX_DIGITS = 20
 # The end of the year 9999, the last one that Python can print.
@@ -169,6 +171,7 @@ def _complaint(read: Read) -> str:
     where = printable(read.source.path)
     if read.source.service:
         where = f"{printable(read.source.service)} ({where})" if where else printable(read.source.service)
+    where = where or read.source.label
     advice = (
         " Check that the agent is running, that this is its HAPGENT_SOCKET, and that you have permission to access it."
     )
@@ -378,6 +381,8 @@ def known(document: t.Any) -> Status:
         raise ValueError("what responds there is not an agent: its JSON is not an object")
     status = _fields("", document, REQUIRED, OPTIONAL)
     status["state"] = _fields("state.", status["state"], REQUIRED_OF_STATE, OPTIONAL_OF_STATE)
+    if len(status["peers"]) > MAX_PEERS:
+        raise ValueError(f"what responds there is not an agent: it reports more than {MAX_PEERS} load balancers")
     status["peers"] = [
         _fields(f"peers[{number}].", peer, REQUIRED_OF_PEER, OPTIONAL_OF_PEER)
         for number, peer in enumerate(status["peers"])

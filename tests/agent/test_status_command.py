@@ -176,6 +176,7 @@ NOT_A_STATUS: dict[str, Callable[[], Iterator[bytes]]] = {
     "time that is true": sent({**ALL, "since": True}),
     "time after the year 9999": sent({**ALL, "since": 1e300}),
     "peers that are an object": sent({**ALL, "peers": {"192.0.2.1": True}}),
+    "too many peers": sent({**ALL, "peers": ALL["peers"] * 4097}),
     "peer that is a text": sent({**ALL, "peers": ["192.0.2.1"]}),
     "peer with a number for a flag": sent({**ALL, "peers": [BAD_PEER]}),
     "counters that are a list": sent({**ALL, "counters": [1]}),
