@@ -21,7 +21,9 @@ ZIPAPP = ROLE / "files" / "hapgent.pyz"
 MANUAL = ROLE / "files" / "hapgent.1"
 COMPLETION = ROLE / "files" / "hapgent.bash"
 CHECKSUM_FILE = ROLE / "vars" / "main.yml"
-SHEBANG = b"#!/usr/bin/env python3\n"
+# Isolated (-I -S), because root runs this. Otherwise, Python would import modules from folders that PYTHONPATH and HOME
+# name, and an empty entry in PYTHONPATH is the current folder, which may belong to another user.
+SHEBANG = b"#!/usr/bin/env -S python3 -I -S\n"
 
 
 def zipapp() -> bytes:

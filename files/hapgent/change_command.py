@@ -415,7 +415,8 @@ class _Progress:
     """
 
     def __init__(self) -> None:
-        self._in_place = sys.stdout.isatty()
+        # Standard output is None if it is closed.
+        self._in_place = sys.stdout is not None and sys.stdout.isatty()
         self._shown: list[str] = []
 
     def __enter__(self) -> _Progress:

@@ -29,6 +29,7 @@ def _command(arguments: list[str]) -> int:
     # Imported here, and by what this calls, to keep the running agent small.
     from hapgent import usage  # noqa: PLC0415
 
+    _open_standard_streams()
     name, *rest = arguments
     if name in usage.COMMANDS:
         return _run_command(usage.COMMANDS[name], rest)
@@ -110,7 +111,7 @@ def _open_status_socket(path: str) -> StatusSocket | None:
 
 
 def _open_standard_streams() -> None:
-    """Open closed standard streams. Otherwise, a socket could get the number of one, and receive log lines."""
+    """Open closed standard streams. Otherwise, a socket or pipe could get the number of one, and receive log lines."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

@@ -107,7 +107,8 @@ def discover() -> list[Found]:
     known = {one.process.pid for one in found if one.process}
     for process in others({*known, os.getpid()})[0]:
         try:
-            is_trusted = not distrust(process) and (trusted is None or process.user in trusted)
+            # The user first, because a file system of another user may never respond.
+            is_trusted = (trusted is None or process.user in trusted) and not distrust(process)
             if is_trusted and not process.is_in_container():
                 found.append(_of_process("", process))
         except InstanceError:

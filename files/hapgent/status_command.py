@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import socket
@@ -32,6 +33,10 @@ WATCH_SECONDS = 1.0
 MAX_BYTES = 4 * 1024 * 1024
 # Longer text is cut in the table. A path has at most 4,096 bytes.
 MAX_SHOWN = 4200
+# Deeper lists and objects could be read, but perhaps not be printed again. A status has three levels.
+MAX_DEPTH = 32
+# Each is a row of the table. The agent keeps 1,024.
+MAX_PEERS = 4096
 # Every 64-bit number fits in 20 digits. Python needs minutes to convert a number of several megabytes.
 MAX_DIGITS = 20
 # The end of the year 9999, the last one that Python can print.
@@ -166,6 +171,7 @@ def _complaint(read: Read) -> str:
     where = printable(read.source.path)
     if read.source.service:
         where = f"{printable(read.source.service)} ({where})" if where else printable(read.source.service)
+    where = where or read.source.label
     advice = (
         " Check that the agent is running, that this is its HAPGENT_SOCKET, and that you have permission to access it."
     )
@@ -246,13 +252,25 @@ def ask(connect: Connect) -> t.Any:
     """Return the JSON document that is sent on a socket. Its content is not checked.
 
     Raises OSError, TimeoutError after PATIENCE_SECONDS in total, RecursionError, and ValueError if the document is not
-    JSON, is larger than MAX_BYTES or contains a number that is too long.
+    JSON, is larger than MAX_BYTES or contains a number that is too long or too large.
     """
     raw = _receive(connect, time.monotonic() + PATIENCE_SECONDS)
     try:
-        return json.loads(raw, parse_int=_whole_number, parse_constant=_whole_number)
+        document = json.loads(raw, parse_int=_whole_number, parse_float=_finite, parse_constant=_whole_number)
     except ValueError as error:
         raise ValueError(f"what responds there is not an agent: {error}") from error
+    _check_depth(document)
+    return document
+
+
+def _check_depth(document: t.Any) -> None:
+    """Raise RecursionError if lists and objects are nested deeper than MAX_DEPTH."""
+    level = [document]
+    for _depth in range(MAX_DEPTH):
+        inner = [value for value in level if isinstance(value, (dict, list))]
+        level = [item for value in inner for item in (value.values() if isinstance(value, dict) else value)]
+    if level:
+        raise RecursionError
 
 
 def _receive(connect: Connect, deadline: float) -> bytes:
@@ -292,6 +310,13 @@ def _whole_number(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)  # Fails for NaN and Infinity, which are not JSON.
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {printable(digits, 30)}")  # JSON could not express it again.
+    return number
 
 
 def _is_text(value: t.Any) -> bool:
@@ -356,6 +381,8 @@ def known(document: t.Any) -> Status:
         raise ValueError("what responds there is not an agent: its JSON is not an object")
     status = _fields("", document, REQUIRED, OPTIONAL)
     status["state"] = _fields("state.", status["state"], REQUIRED_OF_STATE, OPTIONAL_OF_STATE)
+    if len(status["peers"]) > MAX_PEERS:
+        raise ValueError(f"what responds there is not an agent: it reports more than {MAX_PEERS} load balancers")
     status["peers"] = [
         _fields(f"peers[{number}].", peer, REQUIRED_OF_PEER, OPTIONAL_OF_PEER)
         for number, peer in enumerate(status["peers"])

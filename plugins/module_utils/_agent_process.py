@@ -316,7 +316,11 @@ def _check_folder(folder: int, owners: t.Collection[int | None]) -> None:
 
 
 def services(run_command: RunCommand) -> dict[str, Process]:
-    """Return the systemd services that run an agent as their main process. Raises InstanceError."""
+    """Return the systemd services that run an agent as their main process. Raises InstanceError.
+
+    Services of other programs also run as users that could rename a process, such as the manager of each user's own
+    services. So unless root or the user who runs this code runs the process, the service must mention the agent.
+    """
     if not _systemd.is_running():
         return {}
     try:
@@ -328,6 +332,7 @@ def services(run_command: RunCommand) -> dict[str, Process]:
             name: process
             for name, process in found.items()
             if _systemd.service(name, run_command).main_pid == process.pid
+            and (process.user in (0, os.geteuid()) or _systemd.mentions(name, PROCESS_NAME, run_command))
         }
     except SystemdError as error:
         raise InstanceError(str(error)) from error

@@ -17,6 +17,7 @@ import select
 import signal
 import stat
 import subprocess
+import threading
 import time
 import typing as t
 
@@ -99,12 +100,23 @@ def service_manager() -> str:
         return "unknown"
 
 
-def path_to(state_file: str) -> list[Found]:
+def path_to(state_file: str, deadline: float) -> list[Found]:
     """Return owner and mode of each folder on the path, starting with C(/), and of the file. Links are not followed.
 
-    The list ends before the first component that does not exist.
+    The list ends before the first component that does not exist. Raises TimeoutError, because a file system of another
+    user may never respond.
     """
-    found = []
+    found: list[Found] = []
+    # A daemon thread does not keep the module from exiting.
+    thread = threading.Thread(target=_follow, args=(state_file, found), daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    if thread.is_alive():
+        raise TimeoutError(f"the file system of {state_file} did not respond in time")
+    return found
+
+
+def _follow(state_file: str, found: list[Found]) -> None:
     path = ""
     for component in state_file.split("/"):
         path = "/" if not component else os.path.join(path, component)
@@ -113,7 +125,6 @@ def path_to(state_file: str) -> list[Found]:
         except OSError:
             break
         found.append({"path": path, "uid": status.st_uid, "owner": _user_name(status.st_uid), "mode": status.st_mode})
-    return found
 
 
 class Contents(t.NamedTuple):

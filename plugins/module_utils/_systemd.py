@@ -69,6 +69,21 @@ def environment(name: str, run_command: RunCommand) -> dict[str, str]:
     return parse_unit_environment(out)
 
 
+def mentions(name: str, word: str, run_command: RunCommand) -> bool:
+    """Return whether a service has this word in its name, its command or its environment. Raises SystemdError.
+
+    Unlike the name of its process, these are set by root.
+    """
+    unit = _unit(name)
+    if word in unit:
+        return True
+    properties = "--property=ExecStart,Environment,EnvironmentFiles"
+    rc, out, err = run_command(["systemctl", "show", properties, "--", unit])
+    if rc != 0:
+        raise SystemdError(f"systemctl show {unit} failed: {err.strip()}")
+    return word in out
+
+
 def _unit(name: str) -> str:
     unit = name if name.endswith(SUFFIX) else name + SUFFIX
     # A pattern would match other services.

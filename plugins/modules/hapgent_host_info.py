@@ -223,12 +223,13 @@ def python_version(program: str) -> str:
 def inspected(instance: Found, unit: Found, files: list[str]) -> Found:
     """What the host has for an instance. C(files) are the state files of all instances."""
     own = instance["state_file"]
+    path = _host.path_to(own, time.monotonic() + SECONDS)
     contents = _host.contents(own, [file for file in files if file != own], time.monotonic() + SECONDS)
     return {
         "user": _host.user(instance["user"]),
         "group": _host.group(instance["group"]),
         "python_version": python_version(instance["python"]),
-        "path": _host.path_to(own),
+        "path": path,
         "has_instances": contents.has_instances,
         "has_other_files": contents.has_others,
         "unit": unit,
@@ -265,10 +266,14 @@ def main() -> None:
     installed = _host.installed()
     ours = {*names, *(found["service"] for found in installed)}
     accounts = dict.fromkeys((instance["user"], instance["group"]) for instance in [*described, *installed])
+    try:
+        instances = [inspected(instance, unit, files) for instance, unit in zip(described, units)]
+    except TimeoutError as error:
+        module.fail_json(msg=f"{error}. Use another state_file, or run this again when the cause is fixed.")
     module.exit_json(
         changed=False,
         service_manager=manager,
-        instances=[inspected(instance, unit, files) for instance, unit in zip(described, units)],
+        instances=instances,
         installed=installed,
         accounts=[account(user, group, ours) for user, group in accounts],
         other_agents=_host.other_services(ours, rf"ExecStart=(.* )?{re.escape(program)}"),

@@ -22,6 +22,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -432,6 +433,52 @@ def test_agents_of_other_users_do_not_count_beside_services(commands: Commands) 
     finally:
         os.kill(outer_pid(agent), signal.SIGKILL)
         agent.await_exit()
+
+
+def test_processes_of_other_users_are_not_inspected_beside_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The file system with their state file may never respond.
+    process = SimpleNamespace(user=os.geteuid() + 1, pid=7)
+    monkeypatch.setattr(instances._systemd, "is_running", lambda: True)
+    monkeypatch.setattr(instances._systemd, "services", lambda _run: [service("hapgent")])
+    monkeypatch.setattr(instances._systemd, "environment", lambda _name, _run: {})
+    monkeypatch.setattr(instances, "services", lambda _run: {})
+    monkeypatch.setattr(instances, "unit_files", dict)
+    monkeypatch.setattr(instances, "others", lambda _known: ([process], 0))
+    monkeypatch.setattr(instances, "distrust", lambda one: pytest.fail(f"process {one.pid} was inspected"))
+    assert [found.service for found in instances.discover()] == ["hapgent"]
+
+
+@needs_root
+def test_services_of_other_programs_do_not_count(commands: Commands) -> None:
+    # A user may have renamed the manager of their own services, which is the main process of a service.
+    folder = commands.folder / "renamed"
+    folder.mkdir()
+    os.chown(folder, STRANGER, STRANGER)
+    agent = commands.host.start(state_file=folder / "state.json", user=STRANGER)
+    manager = ("active", pid_on_host(agent), "")
+    try:
+        set_services(commands.folder, {**commands.services(), f"user@{STRANGER}": manager})
+        assert_done(commands.run("--services"), 0, "hapgent", "hapgent@old", "hapgent@shop")
+        # The unit of a service is trusted, whatever its name is.
+        agent_of_unit = (*manager[:2], f"HAPGENT_STATE_FILE={folder}/state.json")
+        set_services(commands.folder, {**commands.services(), "agent": agent_of_unit})
+        assert_done(commands.run("--services"), 0, "agent", "hapgent", "hapgent@old", "hapgent@shop")
+    finally:
+        os.kill(outer_pid(agent), signal.SIGKILL)
+        agent.await_exit()
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_works_with_closed_standard_streams(commands: Commands, closed: str) -> None:
+    poll_from(commands.agents["hapgent@shop"], FAST)
+    command = shlex.join(commands.command("drain", "--wait=0", "--service", "shop"))
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False, env=commands.environment()
+    )
+    # The load balancer does not poll again.
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Traceback" not in done.stderr
+    assert commands.saved("hapgent@shop") == DRAIN
 
 
 # Exit statuses

@@ -182,6 +182,16 @@ def test_runs_as_a_program(python: str, tmp_path: Path) -> None:
     assert printed.stdout.startswith("hapgent ")
 
 
+def test_the_program_ignores_modules_of_other_users(python: str, tmp_path: Path) -> None:
+    # Root may run it in any folder. An empty entry in PYTHONPATH is the current folder.
+    (tmp_path / "python3").symlink_to(python)
+    for name in ("signal.py", "json.py", "sitecustomize.py", "usercustomize.py"):
+        (tmp_path / name).write_text("open('imported', 'w')\n", encoding="utf-8")
+    environment = {"PATH": f"{tmp_path}:{os.defpath}", "PYTHONPATH": ":/nowhere", "HOME": str(tmp_path)}
+    subprocess.run([ZIPAPP, "--version"], capture_output=True, check=True, env=environment, cwd=tmp_path)
+    assert not (tmp_path / "imported").exists()
+
+
 def test_the_zipapp_answers(zipapps: Agents, python: str) -> None:
     assert zipapps.start(python=python).ask() == b"UP\n"
 

@@ -158,6 +158,10 @@ def assert_refused(done: subprocess.CompletedProcess[str], path: Path, arguments
 # Responses that are not a status
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
 BAD_PEER = {"address": "192.0.2.1", "received": 1}
 NOT_A_STATUS: dict[str, Callable[[], Iterator[bytes]]] = {
     "empty object": sent({}),
@@ -172,12 +176,15 @@ NOT_A_STATUS: dict[str, Callable[[], Iterator[bytes]]] = {
     "time that is true": sent({**ALL, "since": True}),
     "time after the year 9999": sent({**ALL, "since": 1e300}),
     "peers that are an object": sent({**ALL, "peers": {"192.0.2.1": True}}),
+    "too many peers": sent({**ALL, "peers": ALL["peers"] * 4097}),
     "peer that is a text": sent({**ALL, "peers": ["192.0.2.1"]}),
     "peer with a number for a flag": sent({**ALL, "peers": [BAD_PEER]}),
     "counters that are a list": sent({**ALL, "counters": [1]}),
     "error that is a number": sent({**ALL, "last_error": 7}),
     "NaN": lambda: iter([json.dumps({**ALL, "since": float("nan")}).encode()]),
     "infinity": lambda: iter([json.dumps(ALL).replace("1790000000", "1e999").encode()]),
+    "infinity in an unknown field": lambda: iter([json.dumps({**ALL, "new": 0}).encode()[:-2] + b"1e999}"]),
+    "deep lists in an unknown field": sent({**ALL, "new": nested(40)}),
     "number of a megabyte": lambda: iter([b'{"since": ' + b"9" * (1 << 20) + b"}"]),
     "deep lists": lambda: iter([b"[" * 100_000]),
     "deep objects": lambda: iter([b'{"state":' * 100_000]),

@@ -10,6 +10,7 @@ import grp
 import os
 import pwd
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_accounts_are_printable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwnam", lambda _name: entry)
     monkeypatch.setattr(pwd, "getpwuid", lambda _uid: entry)
     monkeypatch.setattr(grp, "getgrnam", lambda _name: grp.struct_group(("x", "x", 7, [hostile])))
-    user, group, root = _host.user("x"), _host.group("x"), _host.path_to("/etc")[0]
+    user, group, root = _host.user("x"), _host.group("x"), _host.path_to("/etc", soon())[0]
     assert user
     assert group
     for text in (user["comment"], group["members"][0], root["owner"]):
@@ -139,9 +140,20 @@ def state_file(tmp_path: Path) -> Path:
     return folder / "state.json"
 
 
+def test_a_path_that_does_not_respond_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A file system of another user may never respond.
+    responds = threading.Event()
+    monkeypatch.setattr(os, "lstat", lambda path: responds.wait(30) and os.stat(path))
+    try:
+        with pytest.raises(TimeoutError, match=r"/etc/x/state\.json"):
+            _host.path_to("/etc/x/state.json", soon(0.2))
+    finally:
+        responds.set()
+
+
 def test_path_names_each_component_without_following_links(state_file: Path) -> None:
     state_file.symlink_to("/etc/passwd")
-    found = _host.path_to(str(state_file))
+    found = _host.path_to(str(state_file), soon())
     assert [component["path"] for component in found] == [*map(str, reversed(state_file.parents)), str(state_file)]
     assert stat.S_ISLNK(found[-1]["mode"])
     assert stat.S_ISDIR(found[-2]["mode"])
@@ -149,16 +161,16 @@ def test_path_names_each_component_without_following_links(state_file: Path) -> 
 
 
 def test_path_ends_before_what_does_not_exist(state_file: Path) -> None:
-    assert _host.path_to(str(state_file))[-1]["path"] == str(state_file.parent)
-    assert _host.path_to("/no/such/file")[-1]["path"] == "/"
+    assert _host.path_to(str(state_file), soon())[-1]["path"] == str(state_file.parent)
+    assert _host.path_to("/no/such/file", soon())[-1]["path"] == "/"
     state_file.touch()
-    assert _host.path_to(str(state_file / "below"))[-1]["path"] == str(state_file)
+    assert _host.path_to(str(state_file / "below"), soon())[-1]["path"] == str(state_file)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other users")
 def test_owner_without_a_name(state_file: Path) -> None:
     os.chown(state_file.parent, OTHER_USER, OTHER_USER)
-    assert _host.path_to(str(state_file))[-1]["owner"] == f"user {OTHER_USER}"
+    assert _host.path_to(str(state_file), soon())[-1]["owner"] == f"user {OTHER_USER}"
 
 
 def contents(state_file: Path | str, *others: Path) -> tuple[bool, bool]:

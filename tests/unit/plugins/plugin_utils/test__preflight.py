@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -335,7 +336,7 @@ class StatePath:
         uninstall: bool = False,
         has_instances: bool = False,
     ) -> str:
-        found = path_to(str(self.state_file))
+        found = path_to(str(self.state_file), time.monotonic() + 10)
         # The folders above the folder of the test belong to this machine, where other users may write to them.
         above = parents(str(self.folder))[:-1]
         path = [{**component, **ROOT_FOLDER} if component["path"] in above else component for component in found]
