@@ -182,9 +182,8 @@ def test_runs_as_a_program(python: str, tmp_path: Path) -> None:
     assert printed.stdout.startswith("hapgent ")
 
 
-def test_the_zipapp_answers(agents: Agents, python: str) -> None:
-    # Other tests run the same files from a folder.
-    assert agents.start(python=python, program=ZIPAPP).ask() == b"UP\n"
+def test_the_zipapp_answers(zipapps: Agents, python: str) -> None:
+    assert zipapps.start(python=python).ask() == b"UP\n"
 
 
 def test_works_with_closed_standard_error(agents: Agents) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import Agent
+    from tests.conftest import Agent, Agents
 
 CLIENTS = Path(__file__).with_name("clients.py")
 # Long enough for all checks of a test on a slow and busy machine. A test waits this long only if it fails.
@@ -87,6 +87,12 @@ class Clients(Counter[str]):
 
 
 ClientsOf = Callable[..., contextlib.AbstractContextManager[Clients]]
+
+
+@pytest.fixture
+def agents(zipapps: Agents) -> Agents:
+    """Starts agents in the form that the role installs, because these tests measure their memory."""
+    return zipapps
 
 
 @pytest.fixture
