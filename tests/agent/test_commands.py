@@ -938,15 +938,21 @@ def test_a_state_that_a_person_has_set_stays(commands: Commands, state: dict[str
         assert commands.saved("hapgent") == state
 
 
-def test_a_stop_never_fails(commands: Commands) -> None:
-    for service in ("hapgent@old", "no-such"):
-        done = commands.run("follow", "stop", service, "web.service", "--grace=9", "--port=1")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert service in done.stdout
-    assert commands.saved("hapgent@old") == UP
+def test_a_problem_is_reported_and_never_a_failure(commands: Commands) -> None:
     commands.file("hapgent").write_text("{", encoding="utf-8")
-    assert commands.run("follow", "stop", "hapgent", "web.service", "--grace=9", "--port=1").returncode == 0
-    assert commands.run("follow", "start", "hapgent", "web.service").returncode == 1
+    for event in ("stop", "start"):
+        for service in ("no-such", "hapgent"):
+            done = commands.run("follow", event, service, "web.service", "--grace=9", "--port=1")
+            assert (done.returncode, done.stderr) == (0, "")
+            assert service in done.stdout
+
+
+def test_an_agent_that_does_not_run_delays_nothing(commands: Commands) -> None:
+    begin = time.monotonic()
+    done = commands.run("follow", "stop", "hapgent@old", "web.service", "--grace=60", "--port=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - begin < 30
+    assert commands.saved("hapgent@old") == UP
 
 
 def test_a_stop_waits_for_connections_up_to_its_limit() -> None:
