@@ -41,6 +41,11 @@ def _command(arguments: list[str]) -> int:
         return EXIT_OK
     if arguments == ["--services"]:
         return _print_services()
+    if name == "follow":
+        # Only units run this, so the help does not mention it.
+        from hapgent import follow  # noqa: PLC0415
+
+        return follow.main(rest)
     known = [*usage.COMMANDS, *(option for option, _text in usage.OPTIONS)]
     log.error(
         f"arguments must be a command ({', '.join(usage.COMMANDS)}), --help, --version, --services, or none to run the "

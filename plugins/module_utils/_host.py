@@ -30,6 +30,8 @@ UNITS = _systemd.UNITS
 KINDS = ("socket", "service")
 # The line with which a unit names itself as one that the role has installed. A copy under another name does not count.
 MARK = "# Managed by the role hapgent.agent.hapgent: {}"
+# The same line in the unit that drains an instance before another service stops.
+DRAIN_MARK = "# Managed by the role hapgent.agent.hapgent, for {}"
 # A user without rights, which need not have a name.
 NOBODY = 65534
 MAX_UNIT_BYTES = 1024 * 1024
@@ -184,24 +186,46 @@ def _user_name(uid: int) -> str:
 PROPERTIES = "LoadState,ActiveState,UnitFileState,ExecStart,ExecMainStartTimestamp,Listen"
 
 
-def services(names: t.Sequence[str], program: str, run_command: _systemd.RunCommand) -> list[Found]:
-    """Return what systemd has under each name: whether it runs the program, and what a restart has to know."""
-    units = [f"{name}.{kind}" for name in names for kind in KINDS]
+class Names(t.NamedTuple):
+    """The names of an instance: its service, the unit that drains it, and the unit that it follows, '' for none."""
+
+    service: str
+    drain_unit: str
+    followed: str
+
+
+def services(names: t.Sequence[Names], program: str, run_command: _systemd.RunCommand) -> list[Found]:
+    """Return what systemd has for each instance: whether it runs the program, and what a restart has to know."""
+    units = [
+        unit
+        for name in names
+        for unit in (*(f"{name.service}.{kind}" for kind in KINDS), name.drain_unit, name.followed or name.drain_unit)
+    ]
     shown = _shown(units, run_command)
-    return [_service(name, program, *shown[2 * number : 2 * number + 2]) for number, name in enumerate(names)]
+    return [_service(name, program, shown[4 * number : 4 * number + 4]) for number, name in enumerate(names)]
 
 
-def _service(name: str, program: str, socket: Properties, service: Properties) -> Found:
+def _service(names: Names, program: str, shown: t.Sequence[Properties]) -> Found:
+    socket, service, drain, followed = shown
+    name = names.service
     started = start_time(service.get("ExecMainStartTimestamp", ""))
     return {
-        "exists": service.get("LoadState", "not-found") != "not-found",
+        "exists": _exists(service),
         "runs_agent": program in service.get("ExecStart", ""),
         "units": [os.path.basename(path) for path in _paths(name) if os.path.lexists(path)],
         "listens": socket.get("Listen", ""),
         "socket_runs": _runs(socket),
         "service_runs": _runs(service),
         "is_outdated": max(map(_written, (program, *_paths(name)))) > started,
+        "drain_runs": _runs(drain),
+        "drain_enabled": drain.get("UnitFileState") == "enabled",
+        "followed_exists": bool(names.followed) and _exists(followed),
+        "followed_runs": bool(names.followed) and followed.get("ActiveState") == "active",
     }
+
+
+def _exists(unit: Properties) -> bool:
+    return unit.get("LoadState", "not-found") != "not-found"
 
 
 def _runs(unit: Properties) -> bool:
@@ -246,6 +270,7 @@ def installed() -> list[Found]:
                 "group": settings.get("Group", ""),
                 "state_file": settings.get("HAPGENT_STATE_FILE", ""),
                 "units": [os.path.basename(path) for path in _paths(name) if os.path.lexists(path)],
+                "drain_units": [unit for unit in _service_units() if DRAIN_MARK.format(name) in _unit_lines(unit)],
             }
         )
     return found

@@ -32,8 +32,9 @@ options:
   instances:
     description:
       - The instances that the variables of the role describe, each with C(service), the name of its systemd service
-        without the suffix, C(user), C(group), C(python), the path of its interpreter, and C(state_file). Other keys are
-        ignored.
+        without the suffix, C(user), C(group), C(python), the path of its interpreter, C(state_file),
+        C(drain_with), the service with which it is drained, V('') for none, and C(drain_unit), the unit that does that.
+        Other keys are ignored.
       - The interpreters are started as an unprivileged user.
     type: list
     elements: dict
@@ -50,6 +51,8 @@ EXAMPLES = r"""
         group: nogroup
         python: /usr/bin/python3
         state_file: /etc/hapgent/state.json
+        drain_with: shop.service
+        drain_unit: hapgent-drain@hapgent.service
 """
 
 RETURN = r"""
@@ -144,6 +147,18 @@ instances:
         is_outdated:
           description: Whether the program or a unit was written after the service was started.
           type: bool
+        drain_runs:
+          description: Whether the unit that drains the instance is active and enabled.
+          type: bool
+        drain_enabled:
+          description: Whether that unit is enabled.
+          type: bool
+        followed_exists:
+          description: Whether systemd has the service of C(drain_with).
+          type: bool
+        followed_runs:
+          description: Whether that service is active.
+          type: bool
 installed:
   description: The instances that the role has installed.
   returned: always
@@ -164,6 +179,10 @@ installed:
       type: str
     units:
       description: The units, the socket first.
+      type: list
+      elements: str
+    drain_units:
+      description: The unit that drains the instance before another service stops, if there is one.
       type: list
       elements: str
 accounts:
@@ -262,12 +281,13 @@ def main() -> None:
     names = [instance["service"] for instance in described]
     files = [instance["state_file"] for instance in described]
     manager = _host.service_manager()
-    units = _host.services(names, program, module.run_command) if manager == "systemd" else [{} for _name in names]
+    units = [_host.Names(one["service"], one["drain_unit"], one["drain_with"] or "") for one in described]
+    shown = _host.services(units, program, module.run_command) if manager == "systemd" else [{} for _name in names]
     installed = _host.installed()
     ours = {*names, *(found["service"] for found in installed)}
     accounts = dict.fromkeys((instance["user"], instance["group"]) for instance in [*described, *installed])
     try:
-        instances = [inspected(instance, unit, files) for instance, unit in zip(described, units)]
+        instances = [inspected(instance, unit, files) for instance, unit in zip(described, shown)]
     except TimeoutError as error:
         module.fail_json(msg=f"{error}. Use another state_file, or run this again when the cause is fixed.")
     module.exit_json(

@@ -37,16 +37,27 @@ class Accounts(t.TypedDict):
 
 
 class Leaving(t.TypedDict):
-    """What to remove: units, the sockets first, and the state files of these instances, the deepest first."""
+    """What to remove: units, the sockets first, the state files of these instances, the deepest first, and units that
+    drain instances.
+
+    The latter must not be stopped, because that would drain the server.
+    """
 
     units: list[str]
+    drain_units: list[str]
     state_files: list[str]
 
 
 class Units(t.TypedDict):
-    """The units to stop, start and restart, in this order, and whether systemd must read the units again before."""
+    """The units to stop, start and restart, in this order, and whether systemd must read the units again before.
+
+    C(drain) are units to enable and start, and C(enable) to enable only, because the service that they follow does not
+    run. They are never restarted, because that would drain the server.
+    """
 
     reload: bool
+    drain: list[str]
+    enable: list[str]
     stop: list[str]
     start: list[str]
     restart: list[str]
@@ -94,6 +105,8 @@ def leaving(host: Host, described: t.Sequence[Instance], uninstall: bool) -> Lea
     staying = [] if uninstall else [instance["service"] for instance in described]
     gone = [found for found in host["installed"] if found["service"] not in staying]
     units = [unit for found in gone for unit in found["units"]]
+    followers = [] if uninstall else [instance["drain_unit"] for instance in described if instance["drain_with"]]
+    drain_units = [unit for found in host["installed"] for unit in found["drain_units"] if unit not in followers]
     files = [found["state_file"] for found in gone if found["state_file"]]
     if uninstall:
         # Such as those of the role of hapgent 0.3.2.
@@ -101,6 +114,7 @@ def leaving(host: Host, described: t.Sequence[Instance], uninstall: bool) -> Lea
         files += [instance["state_file"] for instance in described]
     return {
         "units": sorted(dict.fromkeys(units), key=lambda unit: not unit.endswith(".socket")),
+        "drain_units": drain_units,
         # The deepest first, because a folder that contains the folder of another instance cannot be removed.
         "state_files": sorted(dict.fromkeys(files), key=lambda path: -path.count("/")),
     }
@@ -120,7 +134,7 @@ def units(
     C(changed) are the services of which a unit was changed, and C(new_program) is whether the program was. In check
     mode, systemd does not know the units that a real run would have written, so nothing is done with those.
     """
-    plan: Units = {"reload": False, "stop": [], "start": [], "restart": []}
+    plan: Units = {"reload": False, "stop": [], "start": [], "restart": [], "drain": [], "enable": []}
     for instance, found in zip(described, host["instances"]):
         service, unit = instance["service"], found["unit"]
         if check_mode and service in changed:
@@ -138,4 +152,8 @@ def units(
             plan["restart"].append(f"{service}.service")
         elif not unit["service_runs"]:
             plan["start"].append(f"{service}.service")
+        if instance["drain_with"] and unit["followed_runs"] and not unit["drain_runs"]:
+            plan["drain"].append(instance["drain_unit"])
+        elif instance["drain_with"] and not unit["drain_enabled"]:
+            plan["enable"].append(instance["drain_unit"])
     return plan

@@ -19,24 +19,33 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._services import PRE
 Variables = t.Mapping[str, t.Any]
 
 # The variables that each instance has, without their prefix.
-OF_INSTANCE = ("ip", "port", "state_file", "status", "weight", "maxconn", "settle", "user", "group", "python")
+OF_INSTANCE = (
+    *("ip", "port", "state_file", "status", "weight", "maxconn", "settle", "user", "group", "python"),
+    *("drain_with", "grace", "server_port", "health_url"),
+)
 
 
 def instances(variables: Variables, listed: t.Sequence[Variables]) -> list[dict[str, t.Any]]:
     """The instances: the default one, unless C(hapgent_service) is empty, and one for each entry of the list.
 
     An entry has the values of the plain variables, except for what it sets itself and for its state file. The C(name)
-    of the default instance is None.
+    of the default instance is None. The values of C(OF_INSTANCE) are beside them.
     """
     plain = {key: variables[f"hapgent_{key}"] for key in OF_INSTANCE}
     default = variables["hapgent_service"]
-    found = [{"name": None, "service": str(default), **plain}] if default not in (None, "") else []
+    found = [_instance(None, str(default), plain)] if default not in (None, "") else []
     for entry in listed:
         own = {key: entry[key] for key in OF_INSTANCE if entry.get(key) is not None}
         name = str(entry["name"])
         file = {"state_file": f"/etc/hapgent/{name}/state.json"}
-        found.append({"name": name, "service": f"{PREFIX}{name}", **plain, **file, **own})
+        found.append(_instance(name, f"{PREFIX}{name}", {**plain, **file, **own}))
     return found
+
+
+def _instance(name: str | None, service: str, values: Variables) -> dict[str, t.Any]:
+    # This unit drains the instance before another service stops.
+    unit = f"hapgent-drain@{name or service}.service"
+    return {"name": name, "service": service, "drain_unit": unit, **values}
 
 
 def variable(instance: Variables, key: str) -> str:

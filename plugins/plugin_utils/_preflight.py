@@ -26,8 +26,10 @@ NUMBERS = {
     # The fields that the first state of a new host can have.
     "weight": (0, FIELDS["weight"].limit),
     "maxconn": (0, FIELDS["maxconn"].limit),
+    "grace": (0, 86400),
+    "server_port": (1, 65535),
 }
-OPTIONAL = ("weight", "maxconn")
+OPTIONAL = ("weight", "maxconn", "server_port")
 # Nine digits are more than any limit needs. Leading zeros are rejected, because some programs read them as octal.
 WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -46,6 +48,11 @@ FORMS = {
         f"({COMPONENT}){{3,}}",
         "an absolute path with at least two folders, of letters, digits and _./@:+-, without .., "
         "such as /etc/hapgent/state.json",
+    ),
+    "drain_with": (r"|[A-Za-z0-9:_.@-]{1,200}\.service", "the name of a service, with .service, or empty"),
+    "health_url": (
+        r"|https?://[A-Za-z0-9._~:/?#\[\]@!&()*+,;=-]{1,500}",
+        "a URL without quotes, spaces and %, or empty",
     ),
 }
 # The agent's sandbox hides these folders, or a reboot empties them.
@@ -106,7 +113,16 @@ def variable_problems(
             "hapgent_service is empty and hapgent_instances has no entry, so there is no instance to install. "
             "Name at least one, or set hapgent_uninstall=true."
         ]
-    return conflicts(described)
+    return [*filter(None, map(_drain_with_problem, described)), *conflicts(described)]
+
+
+def _drain_with_problem(instance: Instance) -> str:
+    if not instance["drain_with"] or instance["server_port"] is not None:
+        return ""
+    return (
+        f"{variable(instance, 'server_port')} must be the port of {instance['drain_with']}, so that its connections "
+        "can be counted before it stops."
+    )
 
 
 def parents(state_file: str) -> list[str]:
@@ -134,6 +150,7 @@ def host_problems(
         problems += [_path_problem(found, instance, uninstall), _service_problem(found, instance)]
         if not uninstall:
             problems += [_python_problem(found, instance), _account_problem(found, instance, manage_user)]
+            problems += [_followed_problem(found, instance)]
     return list(dict.fromkeys(problem for problem in problems if problem))
 
 
@@ -210,6 +227,15 @@ def _service_problem(host: t.Mapping[str, t.Any], instance: Instance) -> str:
     return (
         f"{name} must not be the name of another service, but the host has a service {instance['service']} that does "
         "not run the agent. Choose another name."
+    )
+
+
+def _followed_problem(host: t.Mapping[str, t.Any], instance: Instance) -> str:
+    if not instance["drain_with"] or host["unit"]["followed_exists"]:
+        return ""
+    return (
+        f"{variable(instance, 'drain_with')} must be a service of the host, but systemd has no "
+        f"{instance['drain_with']}. Install the service first, or correct the name."
     )
 
 

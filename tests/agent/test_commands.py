@@ -16,6 +16,7 @@ The wording of each message is in MESSAGES and nowhere else.
 from __future__ import annotations
 
 import contextlib
+import http.server
 import importlib
 import json
 import os
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +57,7 @@ UP, DRAIN = {"status": "UP"}, {"status": "DRAIN"}
 with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
     instances: Any = importlib.import_module("hapgent.instances")
     change_command: Any = importlib.import_module("hapgent.change_command")
+    follow: Any = importlib.import_module("hapgent.follow")
 
 Done = subprocess.CompletedProcess[str]
 
@@ -952,3 +955,89 @@ def test_name_of_an_instance(name: str, found: str | None) -> None:
             instances.resolve(name, named)
     else:
         assert instances.resolve(name, named) == found
+
+
+# Following a service
+
+
+def test_a_stop_drains_and_a_start_brings_back(commands: Commands, eventually: Eventually) -> None:
+    ours = {"status": "DRAIN", "reason": "web.service has stopped"}
+    with polled(commands.agents["hapgent"], commands.socket("hapgent"), eventually, b2=0.1):
+        done = commands.run("follow", "stop", "hapgent", "web.service", "--grace=9", "--port=1")
+        assert (done.returncode, commands.saved("hapgent")) == (0, ours), done
+        assert FAST in done.stdout
+    # A second stop, such as that of a shutdown, changes nothing.
+    assert commands.run("follow", "stop", "hapgent", "web.service", "--grace=1", "--port=1").returncode == 0
+    assert commands.saved("hapgent") == ours
+    # Another service brings nothing back.
+    assert commands.run("follow", "start", "hapgent", "api.service").returncode == 0
+    assert commands.saved("hapgent") == ours
+    assert commands.run("follow", "start", "hapgent", "web.service").returncode == 0
+    assert commands.saved("hapgent") == UP
+
+
+@pytest.mark.parametrize("state", [{"status": "DRAIN", "reason": "disk"}, {"status": "MAINT"}, {"status": "DOWN"}])
+def test_a_state_that_a_person_has_set_stays(commands: Commands, state: dict[str, str]) -> None:
+    commands.write("hapgent", state)
+    for event in ("stop", "start"):
+        done = commands.run("follow", event, "hapgent", "web.service")
+        assert done.returncode == 0, done
+        assert commands.saved("hapgent") == state
+
+
+def test_a_problem_is_reported_and_never_a_failure(commands: Commands) -> None:
+    commands.file("hapgent").write_text("{", encoding="utf-8")
+    for event in ("stop", "start"):
+        for service in ("no-such", "hapgent"):
+            done = commands.run("follow", event, service, "web.service", "--grace=9", "--port=1")
+            assert (done.returncode, done.stderr) == (0, "")
+            assert service in done.stdout
+
+
+def test_an_agent_that_does_not_run_delays_nothing(commands: Commands) -> None:
+    begin = time.monotonic()
+    done = commands.run("follow", "stop", "hapgent@old", "web.service", "--grace=60", "--port=1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - begin < 30
+    assert commands.saved("hapgent@old") == UP
+
+
+def test_a_stop_waits_for_connections_up_to_its_limit() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert follow.connections(port) == 0
+        client = socket.create_connection(("127.0.0.1", port))
+        server = listener.accept()[0]
+        assert follow.connections(port) == 1
+        begin = time.monotonic()
+        follow._await_end_of_connections(port, begin + 0.5)
+        assert 0.5 <= time.monotonic() - begin < 5
+        closer = threading.Timer(0.5, lambda: [end.close() for end in (client, server)])
+        closer.start()
+        follow._await_end_of_connections(port, time.monotonic() + 60)
+        assert time.monotonic() - begin < 30
+        assert follow.connections(port) == 0
+
+
+def test_a_start_waits_until_the_service_itself_answers_200(capsys: pytest.CaptureFixture[str]) -> None:
+    codes = iter([503, 302, 404, 200])
+
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(next(codes))
+            self.send_header("Location", "/")
+            self.end_headers()
+
+        def log_request(self, *_arguments: object) -> None:
+            pass
+
+    with (
+        http.server.HTTPServer(("127.0.0.1", 0), Health) as server,
+        mock.patch.object(follow, "HEALTH_POLL_SECONDS", 0.01),
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        follow._await_health(f"http://127.0.0.1:{server.server_port}/health")
+        server.shutdown()
+    assert list(codes) == []
+    printed = capsys.readouterr().out
+    assert [code for code in ("503", "302", "404") if code in printed] == ["503", "302", "404"]

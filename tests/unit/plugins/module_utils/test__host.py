@@ -258,13 +258,21 @@ NO_SERVICE = {
     "socket_runs": False,
     "service_runs": False,
     "is_outdated": False,
+    "drain_runs": False,
+    "drain_enabled": False,
+    "followed_exists": False,
+    "followed_runs": False,
 }
 RUNS = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}
 OF_AGENT = {**RUNS, "ExecStart": f"{{ path=/usr/bin/python3 ; argv[]=/usr/bin/python3 -I -S {PROGRAM} ; }}"}
 
 
+def named(name: str, followed: str = "") -> _host.Names:
+    return _host.Names(name, f"{name}-drain.service", followed)
+
+
 def test_no_service() -> None:
-    assert _host.services(["no-such"], "/no/such/program", Systemd()) == [NO_SERVICE]
+    assert _host.services([named("no-such")], "/no/such/program", Systemd()) == [NO_SERVICE]
     assert _host.services([], PROGRAM, Systemd()) == []
 
 
@@ -275,9 +283,10 @@ def test_the_service_of_the_agent_and_one_that_does_not_exist(units: Path) -> No
     systemd = Systemd(
         socket={**RUNS, "Listen": "0.0.0.0:9777 (Stream)"}, service={**OF_AGENT, "ExecMainStartTimestamp": tomorrow}
     )
-    assert _host.services(["no-such", "hapgent"], PROGRAM, systemd) == [
+    assert _host.services([named("no-such"), named("hapgent")], PROGRAM, systemd) == [
         NO_SERVICE,
         {
+            **NO_SERVICE,
             "exists": True,
             "runs_agent": True,
             "units": ["hapgent.socket", "hapgent.service"],
@@ -294,20 +303,30 @@ def test_the_service_of_the_agent_and_one_that_does_not_exist(units: Path) -> No
 )
 def test_a_unit_that_is_not_active_or_not_enabled_does_not_run(properties: dict[str, str]) -> None:
     systemd = Systemd(socket={**RUNS, **properties}, service=OF_AGENT)
-    (found,) = _host.services(["hapgent"], PROGRAM, systemd)
+    (found,) = _host.services([named("hapgent")], PROGRAM, systemd)
     assert (found["socket_runs"], found["service_runs"]) == (False, True)
+
+
+def test_the_service_that_an_instance_follows() -> None:
+    systemd = Systemd(**{"service": OF_AGENT, "other.service": RUNS})
+    (found,) = _host.services(
+        [_host.Names("hapgent", "hapgent.other.service", "hapgent.other.service")], PROGRAM, systemd
+    )
+    assert found["drain_runs"] is found["drain_enabled"] is found["followed_exists"] is found["followed_runs"] is True
+    (found,) = _host.services([named("hapgent", "no-such.service")], PROGRAM, systemd)
+    assert found["followed_exists"] is found["followed_runs"] is found["drain_runs"] is False
 
 
 def test_a_socket_with_several_addresses() -> None:
     systemd = Systemd(socket={"Listen": "[::]:1 (Stream)\nListen=[::]:2 (Stream)"}, service=OF_AGENT)
-    (found,) = _host.services(["hapgent"], PROGRAM, systemd)
+    (found,) = _host.services([named("hapgent")], PROGRAM, systemd)
     assert found["listens"] == "[::]:1 (Stream)\n[::]:2 (Stream)"
 
 
 def test_a_service_of_something_else(units: Path) -> None:
     (units / "hapgent.service").touch()
     systemd = Systemd(service={**RUNS, "ExecStart": "{ path=/usr/sbin/haproxy ; argv[]=/usr/sbin/haproxy }"})
-    (found,) = _host.services(["hapgent"], PROGRAM, systemd)
+    (found,) = _host.services([named("hapgent")], PROGRAM, systemd)
     assert (found["exists"], found["runs_agent"], found["units"]) == (True, False, ["hapgent.service"])
 
 
@@ -322,7 +341,7 @@ def test_a_service_is_outdated_if_a_file_is_newer(
         os.utime(tmp_path / name, (0, 1000))
     os.utime(tmp_path / written, (0, start + offset))
     systemd = Systemd(service={**OF_AGENT, "ExecMainStartTimestamp": "Thu 2026-01-01 12:00:00 UTC"})
-    (found,) = _host.services(["hapgent"], str(tmp_path / "program"), systemd)
+    (found,) = _host.services([named("hapgent")], str(tmp_path / "program"), systemd)
     assert found["is_outdated"] == is_outdated
     assert units.exists()
 
@@ -355,6 +374,8 @@ def test_instances_that_the_role_has_installed(units: Path) -> None:
     )
     (units / "hapgent@shop.service").write_text(text, encoding="utf-8")
     (units / "hapgent@shop.socket").touch()
+    mark = _host.DRAIN_MARK.format("hapgent@shop")
+    (units / "hapgent-drain@shop.service").write_text(f"{mark}\n", encoding="utf-8")
     # A copy under another name is somebody else's.
     (units / "copy.service").write_text(text, encoding="utf-8")
     (units / "hapgent.service").write_text(text.replace("hapgent@shop", "hapgent")[1:], encoding="utf-8")
@@ -365,6 +386,7 @@ def test_instances_that_the_role_has_installed(units: Path) -> None:
             "group": "shops",
             "state_file": "/etc/hapgent/shop/state.json",
             "units": ["hapgent@shop.socket", "hapgent@shop.service"],
+            "drain_units": ["hapgent-drain@shop.service"],
         }
     ]
 
@@ -372,6 +394,8 @@ def test_instances_that_the_role_has_installed(units: Path) -> None:
 def test_the_role_marks_its_units() -> None:
     template = (ROLE / "templates/systemd/service.j2").read_text(encoding="utf-8")
     assert _host.MARK.format("{{ hapgent__instance.service }}") in template.splitlines()
+    template = (ROLE / "templates/systemd/drain.j2").read_text(encoding="utf-8")
+    assert _host.DRAIN_MARK.format("{{ hapgent__instance.service }}") in template.splitlines()
 
 
 def test_a_host_without_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

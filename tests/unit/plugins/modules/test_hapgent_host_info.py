@@ -22,6 +22,8 @@ INSTANCE = {
     "group": "no-such-group",
     "python": "/usr/bin/python3",
     "state_file": "/etc/passwd",
+    "drain_with": "",
+    "drain_unit": "no-such-drain.service",
 }
 
 

@@ -80,12 +80,21 @@ def installed(service: str) -> dict[str, Any]:
     return {
         "service": service,
         "units": [f"{service}.socket", f"{service}.service"],
+        "drain_units": [],
         "state_file": f"/etc/{service}/state.json",
     }
 
 
 def instance(service: str, **values: Any) -> dict[str, Any]:
-    return {"service": service, "ip": "0.0.0.0", "port": 9777, "state_file": f"/etc/{service}/state.json", **values}
+    return {
+        "service": service,
+        "ip": "0.0.0.0",
+        "port": 9777,
+        "state_file": f"/etc/{service}/state.json",
+        "drain_with": "",
+        "drain_unit": f"hapgent-drain@{service}.service",
+        **values,
+    }
 
 
 def unit(service: str = "hapgent", **values: Any) -> dict[str, Any]:
@@ -97,6 +106,10 @@ def unit(service: str = "hapgent", **values: Any) -> dict[str, Any]:
         "socket_runs": True,
         "service_runs": True,
         "is_outdated": False,
+        "drain_runs": False,
+        "drain_enabled": False,
+        "followed_exists": False,
+        "followed_runs": False,
     }
     return {"unit": {**found, **values}}
 
@@ -105,8 +118,29 @@ def test_only_instances_that_are_not_described_leave() -> None:
     host = {"installed": [installed("hapgent"), installed("hapgent@shop")], "instances": [unit()]}
     assert leaving(host, [instance("hapgent")], uninstall=False) == {
         "units": ["hapgent@shop.socket", "hapgent@shop.service"],
+        "drain_units": [],
         "state_files": ["/etc/hapgent@shop/state.json"],
     }
+
+
+@pytest.mark.parametrize(
+    ("described", "uninstall", "removed"),
+    [
+        ([instance("hapgent", drain_with="shop.service")], False, []),
+        ([instance("hapgent")], False, ["hapgent-drain@hapgent.service"]),
+        ([], False, ["hapgent-drain@hapgent.service"]),
+        ([instance("hapgent", drain_with="shop.service")], True, ["hapgent-drain@hapgent.service"]),
+    ],
+)
+def test_units_that_drain_no_instance_any_more_leave(
+    described: list[dict[str, Any]], uninstall: bool, removed: list[str]
+) -> None:
+    with_drain = {**installed("hapgent"), "drain_units": ["hapgent-drain@hapgent.service"]}
+    host = {"installed": [with_drain], "instances": [unit() for _instance in described]}
+    found = leaving(host, described, uninstall)
+    assert found["drain_units"] == removed
+    # They are never stopped.
+    assert not set(found["units"]) & set(removed)
 
 
 def test_uninstalling_removes_all_sockets_first() -> None:
@@ -130,7 +164,7 @@ def test_uninstalling_removes_inner_folders_first() -> None:
 def test_uninstalling_twice_finds_the_state_file_again() -> None:
     host = {"installed": [], "instances": [unit(runs_agent=False, units=[])]}
     found = leaving(host, [instance("hapgent")], uninstall=True)
-    assert found == {"units": [], "state_files": ["/etc/hapgent/state.json"]}
+    assert found == {"units": [], "drain_units": [], "state_files": ["/etc/hapgent/state.json"]}
 
 
 # Units
@@ -143,7 +177,7 @@ def plan(*found: dict[str, Any], changed: str = "", new_program: bool = False, c
     return units({"instances": found}, described, changed.split(), new_program, check_mode)
 
 
-NOTHING: dict[str, Any] = {"reload": False, "stop": [], "start": [], "restart": []}
+NOTHING: dict[str, Any] = {"reload": False, "stop": [], "start": [], "restart": [], "drain": [], "enable": []}
 
 
 def test_nothing_is_done_if_everything_runs() -> None:
@@ -178,6 +212,7 @@ def test_what_has_stopped_is_started() -> None:
 def test_addresses_that_are_exchanged_are_all_closed_first() -> None:
     elsewhere = unit(listens="0.0.0.0:9778 (Stream)")
     assert plan(elsewhere, elsewhere, changed="i0 i1") == {
+        **NOTHING,
         "reload": True,
         "stop": ["i0.socket", "i0.service", "i1.socket", "i1.service"],
         "start": ["i0.socket", "i1.socket"],
@@ -187,6 +222,30 @@ def test_addresses_that_are_exchanged_are_all_closed_first() -> None:
 
 def test_check_mode_does_nothing_with_units_that_were_not_written() -> None:
     assert plan(NEW, unit(service_runs=False), changed="i0", check_mode=True) == {**NOTHING, "start": ["i1.service"]}
+
+
+@pytest.mark.parametrize(
+    ("found", "drain", "enable"),
+    [
+        ({"followed_runs": True}, True, False),
+        ({"followed_runs": True, "drain_enabled": True}, True, False),
+        ({"followed_runs": True, "drain_enabled": True, "drain_runs": True}, False, False),
+        # Started beside a service that does not run, the unit would bring the server back.
+        ({}, False, True),
+        ({"drain_enabled": True}, False, False),
+    ],
+)
+def test_units_that_drain_are_started_only_beside_a_running_service(
+    found: dict[str, bool], drain: bool, enable: bool
+) -> None:
+    described = [instance("hapgent", drain_with="shop.service")]
+    done = units({"instances": [unit(**found)]}, described, [], new_program=False, check_mode=False)
+    name = ["hapgent-drain@hapgent.service"]
+    assert done == {**NOTHING, "drain": name if drain else [], "enable": name if enable else []}
+    # The same without a service to follow.
+    assert (
+        units({"instances": [unit(**found)]}, [instance("hapgent")], [], new_program=False, check_mode=False) == NOTHING
+    )
 
 
 @pytest.mark.parametrize(("ip", "address"), [("0.0.0.0", "0.0.0.0:1"), ("::1", "[::1]:1")])

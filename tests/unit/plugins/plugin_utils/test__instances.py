@@ -24,7 +24,12 @@ def described(*listed: dict[str, Any], **variables: Any) -> list[dict[str, Any]]
 
 def test_the_default_instance_has_the_plain_variables() -> None:
     (found,) = described()
-    assert found == {"name": None, "service": "hapgent", **{key: DEFAULTS[f"hapgent_{key}"] for key in OF_INSTANCE}}
+    assert found == {
+        "name": None,
+        "service": "hapgent",
+        "drain_unit": "hapgent-drain@hapgent.service",
+        **{key: DEFAULTS[f"hapgent_{key}"] for key in OF_INSTANCE},
+    }
 
 
 @pytest.mark.parametrize("service", ["", None])
@@ -40,6 +45,7 @@ def test_an_entry_has_the_plain_variables_except_what_it_sets() -> None:
         **default,
         "name": "shop",
         "service": "hapgent@shop",
+        "drain_unit": "hapgent-drain@shop.service",
         "state_file": "/etc/hapgent/shop/state.json",
         "port": 9778,
         "user": "shop",

@@ -69,6 +69,9 @@ def test_defaults_are_accepted() -> None:
         ("hapgent_python", "/homes/python3"),
         ("hapgent_state_file", "/var/lib/hapgent/shop/state.json"),
         ("hapgent_state_file", "/srv/a/b"),
+        ("hapgent_server_port", 8080),
+        ("hapgent_grace", "0"),
+        ("hapgent_health_url", "http://[::1]:8080/health?full=1&a=b"),
     ],
 )
 def test_valid_values_are_accepted(name: str, value: Any) -> None:
@@ -141,6 +144,16 @@ def test_valid_values_are_accepted(name: str, value: Any) -> None:
             for name in ("hapgent_python", "hapgent_state_file")
         ),
         ("hapgent_state_file", ["/state.json", "/etc/state.json"]),
+        ("hapgent_grace", [-1, 86401, None, "1.5"]),
+        ("hapgent_server_port", [0, 65536, "", "http"]),
+        (
+            "hapgent_drain_with",
+            ["shop", "shop.socket", "a b.service", "%i.service", "a\n.service", "../x.service", "$a.service"],
+        ),
+        (
+            "hapgent_health_url",
+            ["shop:8080", "http://a/%20", "http://a/ b", 'http://a/"', "http://a\n", "http://$a/", "file:///x"],
+        ),
         ("hapgent_version", ["0.3.1", 0.3, "0.3.2\n", "v0.3.2", "", None]),
         ("hapgent_checksum", ["0" * 64, 0, f"{SHIPPED.checksum}\n", SHIPPED.original_checksum, ""]),
     ],
@@ -164,6 +177,14 @@ def test_wording_of_a_problem() -> None:
     rule = "must be a whole number from 1 to 65535, not 70000."
     assert problems(hapgent_port=70000) == [f"hapgent_port {rule}"]
     assert problems(listed=[{"name": "shop", "port": 70000}]) == [f"hapgent_instances: port of shop {rule}"]
+
+
+def test_the_port_of_a_service_with_which_the_server_is_drained_must_be_known() -> None:
+    (found,) = problems(hapgent_drain_with="shop.service")
+    assert found.startswith("hapgent_server_port must be the port of shop.service")
+    assert problems(hapgent_drain_with="shop.service", hapgent_server_port=8080) == []
+    (found,) = problems(listed=[{"name": "shop", "port": 1, "drain_with": "shop.service"}])
+    assert found.startswith("hapgent_instances: server_port of shop")
 
 
 # Instances
@@ -224,7 +245,7 @@ def test_parents() -> None:
 
 AGENT, OTHER = 4711, 4712
 VARIABLES = {**DEFAULTS, "hapgent_user": "shop", "hapgent_group": "shop"}
-UNIT = {"exists": False, "runs_agent": False}
+UNIT = {"exists": False, "runs_agent": False, "followed_exists": False}
 ROOT_FOLDER = {"uid": 0, "owner": "root", "mode": stat.S_IFDIR | 0o755}
 HOST: dict[str, Any] = {
     "user": {"id": AGENT, "comment": ""},
@@ -293,7 +314,7 @@ def test_accounts_exist_or_are_created_together(user: bool, group: bool, manages
 @pytest.mark.parametrize("uninstall", [False, True])
 def test_a_service_of_something_else(uninstall: bool) -> None:
     for runs_agent in (False, True):
-        problem = host_problem({"unit": {"exists": True, "runs_agent": runs_agent}}, uninstall)
+        problem = host_problem({"unit": {**UNIT, "exists": True, "runs_agent": runs_agent}}, uninstall)
         assert problem.startswith("hapgent_service must not be") != runs_agent
 
 
@@ -304,7 +325,14 @@ def test_a_host_without_systemd(uninstall: bool) -> None:
 
 
 def test_all_problems_of_a_host_are_reported() -> None:
-    assert len(problems_of({"python_version": "", "user": None, "unit": {"exists": True, "runs_agent": False}})) == 3
+    assert len(problems_of({"python_version": "", "user": None, "unit": {**UNIT, "exists": True}})) == 3
+
+
+def test_the_service_with_which_the_server_is_drained_must_exist() -> None:
+    drains = {"hapgent_drain_with": "shop.service", "hapgent_server_port": 8080}
+    assert "systemd has no shop.service" in host_problem(**drains)
+    assert host_problem(uninstall=True, **drains) == ""
+    assert host_problem({"unit": {**UNIT, "followed_exists": True}}, **drains) == ""
 
 
 def test_problems_of_instances_name_them() -> None:

@@ -101,12 +101,12 @@ def test_one_of_two_instances_must_be_selected() -> None:
     before = saved(SERVER_OF_TWO, "/var/lib/hapgent/api.json")
     done = hapgent("maint", host=SERVER_OF_TWO)
     assert done.returncode == 2
-    assert "several instances: hapgent, hapgent-api. " in done.stderr
-    done = hapgent("maint --service hapgent-api", host=SERVER_OF_TWO)
+    assert "several instances: hapgent, hapgent@api. " in done.stderr
+    done = hapgent("maint --service hapgent@api", host=SERVER_OF_TWO)
     assert done.returncode == 0
-    status = json.loads(hapgent("status --json --service hapgent-api", host=SERVER_OF_TWO).stdout)
+    status = json.loads(hapgent("status --json --service hapgent@api", host=SERVER_OF_TWO).stdout)
     assert (status["state"]["status"], status["state_file"]) == ("MAINT", "/var/lib/hapgent/api.json")
-    assert hapgent("up --service hapgent-api", host=SERVER_OF_TWO).returncode == 0
+    assert hapgent("up --service hapgent@api", host=SERVER_OF_TWO).returncode == 0
     assert saved(SERVER_OF_TWO, "/var/lib/hapgent/api.json") == before
 
 
