@@ -1012,8 +1012,8 @@ def test_a_stop_waits_for_connections_up_to_its_limit() -> None:
         begin = time.monotonic()
         follow._await_end_of_connections(port, begin + 0.5)
         assert 0.5 <= time.monotonic() - begin < 5
-        closer = threading.Timer(0.5, lambda: [end.close() for end in (client, server)])
-        closer.start()
+        for end in (client, server):
+            threading.Timer(0.5, end.close).start()
         follow._await_end_of_connections(port, time.monotonic() + 60)
         assert time.monotonic() - begin < 30
         assert follow.connections(port) == 0

@@ -97,7 +97,7 @@ def instance(service: str, **values: Any) -> dict[str, Any]:
     }
 
 
-def unit(service: str = "hapgent", **values: Any) -> dict[str, Any]:
+def unit(service: str = "hapgent", **values: object) -> dict[str, Any]:
     found = {
         "exists": True,
         "runs_agent": True,
@@ -236,7 +236,7 @@ def test_check_mode_does_nothing_with_units_that_were_not_written() -> None:
     ],
 )
 def test_units_that_drain_are_started_only_beside_a_running_service(
-    found: dict[str, bool], drain: bool, enable: bool
+    found: dict[str, Any], drain: bool, enable: bool
 ) -> None:
     described = [instance("hapgent", drain_with="shop.service")]
     done = units({"instances": [unit(**found)]}, described, [], new_program=False, check_mode=False)

@@ -329,7 +329,7 @@ def test_all_problems_of_a_host_are_reported() -> None:
 
 
 def test_the_service_with_which_the_server_is_drained_must_exist() -> None:
-    drains = {"hapgent_drain_with": "shop.service", "hapgent_server_port": 8080}
+    drains: dict[str, Any] = {"hapgent_drain_with": "shop.service", "hapgent_server_port": 8080}
     assert "systemd has no shop.service" in host_problem(**drains)
     assert host_problem(uninstall=True, **drains) == ""
     assert host_problem({"unit": {**UNIT, "followed_exists": True}}, **drains) == ""
