@@ -411,7 +411,7 @@ def _await_all(targets: list[Target], seconds: float) -> None:
 class _Progress:
     """Shows lines that change: in place on a terminal, otherwise each line that has changed.
 
-    What is shown in place is removed at the end, because the result says the same.
+    What is shown in place is removed at the end, because the result repeats it.
     """
 
     def __init__(self) -> None:

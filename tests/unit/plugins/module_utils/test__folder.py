@@ -66,7 +66,7 @@ def test_gives_the_folder_to_another_user_without_the_locks(state_file: Path) ->
     assert create(state_file) == (Owner(OTHER, OTHER, 0o2777), Owner(AGENT, AGENT))
     assert owner(state_file.parent) == Owner(AGENT, AGENT)
     left = {path.name for path in state_file.parent.iterdir()}
-    # Not the folder that somebody has put in place of a lock.
+    # The folder in place of a lock stays too, because it is not a file of the agent.
     assert left == {f"state.json{suffix}" for suffix in _folder.SUFFIXES if suffix != ".lock"}
 
 

@@ -376,7 +376,7 @@ def test_instances_that_the_role_has_installed(units: Path) -> None:
     (units / "hapgent@shop.socket").touch()
     mark = _host.DRAIN_MARK.format("hapgent@shop")
     (units / "hapgent-drain@shop.service").write_text(f"{mark}\n", encoding="utf-8")
-    # A copy under another name is somebody else's.
+    # A copy under another name was not installed by the role.
     (units / "copy.service").write_text(text, encoding="utf-8")
     (units / "hapgent.service").write_text(text.replace("hapgent@shop", "hapgent")[1:], encoding="utf-8")
     assert _host.installed() == [
