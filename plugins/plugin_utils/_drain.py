@@ -18,11 +18,10 @@ import typing as t
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of
+from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import IN
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service, titled
 
 Fields = t.Mapping[str, t.Any]
-
-IN = ("UP", "READY")
 
 
 class Plan(t.TypedDict):

@@ -11,8 +11,8 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
-from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import IN, Change, change, up
-from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import kept_out
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change, change, up
+from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import IN, kept_out
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern
 
