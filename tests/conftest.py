@@ -35,7 +35,8 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".cache" / "hyp
 
 
 # Long enough for a busy machine. A test waits this long only if it fails.
-PATIENCE_SECONDS = 15.0
+# Only a failure takes this long. The disk of a busy machine may not respond for many seconds.
+PATIENCE_SECONDS = 60.0
 
 
 def _find_interpreters() -> dict[str, str]:
@@ -76,16 +77,17 @@ INTERPRETERS = _find_interpreters()
 ONE_INTERPRETER = next(iter(INTERPRETERS.values()))
 
 
-Eventually = Callable[[Callable[[], bool], str], None]
+Eventually = Callable[[Callable[[], bool], "str | Callable[[], str]"], None]
 FreePort = Callable[[], int]
 
 
-def wait_until(condition: Callable[[], bool], expected: str) -> None:
+def wait_until(condition: Callable[[], bool], expected: str | Callable[[], str]) -> None:
     """Wait until the condition holds. If it never does, fail and report what was expected."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() >= deadline:
-            pytest.fail(f"still not true after {PATIENCE_SECONDS:g} s: {expected}")
+            report = expected if isinstance(expected, str) else expected()
+            pytest.fail(f"still not true after {PATIENCE_SECONDS:g} s: {report}")
         time.sleep(0.005)
 
 
@@ -178,11 +180,14 @@ class Agent:
     # Observe the agent
 
     def await_answer(self, expected: bytes) -> None:
+        answers: list[bytes] = []
+
         def answered() -> bool:
             self.assert_running()
-            return self.ask() == expected
+            answers[:] = [self.ask()]
+            return answers == [expected]
 
-        wait_until(answered, f"answer {expected!r}")
+        wait_until(answered, lambda: f"answer {expected!r} instead of {answers}; the end of the log: {self.log()[-5:]}")
 
     def saved(self) -> object:
         """Return the content of the state file."""

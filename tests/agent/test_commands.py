@@ -51,6 +51,8 @@ PYTHON = os.path.realpath(sys.executable)
 OWNERS = {"hapgent": 60201, "hapgent@shop": 60202, "hapgent@old": 60203}
 STRANGER = 60209
 FAST, SLOW = "127.0.0.2", "127.0.0.3"
+# The only load balancers of the shared agents: one of another test would be waited for until it counts as gone.
+OF_DEFAULT, OF_SHOP = {"b4": 0.1}, {"b5": 0.2}
 UP, DRAIN = {"status": "UP"}, {"status": "DRAIN"}
 
 # Some tests call the shipped code directly.
@@ -659,7 +661,7 @@ def test_wait_reports_who_has_received_the_state(alone: Alone, eventually: Event
 def test_wait_for_all_instances_together(commands: Commands, eventually: Eventually) -> None:
     shop, default = (
         polled(commands.agents[service], commands.socket(service), eventually, **addresses)
-        for service, addresses in {"hapgent@shop": {"b5": 0.2}, "hapgent": {"b4": 0.2}}.items()
+        for service, addresses in {"hapgent@shop": OF_SHOP, "hapgent": OF_DEFAULT}.items()
     )
     with shop, default:
         done = commands.run("maint", "--all", "--wait=20")
@@ -962,10 +964,10 @@ def test_name_of_an_instance(name: str, found: str | None) -> None:
 
 def test_a_stop_drains_and_a_start_brings_back(commands: Commands, eventually: Eventually) -> None:
     ours = {"status": "DRAIN", "reason": "web.service has stopped"}
-    with polled(commands.agents["hapgent"], commands.socket("hapgent"), eventually, b2=0.1):
+    with polled(commands.agents["hapgent"], commands.socket("hapgent"), eventually, **OF_DEFAULT):
         done = commands.run("follow", "stop", "hapgent", "web.service", "--grace=9", "--port=1")
         assert (done.returncode, commands.saved("hapgent")) == (0, ours), done
-        assert FAST in done.stdout
+        assert "127.0.0.4" in done.stdout
     # A second stop, such as that of a shutdown, changes nothing.
     assert commands.run("follow", "stop", "hapgent", "web.service", "--grace=1", "--port=1").returncode == 0
     assert commands.saved("hapgent") == ours
