@@ -34,8 +34,7 @@ from prepared import ZIPAPP, compiled_for  # noqa: E402
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".cache" / "hypothesis"))
 
 
-# Long enough for a busy machine. A test waits this long only if it fails.
-# Only a failure takes this long. The disk of a busy machine may not respond for many seconds.
+# A test waits this long only if it fails. The disk of a busy machine may not respond for many seconds.
 PATIENCE_SECONDS = 60.0
 
 
