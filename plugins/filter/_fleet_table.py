@@ -47,14 +47,15 @@ _value:
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.filter._addresses import addresses_of
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import addresses
 from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import table
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import titled
 
 
 def fleet_table(hostvars: _recorded.Hostvars, hosts: t.Sequence[str], balancers: t.Iterable[str]) -> list[str]:
     """See DOCUMENTATION."""
+    hostvars = _recorded.read_once(hostvars)
     agents = [(host, service, result) for host in hosts for service, result in _recorded.agents(hostvars, host)]
     return table(
         [titled(host, service) for host, service, _result in agents],
@@ -62,7 +63,7 @@ def fleet_table(hostvars: _recorded.Hostvars, hosts: t.Sequence[str], balancers:
         [service["backends"] for _host, service, _result in agents],
         [result for _host, _service, result in agents],
         _recorded.asked_by_all(hostvars, hosts),
-        known=addresses_of(hostvars, balancers),
+        known=addresses(_recorded.balancers(hostvars, balancers)),
     )
 
 

@@ -17,7 +17,7 @@ description:
   - HAProxy keeps a server out of rotation if it was set to drain or maintenance manually or in the configuration.
     While the agent reports C(DRAIN) with the given reason, a drain in HAProxy is attributed to the agent.
   - A server that is only down is not considered to be kept out.
-positional: host, results, reason, in_haproxy
+positional: host, reason, in_haproxy
 options:
   _input:
     description: The variable C(hostvars), with what the tasks of the role have recorded.
@@ -26,12 +26,6 @@ options:
   host:
     description: The host.
     type: str
-    required: true
-  results:
-    description:
-      - The results of M(hapgent.agent.hapgent_state) for each service of the host, which have read the states.
-    type: list
-    elements: dict
     required: true
   reason:
     description: Your own reason. An agent that reports C(DRAIN) with this reason is not reported.
@@ -52,7 +46,7 @@ EXAMPLES = r"""
 
 - name: Work on the server unless something else keeps it out of rotation
   ansible.builtin.import_tasks: work.yml
-  when: not hostvars | hapgent.agent._kept_out_by('web1', states.results, 'release 4.2', false)
+  when: not hostvars | hapgent.agent._kept_out_by('web1', 'release 4.2', false)
 """
 
 RETURN = r"""
@@ -66,12 +60,10 @@ import typing as t
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded, _rolling
 
 
-def kept_out_by(
-    hostvars: _recorded.Hostvars, host: str, results: t.Sequence[_recorded.Result], reason: str, in_haproxy: bool
-) -> str:
+def kept_out_by(hostvars: _recorded.Hostvars, host: str, reason: str, in_haproxy: bool) -> str:
     """See DOCUMENTATION."""
     return _rolling.kept_out_host(
-        _recorded.states(hostvars, host, results),
+        _recorded.states(hostvars, host),
         reason,
         lambda service: _recorded.asked(hostvars, host, service) if in_haproxy else [],
     )

@@ -12,7 +12,7 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: host, results, step, reason
+positional: host, step, reason
 options:
   _input:
     description: The variable C(hostvars), with what the tasks of the role have recorded.
@@ -21,12 +21,6 @@ options:
   host:
     description: The host.
     type: str
-    required: true
-  results:
-    description:
-      - The results of M(hapgent.agent.hapgent_state) for each service of the host, which have read the states.
-    type: list
-    elements: dict
     required: true
   step:
     description: With V(up) to bring the host back, V(halt) to keep it out, V(finish) to remove the reason.
@@ -41,7 +35,7 @@ options:
 EXAMPLES = r"""
 - name: Show the changes
   ansible.builtin.debug:
-    msg: "{{ hostvars | hapgent.agent._rolling_changes('web1', agents.results, 'up', 'release 4.2') }}"
+    msg: "{{ hostvars | hapgent.agent._rolling_changes('web1', 'up', 'release 4.2') }}"
 """
 
 RETURN = r"""
@@ -58,11 +52,9 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded, _r
 from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change
 
 
-def rolling_changes(
-    hostvars: _recorded.Hostvars, host: str, results: t.Sequence[_recorded.Result], step: str, reason: str
-) -> list[Change]:
+def rolling_changes(hostvars: _recorded.Hostvars, host: str, step: str, reason: str) -> list[Change]:
     """See DOCUMENTATION."""
-    return _rolling.changes(step, _recorded.states(hostvars, host, results), reason)
+    return _rolling.changes(step, _recorded.states(hostvars, host), reason)
 
 
 class FilterModule:

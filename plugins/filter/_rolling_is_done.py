@@ -12,7 +12,7 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: host, results, reason
+positional: host, reason
 options:
   _input:
     description: The variable C(hostvars), with what the tasks of the role have recorded.
@@ -21,12 +21,6 @@ options:
   host:
     description: The host.
     type: str
-    required: true
-  results:
-    description:
-      - The results of M(hapgent.agent.hapgent_state) for each service of the host, which have read the states.
-    type: list
-    elements: dict
     required: true
   reason:
     description: The reason. V('') means no reason.
@@ -37,7 +31,7 @@ options:
 EXAMPLES = r"""
 - name: Show whether the host is done
   ansible.builtin.debug:
-    msg: "{{ hostvars | hapgent.agent._rolling_is_done('web1', agents.results, 'release 4.2') }}"
+    msg: "{{ hostvars | hapgent.agent._rolling_is_done('web1', 'release 4.2') }}"
 """
 
 RETURN = r"""
@@ -52,11 +46,9 @@ import typing as t
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded, _rolling
 
 
-def rolling_is_done(
-    hostvars: _recorded.Hostvars, host: str, results: t.Sequence[_recorded.Result], reason: str
-) -> bool:
+def rolling_is_done(hostvars: _recorded.Hostvars, host: str, reason: str) -> bool:
     """See DOCUMENTATION."""
-    return _rolling.is_done(_recorded.states(hostvars, host, results), reason)
+    return _rolling.is_done(_recorded.states(hostvars, host), reason)
 
 
 class FilterModule:

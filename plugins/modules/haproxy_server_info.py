@@ -184,6 +184,12 @@ unreadable:
   returned: on success, and on failure after a timeout
   type: dict
   sample: {}
+waiting_for:
+  description:
+    - The servers that have not reached O(wait_until), as C(backend/server), each with what it still lacks.
+  returned: on failure after a timeout
+  type: dict
+  sample: {web/web7: web/web7 is DRAIN with 2 sessions}
 servers:
   description: The servers, in the order in which HAProxy reports them.
   returned: on success, and on failure after a timeout
@@ -447,11 +453,13 @@ class HaproxyServerInfo:
 
     def _fail(self, problem: TransientError | None) -> None:
         """Exit the module after the deadline."""
-        left = ", ".join(server.left() for server in self._waited_for())
-        msg = f"Not {self.wanted} after {self.module.params['timeout']:g} s: {left or 'unknown'}."
+        left = {server.title: server.left() for server in self._waited_for()}
+        listed = ", ".join(left.values()) or "unknown"
+        msg = f"Not {self.wanted} after {self.module.params['timeout']:g} s: {listed}."
         if problem:
             msg += f" This is the last known status, because now {problem}."
-        self.module.fail_json(msg=msg, cause=problem.cause if problem else "timeout", **self._result())
+        cause = problem.cause if problem else "timeout"
+        self.module.fail_json(msg=msg, cause=cause, waiting_for=left, **self._result())
 
     def _result(self) -> dict[str, t.Any]:
         """What the module returns, after further queries for check texts that are missing."""

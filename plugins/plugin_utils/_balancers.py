@@ -87,35 +87,6 @@ def server_problems(asked: t.Sequence[Result], server: str, backends: t.Sequence
     return printable(" ".join(reports), MAX_SHOWN) if reports else ""
 
 
-class Traffic(t.TypedDict):
-    """What load balancers still do with a server.
-
-    C(pending) describes those without the wanted status, '' if all have it. The flags tell whether any of them sends
-    new sessions, and whether any of them has sessions or queued requests.
-    """
-
-    pending: str
-    takes_new_sessions: bool
-    has_sessions: bool
-
-
-def traffic(asked: t.Iterable[Result]) -> Traffic:
-    """Combine the results of C(haproxy_server_info), for one server, in a loop over the load balancers."""
-    results = list(asked)
-    pending = [
-        # The module's message begins with what it has waited for, which the caller knows.
-        f"{name_of(result)}: {re.sub('^Not .*? after .*?: ', '', str(result['msg']))}"
-        for result in results
-        if "msg" in result
-    ]
-    rows = [row for result in results for row in result.get("servers", [])]
-    return {
-        "pending": " ".join(pending),
-        "takes_new_sessions": any(row["takes_new_sessions"] for row in rows),
-        "has_sessions": any(row["sessions"] or row["queue"] for row in rows),
-    }
-
-
 def addresses(hosts: t.Iterable[tuple[str, t.Any, t.Any]]) -> dict[str, str]:
     """The inventory name for each source address of a load balancer, as far as the addresses are known.
 

@@ -66,7 +66,19 @@ class HostPlan(t.TypedDict):
     refusal: str
 
 
+class Plans(t.TypedDict):
+    """The plans of several hosts, and what to show about all of them."""
+
+    hosts: dict[str, HostPlan]
+    message: str
+
+
 Agent = tuple[Service, Fields]
+
+
+def together(plans: dict[str, HostPlan]) -> Plans:
+    """Combine the plans of these hosts."""
+    return {"hosts": plans, "message": " ".join(plan["message"] for plan in plans.values() if plan["message"])}
 
 
 def drain_host(

@@ -18,12 +18,44 @@ Result = t.Mapping[str, t.Any]
 Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
 
 
+class _Once(dict[str, t.Any]):
+    """A mapping whose values are computed only once."""
+
+    def __init__(self, source: t.Mapping[str, t.Any], wrap: t.Callable[[t.Any], t.Any] = lambda value: value) -> None:
+        super().__init__()
+        self._source = source
+        self._wrap = wrap
+
+    def __missing__(self, key: str) -> t.Any:
+        self[key] = value = self._wrap(self._source[key])
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or key in self._source
+
+    def get(self, key: str, default: t.Any = None) -> t.Any:
+        # dict.get does not call __missing__.
+        return self[key] if key in self else default  # noqa: SIM401
+
+
+def read_once(hostvars: Hostvars) -> Hostvars:
+    """The same variables. Ansible templates them at each access, which takes long if it is done for many hosts."""
+    return _Once(hostvars, _Once)
+
+
 class Settings(t.TypedDict):
-    """What steps/check_variables.yml has recorded. C(min_up) and C(fleet) are there if the host may be drained."""
+    """What steps/check_variables.yml has recorded.
+
+    C(min_up), C(fleet) and C(grace) are there if the host may be drained. C(found_out) has the notes of a drain in the
+    same run.
+    """
 
     services: list[Service]
     load_balancers: list[str]
     load_balancer_pattern: str
+    reason: str
+    found_out: dict[str, str]
+    grace: t.Any
     min_up: t.Any
     fleet: list[str]
 
@@ -34,11 +66,22 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
         "services": [{"name": "", "service": "", "state_file": "", "server": "", "backends": []}],
         "load_balancers": [],
         "load_balancer_pattern": "",
+        "reason": "",
+        "found_out": {},
+        "grace": 0,
         # Nothing may leave by mistake.
         "min_up": "100%",
         "fleet": [],
     }
     return t.cast(Settings, {**empty, **hostvars[name].get("hapgent__settings", {})})
+
+
+def balancers(hostvars: Hostvars, names: t.Iterable[str]) -> list[tuple[str, t.Any, t.Any]]:
+    """The name, ansible_host and hapgent_source_addresses of each of these load balancers."""
+    return [
+        (name, hostvars[name].get("ansible_host", ""), hostvars[name].get("hapgent_source_addresses", []))
+        for name in names
+    ]
 
 
 def agents(hostvars: Hostvars, name: str) -> list[tuple[Service, Result]]:
@@ -49,9 +92,9 @@ def agents(hostvars: Hostvars, name: str) -> list[tuple[Service, Result]]:
     return list(zip(services, recorded.get("results") or [recorded] * len(services)))
 
 
-def states(hostvars: Hostvars, name: str, results: t.Sequence[Result]) -> list[tuple[Service, Result]]:
-    """The services of a host with their states, from the results of the module that has read them in a loop."""
-    return [(service, result["before"]) for service, result in zip(settings(hostvars, name)["services"], results)]
+def states(hostvars: Hostvars, name: str) -> list[tuple[Service, Result]]:
+    """The services of a host with the states that were read last."""
+    return [(service, result["before"]) for service, result in agents(hostvars, name)]
 
 
 def asked(hostvars: Hostvars, name: str, service: Service) -> list[Result]:
@@ -61,18 +104,35 @@ def asked(hostvars: Hostvars, name: str, service: Service) -> list[Result]:
     """
     balancers = settings(hostvars, name)["load_balancers"]
     return [
-        _narrowed(result, service["backends"])
-        for result in _queried(hostvars, name, "hapgent__queried")
-        if name_of(result) in balancers
+        _narrowed(result, service["backends"]) for result in _queried(hostvars, name) if name_of(result) in balancers
     ]
 
 
 def asked_by_all(hostvars: Hostvars, names: t.Iterable[str]) -> list[Result]:
     """What the load balancers of all these hosts report about all servers."""
     # A host whose variables are invalid does not take part in the query.
-    return next(
-        (_queried(hostvars, name, "hapgent__queried") for name in names if "hapgent__asker" in hostvars[name]), []
-    )
+    return next((_queried(hostvars, name) for name in names if "hapgent__asker" in hostvars[name]), [])
+
+
+def titles(hostvars: Hostvars, name: str) -> dict[str, dict[str, list[str]]]:
+    """The servers of a host, as backend/server, by load balancer and by service. See steps/check_load_balancers.yml."""
+    found: dict[str, dict[str, list[str]]] = hostvars[name]["hapgent__servers"]["titles"]
+    return found
+
+
+class Changed(t.TypedDict):
+    """What the last change of a host's agents has recorded: see C(hapgent_change)."""
+
+    step: str
+    deadline: float
+    reported: str
+    services: list[str]
+
+
+def changed(hostvars: Hostvars, name: str, step: str) -> Changed | None:
+    """The change of a host's agents for this step, None if there was none, or if it failed."""
+    recorded = hostvars[name].get("hapgent__changed", {})
+    return recorded if recorded.get("step") == step and not recorded.get("failed") else None
 
 
 class FleetQuery(t.TypedDict):
@@ -116,7 +176,17 @@ def fleet_agents(hostvars: Hostvars, name: str, service: Service) -> list[Result
     if name not in members:
         return []
     wanted = [_fleet_query(hostvars, member, service) for member in members]
-    return [result for result in _queried(hostvars, name, "hapgent__fleet_queried") if item_of(result) in wanted]
+    return [result for result in hostvars[name]["hapgent__fleet"]["agents"] if item_of(result) in wanted]
+
+
+def sessions_left(hostvars: Hostvars, names: t.Iterable[str]) -> str:
+    """Which sessions the drain of these hosts has left after their grace periods, '' if none are left."""
+    left = {name: hostvars[name].get("hapgent__drained", {}).get("sessions_left", "") for name in names}
+    return " ".join(
+        f"The grace period of {settings(hostvars, name)['grace']} s is over, but sessions are left. {name}: {reports}"
+        for name, reports in left.items()
+        if reports
+    )
 
 
 def turn(hostvars: Hostvars, name: str, *, plays: bool) -> Turn:
@@ -131,8 +201,9 @@ def turn(hostvars: Hostvars, name: str, *, plays: bool) -> Turn:
     }
 
 
-def _queried(hostvars: Hostvars, name: str, register: str) -> list[Result]:
-    results: list[Result] = hostvars[hostvars[name]["hapgent__asker"]["name"]].get(register, {}).get("results", [])
+def _queried(hostvars: Hostvars, name: str) -> list[Result]:
+    asker = hostvars[hostvars[name]["hapgent__asker"]["name"]]
+    results: list[Result] = asker.get("hapgent__queried", {}).get("results", [])
     return results
 
 

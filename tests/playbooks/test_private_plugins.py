@@ -52,7 +52,7 @@ RECORDED = {
         "fleet": [],
     },
     "hapgent__asker": {"name": "web1"},
-    "hapgent__agent": {"results": [agent("web1", "UP")]},
+    "hapgent__agent": {"results": [{**agent("web1", "UP"), "before": {"status": "DRAIN"}}]},
     "hapgent__queried": {"results": [balancer("lb1", web1=True)]},
     "hapgent__turn": {"done": True},
 }
@@ -62,13 +62,12 @@ CALLS: dict[str, tuple[str, object]] = {
         "{{ hostvars | hapgent.agent._fleet_table(['web1'], []) }}",
         ["host  state  since  reason  received  lb1", f"{'web1  UP':38}UP"],
     ),
-    "_addresses": ("{{ hostvars | hapgent.agent._addresses(['web1']) }}", {"192.0.2.1": "web1"}),
     "haproxy_servers": (
         "{{ ['web1'] | hapgent.agent.haproxy_servers(hostvars, port=80, address_variable='private.ip') }}",
         ["server web1 10.0.0.1:80 check agent-check agent-port 9777 agent-inter 2s weight 42 web1"],
     ),
     "_kept_out_by": (
-        "{{ hostvars | hapgent.agent._kept_out_by('web1', [{'before': {'status': 'DRAIN'}}], 'release 4.2', true) }}",
+        "{{ hostvars | hapgent.agent._kept_out_by('web1', 'release 4.2', true) }}",
         "its agent reports DRAIN",
     ),
     "_rolling_progress": (

@@ -107,12 +107,20 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
     )
     modules = listed["all"]["module"]
     returned = {
+        "hapgent.agent.hapgent_change": {"step", "deadline", "reported", "services", "results"},
         "hapgent.agent.hapgent_decision": {"refusal"},
         "hapgent.agent.hapgent_folder": set(),
         "hapgent.agent.hapgent_host_info": {"service_manager", "instances", "installed", "accounts", "other_agents"},
         "hapgent.agent.hapgent_info": {"instances"},
         "hapgent.agent.hapgent_state": {"before", "after", "kept", "answer", "received_by", "not_received_by"},
-        "hapgent.agent.haproxy_server_info": {"cause", "servers", "unreadable", "haproxy", "agent_check_warnings"},
+        "hapgent.agent.haproxy_server_info": {
+            "cause",
+            "waiting_for",
+            "servers",
+            "unreadable",
+            "haproxy",
+            "agent_check_warnings",
+        },
     }
     assert set(modules) == set(returned)
     for name, module in modules.items():

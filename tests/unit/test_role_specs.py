@@ -93,9 +93,9 @@ def test_variables_of_both_roles_differ_only_in_their_descriptions() -> None:
 
 # Where variables are used
 
-# Variables of load balancers that filters read from hostvars.
-READ_BY_FILTERS = {
-    "_addresses": {"hapgent_source_addresses"},
+# Variables of load balancers that plugins read from hostvars.
+READ_BY_PLUGINS = {
+    "hapgent_change": {"hapgent_source_addresses"},
     "_fleet_problems": {"hapgent_own_variables"},
     "_fleet_table": {"hapgent_source_addresses"},
 }
@@ -112,14 +112,22 @@ def strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from strings(value, name)
 
 
+def keys(node: Any) -> Iterator[str]:
+    """Yield the keys of all dictionaries in YAML."""
+    if isinstance(node, (dict, list)):
+        yield from node if isinstance(node, dict) else []
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from keys(value)
+
+
 def variables(node: Any) -> set[str]:
     """Return the variables hapgent_* that expressions in YAML use. Names in messages do not count."""
-    found = set()
+    found = set().union(*(READ_BY_PLUGINS.get(key.rpartition(".")[2], set()) for key in keys(node)))
     for key, text in strings(node):
         for expression in [text] if key in CONDITIONS else re.findall(r"{{.*?}}", text, re.DOTALL):
             found |= set(re.findall(r"\bhapgent_\w+", re.sub(r"\bhapgent\.agent\.\w+", "", expression)))
             for name in re.findall(r"\bhapgent\.agent\.(\w+)", expression):
-                found |= READ_BY_FILTERS.get(name, set())
+                found |= READ_BY_PLUGINS.get(name, set())
     return found
 
 

@@ -19,7 +19,6 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import (
     name_of,
     query_problems,
     server_problems,
-    traffic,
     with_names,
     without,
 )
@@ -333,37 +332,3 @@ def test_addresses_do_not_wait_for_a_resolver_that_hangs(monkeypatch: pytest.Mon
     assert addresses([("lb1", "a", []), ("lb2", "b", []), ("lb3", "192.0.2.3", None)]) == {"192.0.2.3": "lb3"}
     over.set()
     assert time.monotonic() - started < 30
-
-
-# The traffic of a server
-
-
-def server_row(sessions: int = 0, queue: int = 0, takes: bool = False) -> Result:
-    return {"sessions": sessions, "queue": queue, "takes_new_sessions": takes}
-
-
-# The results of the load balancers; what they do with the server.
-TRAFFIC: dict[str, tuple[list[Result], tuple[str, bool, bool]]] = {
-    "none": ([], ("", False, False)),
-    "drained": ([{"item": "lb1", "servers": [server_row()]}], ("", False, False)),
-    "sessions": ([{"item": "lb1", "servers": [server_row(), server_row(sessions=1)]}], ("", False, True)),
-    "a queue": ([{"item": "lb1", "servers": [server_row(queue=2)]}], ("", False, True)),
-    "in rotation on one": (
-        [{"item": "lb1", "servers": [server_row(takes=True)]}, {"item": "lb2", "servers": [server_row()]}],
-        ("", True, False),
-    ),
-    "pending": (
-        [
-            {"item": "lb1", "servers": [server_row(sessions=1)], "msg": "Not drained after 5 s: web/s1 has 1 session."},
-            {"item": "lb2", "servers": [server_row()]},
-            {"item": "lb3", "servers": [server_row(queue=1)], "msg": "Not up after 0.5 s: web/s1 is DRAIN."},
-        ],
-        ("lb1: web/s1 has 1 session. lb3: web/s1 is DRAIN.", False, True),
-    ),
-    "not queried": ([{"item": "lb1", "msg": "no such socket"}], ("lb1: no such socket", False, False)),
-}
-
-
-@pytest.mark.parametrize(("asked", "expected"), TRAFFIC.values(), ids=TRAFFIC)
-def test_traffic_of_a_server(asked: list[Result], expected: tuple[str, bool, bool]) -> None:
-    assert tuple(traffic(asked).values()) == expected

@@ -49,12 +49,13 @@ def of_fleet(name: str, of_service: str = "hapgent") -> Result:
 
 
 AGENTS = [of_fleet("web1"), of_fleet("web2"), of_fleet("web2", "hapgent@shop")]
+FLEET = {"agents": AGENTS}
 HOSTVARS: dict[str, dict[str, Any]] = {
     "web1": {
         "hapgent__asker": {"name": "web1"},
         "hapgent__settings": settings_of("lb1", "lb2"),
         "hapgent__queried": {"results": ASKED},
-        "hapgent__fleet_queried": {"results": AGENTS},
+        "hapgent__fleet": FLEET,
     },
     # A task that is skipped also registers its result.
     "web2": {
@@ -63,9 +64,17 @@ HOSTVARS: dict[str, dict[str, Any]] = {
         "hapgent__queried": {"skipped": True},
     },
     "web3": {"hapgent__asker": {"name": "web1"}, "hapgent__settings": settings_of("lb3", backends=("web",))},
-    "web4": {"hapgent__asker": {"name": "web1"}, "hapgent__settings": settings_of(fleet=("web2", "web4"))},
+    "web4": {
+        "hapgent__asker": {"name": "web1"},
+        "hapgent__settings": settings_of(fleet=("web2", "web4")),
+        "hapgent__fleet": FLEET,
+    },
     "web5": {"hapgent__asker": {"name": "web1"}, "hapgent__settings": settings_of(fleet=("web1", "web2"))},
-    "web6": {"hapgent__asker": {"name": "web1"}, "hapgent__settings": settings_of(fleet=("web2", "web6"))},
+    "web6": {
+        "hapgent__asker": {"name": "web1"},
+        "hapgent__settings": settings_of(fleet=("web2", "web6")),
+        "hapgent__fleet": FLEET,
+    },
     "with invalid variables": {"hapgent__settings": {"failed": True, "msg": "hapgent_min_up must be ..."}},
 }
 
@@ -126,10 +135,47 @@ def test_host_with_invalid_variables_has_no_server() -> None:
 def test_states_of_services() -> None:
     hostvars: dict[str, Result] = {"web1": {"hapgent__settings": {"services": [service("shop"), service("api")]}}}
     results = [{"before": {"status": "UP"}}, {"before": {"status": "DRAIN"}}]
-    found = _recorded.states(hostvars, "web1", results)
-    assert [(own["name"], state["status"]) for own, state in found] == [("shop", "UP"), ("api", "DRAIN")]
     hostvars["web1"]["hapgent__agent"] = {"results": results}
+    found = _recorded.states(hostvars, "web1")
+    assert [(own["name"], state["status"]) for own, state in found] == [("shop", "UP"), ("api", "DRAIN")]
     assert [result for _own, result in _recorded.agents(hostvars, "web1")] == results
     # An unreachable host has no results.
     hostvars["web1"]["hapgent__agent"] = {"unreachable": True}
     assert [result for _own, result in _recorded.agents(hostvars, "web1")] == [{"unreachable": True}] * 2
+
+
+def test_change_counts_only_for_its_step() -> None:
+    recorded = {"step": "drain", "deadline": 1.0, "reported": "DRAIN", "services": ["hapgent"]}
+    hostvars = {"web1": {"hapgent__changed": recorded}, "web2": {"hapgent__changed": {**recorded, "failed": True}}}
+    assert _recorded.changed(hostvars, "web1", "drain") == recorded
+    assert _recorded.changed(hostvars, "web1", "undrain") is None
+    # What has failed is not waited for, nor is what has not been changed.
+    assert _recorded.changed(hostvars, "web2", "drain") is None
+    assert _recorded.changed({"web3": {}}, "web3", "drain") is None
+
+
+def test_sessions_that_are_left() -> None:
+    of_drain = {"hapgent__settings": {"grace": 5}, "hapgent__drained": {"sessions_left": "lb1: 2 sessions."}}
+    hostvars: dict[str, Result] = {"web1": of_drain, "web2": {"hapgent__drained": {"sessions_left": ""}}, "web3": {}}
+    report = _recorded.sessions_left(hostvars, hostvars)
+    assert "5 s" in report
+    assert report.endswith("web1: lb1: 2 sessions.")
+    assert "web2" not in report
+
+
+def test_variables_are_computed_once() -> None:
+    class Counting(dict[str, Any]):
+        reads = 0
+
+        def __getitem__(self, name: str) -> Any:
+            Counting.reads += 1
+            return super().__getitem__(name)
+
+    hostvars = _recorded.read_once(Counting(web1=Counting(name="value")))
+    for _time in range(3):
+        assert hostvars["web1"]["name"] == hostvars["web1"].get("name") == "value"
+        assert hostvars["web1"].get("other", "default") == "default"
+    assert Counting.reads == 2
+    assert "web2" not in hostvars
+    with pytest.raises(KeyError):
+        assert hostvars["web2"]

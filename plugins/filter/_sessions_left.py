@@ -5,40 +5,45 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _server_traffic
-short_description: Determine what load balancers still do with a server
+name: _sessions_left
+short_description: Report which sessions are left after the grace period
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
+positional: hosts
 options:
   _input:
-    description: The results of M(hapgent.agent.haproxy_server_info), for one server, in a loop over the load balancers.
+    description: The variable C(hostvars), with what the tasks of the role have recorded.
+    type: dict
+    required: true
+  hosts:
+    description: The hosts.
     type: list
-    elements: dict
+    elements: str
     required: true
 """
 
 EXAMPLES = r"""
-- name: Show which load balancers are pending
+- name: Show which sessions are left
   ansible.builtin.debug:
-    msg: "{{ (asked.results | hapgent.agent._server_traffic).pending }}"
+    msg: "{{ hostvars | hapgent.agent._sessions_left(['web1']) }}"
 """
 
 RETURN = r"""
 _value:
-  description: What they do, with the keys of C(Traffic) in C(_balancers.py).
-  type: dict
+  description: The report, V('') if no sessions are left.
+  type: str
 """
 
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import traffic
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_server_traffic": traffic}
+        return {"_sessions_left": _recorded.sessions_left}

@@ -1,0 +1,164 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this plugin util is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+"""Wait until load balancers do what is wanted with the servers of many hosts: which to query, and what they report.
+
+Each load balancer is queried for the servers of all hosts at once. Hosts may have different load balancers, and
+different times until which they are waited for. All times are in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import Result, name_of, query_problems
+
+# A long wait makes longer queries, because each further round is a file that is included in the one before.
+MIN_ROUND_SECONDS, MAX_ROUNDS = 5.0, 30
+MAX_SHOWN = 400
+# What the module haproxy_server_info adds if a load balancer did not answer the last query.
+OUTDATED = " This is the last known status"
+
+
+class Host(t.TypedDict):
+    """A host, and what the load balancers do with its servers.
+
+    C(waits) is whether it is still waited for, until C(deadline). C(titles) has its servers, as backend/server, by load
+    balancer. C(outcome) is a sentence on what this run has changed, and C(pattern) its hapgent_load_balancers.
+    C(pending) describes the load balancers without the wanted status, '' if all have it. C(problem) is why the load
+    balancers of the host cannot be queried, '' if they can. The flags tell whether any of them sends new sessions, and
+    whether any has sessions or queued requests.
+    """
+
+    waits: bool
+    deadline: float
+    titles: dict[str, list[str]]
+    outcome: str
+    pattern: str
+    pending: str
+    problem: str
+    takes_new_sessions: bool
+    has_sessions: bool
+
+
+class Wait(t.TypedDict):
+    """The wait for several hosts.
+
+    C(until) and C(max_sessions) are options of C(haproxy_server_info). C(queries) has the servers to query, by load
+    balancer, and is empty if the wait is over. One query takes at most C(round) seconds, and all end at C(deadline).
+    C(message) is for the operator: what is waited for after the first round.
+    """
+
+    until: str
+    max_sessions: int
+    hosts: dict[str, Host]
+    queries: dict[str, list[str]]
+    round: float
+    deadline: float
+    message: str
+
+
+def host(
+    titles: t.Mapping[str, t.Mapping[str, list[str]]],
+    services: t.Iterable[str],
+    deadline: float,
+    outcome: str,
+    pattern: str,
+) -> Host:
+    """A host to wait for. C(titles) has its servers by load balancer and by service, and C(services) selects some."""
+    wanted = [*services]
+    of_balancers = {name: [title for service in wanted for title in by[service]] for name, by in titles.items()}
+    return {
+        "waits": any(of_balancers.values()),
+        "deadline": deadline,
+        "titles": of_balancers,
+        "outcome": outcome,
+        "pattern": pattern,
+        "pending": "",
+        "problem": "",
+        "takes_new_sessions": False,
+        "has_sessions": False,
+    }
+
+
+def begin(until: str, hosts: t.Mapping[str, Host], now: float, *, max_sessions: int = 0) -> Wait:
+    """Begin to wait for these hosts."""
+    deadline = max((one["deadline"] for one in hosts.values() if one["waits"]), default=now)
+    wait: Wait = {
+        "until": until,
+        "max_sessions": max_sessions,
+        "hosts": {**hosts},
+        "queries": _queries(hosts),
+        "round": max(MIN_ROUND_SECONDS, (deadline - now) / MAX_ROUNDS),
+        "deadline": deadline,
+        "message": "",
+    }
+    return wait
+
+
+def for_sessions(wait: Wait, graces: t.Mapping[str, float], now: float) -> Wait:
+    """Continue with the hosts that have sessions left, until their grace periods, in seconds, are over."""
+    hosts: dict[str, Host] = {
+        name: {
+            **one,
+            "waits": one["has_sessions"] and not one["takes_new_sessions"] and not one["problem"],
+            "deadline": now + graces[name],
+        }
+        for name, one in wait["hosts"].items()
+    }
+    return begin("drained", hosts, now)
+
+
+def proceed(wait: Wait, asked: t.Sequence[Result], now: float) -> Wait:
+    """The wait after one more round. C(asked) has the results of C(haproxy_server_info) for its queries."""
+    hosts = {name: _look(one, asked, now) if one["waits"] else one for name, one in wait["hosts"].items()}
+    left = {name: one for name, one in hosts.items() if one["waits"]}
+    deadline = max((one["deadline"] for one in left.values()), default=now)
+    pending = " ".join(f"{name}: {one['pending']}" for name, one in left.items())
+    return {
+        **wait,
+        "hosts": hosts,
+        "queries": _queries(hosts),
+        "deadline": deadline,
+        "message": f"{printable(pending, MAX_SHOWN)} Waiting up to {deadline - now:.0f} s more." if left else "",
+    }
+
+
+def _queries(hosts: t.Mapping[str, Host]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for one in hosts.values():
+        for balancer, titles in one["titles"].items():
+            if one["waits"] and titles:
+                found.setdefault(balancer, {}).update(dict.fromkeys(titles))
+    return {balancer: [*titles] for balancer, titles in found.items()}
+
+
+def _look(one: Host, asked: t.Iterable[Result], now: float) -> Host:
+    own = [result for result in asked if one["titles"].get(name_of(result))]
+    problem = query_problems(own, one["pattern"])
+    rows = [
+        row
+        for result in own
+        for row in result.get("servers", [])
+        if f"{row['backend']}/{row['server']}" in one["titles"][name_of(result)]
+    ]
+    pending = " ".join(text for result in own if (text := _pending(result, one["titles"][name_of(result)])))
+    return {
+        **one,
+        "waits": bool(pending) and not problem and now < one["deadline"],
+        "pending": pending,
+        "problem": problem and f"{problem} {one['outcome']}",
+        "takes_new_sessions": any(row["takes_new_sessions"] for row in rows),
+        "has_sessions": any(row["sessions"] or row["queue"] for row in rows),
+    }
+
+
+def _pending(result: Result, titles: t.Collection[str]) -> str:
+    """Which of these servers do not have the wanted status on a load balancer, '' if all have it."""
+    left = [text for title, text in result.get("waiting_for", {}).items() if title in titles]
+    outdated = "".join(str(result.get("msg", "")).partition(OUTDATED)[1:])
+    return f"{name_of(result)}: {', '.join(left)}.{outdated}" if left else ""
