@@ -46,7 +46,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
 
 def fleet_queries(hostvars: _recorded.Hostvars, hosts: t.Iterable[str]) -> list[_recorded.FleetQuery]:
     """See DOCUMENTATION."""
-    return _recorded.fleet_queries(hostvars, hosts)
+    return _recorded.fleet_queries(_recorded.read_once(hostvars), hosts)
 
 
 class FilterModule:

@@ -45,6 +45,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers, _
 
 def host_servers(hostvars: _recorded.Hostvars, host: str) -> dict[str, t.Any]:
     """See DOCUMENTATION."""
+    hostvars = _recorded.read_once(hostvars)
     settings = _recorded.settings(hostvars, host)
     titles: dict[str, dict[str, list[str]]] = {name: {} for name in settings["load_balancers"]}
     problems = []

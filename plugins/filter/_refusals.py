@@ -46,6 +46,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils import _fleet, _reco
 
 def refusals(hostvars: _recorded.Hostvars, leaving: t.Iterable[str]) -> list[str]:
     """Return why these hosts must stay in rotation. Raises AnsibleFilterError."""
+    hostvars = _recorded.read_once(hostvars)
     try:
         return _fleet.refusals([view for host in leaving for view in _views(hostvars, host)])
     except _fleet.FleetError as error:

@@ -50,6 +50,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Host
 
 def rolling_host_check(hostvars: _recorded.Hostvars, host: str, reason: str) -> HostCheck:
     """See DOCUMENTATION."""
+    hostvars = _recorded.read_once(hostvars)
     return host_check(
         host, _recorded.agents(hostvars, host), reason, lambda service: _recorded.asked(hostvars, host, service)
     )
