@@ -122,36 +122,39 @@ def _weigh(found: Found, plan: Plan) -> int:
         state = AgentState(found.state_file, Change({}), time.monotonic() + PATIENCE_SECONDS).load()
     except ChangeError as error:
         problem = problem or str(error)
+    now = time.time()
     if reading and state:
-        after, fields = weight.decide(reading, before, plan.limits, state, time.time())
+        after, fields = weight.decide(reading, before, plan.limits, state, now)
     else:
         problem = problem or f"{found.state_file} does not exist"
-        after, fields = weight.decide_failure(problem, before, plan.limits, state, time.time())
-    after, change = _apply(found, fields, after)
+        after, fields = weight.decide_failure(problem, before, plan.limits, state, now)
+    after, change = _apply(found, fields, before, after) if fields else (after, "")
     try:
         weight_record.save(found.state_file, after)
     except weight_record.SAVE_ERRORS as error:
-        log.error(
-            f"{found.label}: cannot write {found.state_file}{weight_record.SUFFIX}: {error}. {change or 'Nothing was changed'}"
-        )
+        file = f"{found.state_file}{weight_record.SUFFIX}"
+        log.error(f"{found.label}: cannot write {file}: {error}. {change or 'Nothing was changed'}")
         return EXIT_FAILED
     _report(found, before, after, change)
     return EXIT_FAILED if after.problem else EXIT_OK
 
 
-def _apply(found: Found, fields: weight.Fields, record: Record) -> tuple[Record, str]:
+def _apply(found: Found, fields: weight.Fields, before: Record, after: Record) -> tuple[Record, str]:
     """Set these fields. Returns the record of that, and the change of the state in words, '' if it has not changed."""
-    if not fields:
-        return record, ""
+    now = time.time()
     try:
         target = _set(found, fields, weight.IN_ROTATION)
     except ProblemError as error:
-        return record.failed(str(error).removeprefix(f"{found.label}: "), time.time()), ""
-    if not target.agent.kept and (target.agent.done or not target.problem):
-        record = record._replace(applied={**record.applied, **fields})
+        problem = str(error).removeprefix(f"{found.label}: ")
+        return after._replace(problem=before.problem, since=before.since).failed(problem, now), ""
+    agent = target.agent
     if target.problem:
-        record = record.failed(target.problem, time.time())
-    return record, f"{described(target.agent.planned)} (was {target.was})" if target.was else ""
+        after = after._replace(problem=before.problem, since=before.since)
+        after = after.failed(f"{agent.done}, but {target.problem}" if agent.done else target.problem, now)
+    if agent.kept or (target.problem and not agent.done):
+        return after, ""
+    change = f"{described(agent.planned)} (was {target.was})" if target.was else ""
+    return after._replace(applied={**before.applied, **fields}), change
 
 
 def _set(found: Found, fields: weight.Fields, statuses: list[str] | None) -> Target:
@@ -166,13 +169,14 @@ def _set(found: Found, fields: weight.Fields, statuses: list[str] | None) -> Tar
 
 def _report(found: Found, before: Record, after: Record, change: str) -> None:
     """Print what has changed for people: not each weight, and not that the same problem persists."""
-    label, ago = found.label, f"{time.time() - before.since:.0f} s"
+    label = found.label
     if after.problem and change:
-        log.error(f"{label}: there was no weight for {ago} ({after.problem}), so the configured one is back: {change}")
+        seconds = time.time() - after.since
+        log.error(f"{label}: no weight for {seconds:.0f} s, so the configured one is back: {change}. {after.problem}")
     elif after.problem and not before.problem:
-        log.error(f"{label}: no new weight, the last one stays: {after.problem}")
+        log.error(f"{label}: no new weight, so the last one stays: {after.problem}")
     elif before.problem and not after.problem:
-        log.notice(f"{label}: there is a weight again, after {ago} without")
+        log.notice(f"{label}: there is a weight again, after {time.time() - before.since:.0f} s")
     elif sys.stdout is not None and sys.stdout.isatty():
         print(printable(f"{label}: {after.problem or change or 'unchanged'}.", 1000))
 

@@ -819,7 +819,7 @@ def test_json_of_all_instances(commands: Commands) -> None:
     assert done.returncode == 1
     assert list(found) == ["hapgent", "hapgent@old", "hapgent@shop"]
     for service, one in found.items():
-        assert list(one) == ["service", "state_file", "status_socket", "problem", "status"]
+        assert list(one) == ["service", "state_file", "status_socket", "problem", "status", "weighing"]
         assert one["state_file"] == str(commands.file(service))
         if service != "hapgent@old":
             assert (one["status"]["state"], one["problem"]) == (UP, None)
