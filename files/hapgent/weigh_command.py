@@ -242,8 +242,8 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
             piece = os.read(descriptor, MAX_OUTPUT_BYTES)
             streams[descriptor] = (streams[descriptor] + piece)[: MAX_OUTPUT_BYTES + 1]
             opened -= set() if piece else {descriptor}
+        if len(streams[process.stdout.fileno()]) > MAX_OUTPUT_BYTES:
+            raise ReadingError(f"the command printed more than {MAX_OUTPUT_BYTES} bytes")
         has_ended = has_ended or bool(os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
     printed, errors = streams.values()
-    if len(printed) > MAX_OUTPUT_BYTES:
-        raise ReadingError(f"the command printed more than {MAX_OUTPUT_BYTES} bytes")
     return printed, errors

@@ -13,7 +13,7 @@ import typing as t
 
 from hapgent import _as_owner
 from hapgent._printable import printable
-from hapgent._state import FIELDS, LockedError, StateError, locked, read, replace
+from hapgent._state import FIELDS, LockedError, MissingError, StateError, locked, read, replace
 from hapgent.weight import Fields, Reading, Record, is_number, refuse
 
 SUFFIX = ".weight"
@@ -22,6 +22,7 @@ MAX_BYTES = 64 * 1024
 PATIENCE_SECONDS = 5.0
 # The end of the year 9999, the last one that Python can print.
 MAX_TIMESTAMP = 253402300799.0
+ERRORS = (StateError, MissingError)
 SAVE_ERRORS = (OSError, LockedError, _as_owner.PathError, _as_owner.NoOutcomeError)
 
 
@@ -32,8 +33,8 @@ def load(state_file: str) -> Record | None:
         return read(name + SUFFIX, MAX_BYTES, folder)[0].decode("ascii", "replace")
 
     try:
-        return parse(_as_owner.run(state_file, work, time.monotonic() + PATIENCE_SECONDS, (StateError,)))
-    except (StateError, ValueError, OSError, _as_owner.PathError, _as_owner.NoOutcomeError):
+        return parse(_as_owner.run(state_file, work, time.monotonic() + PATIENCE_SECONDS, ERRORS))
+    except (*ERRORS, ValueError, OSError, _as_owner.PathError, _as_owner.NoOutcomeError):
         return None
 
 

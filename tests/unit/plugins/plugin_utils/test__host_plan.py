@@ -121,7 +121,8 @@ def unit(service: str = "hapgent", **values: object) -> dict[str, Any]:
 
 def test_only_instances_that_are_not_described_leave() -> None:
     host = {"installed": [installed("hapgent"), installed("hapgent@shop")], "instances": [unit()]}
-    assert leaving(host, [instance("hapgent")], uninstall=False) == {
+    found: Any = leaving(host, [instance("hapgent")], uninstall=False)
+    assert found == {
         "units": ["hapgent@shop.socket", "hapgent@shop.service"],
         "drain_units": [],
         "weights": [],
@@ -190,7 +191,7 @@ def test_uninstalling_removes_inner_folders_first() -> None:
 
 def test_uninstalling_twice_finds_the_state_file_again() -> None:
     host = {"installed": [], "instances": [unit(runs_agent=False, units=[])]}
-    found = leaving(host, [instance("hapgent")], uninstall=True)
+    found: Any = leaving(host, [instance("hapgent")], uninstall=True)
     assert found == {"units": [], "drain_units": [], "weights": [], "state_files": ["/etc/hapgent/state.json"]}
 
 
