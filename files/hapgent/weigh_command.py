@@ -172,7 +172,7 @@ def _report(found: Found, before: Record, after: Record, change: str) -> None:
     label = found.label
     if after.problem and change:
         seconds = time.time() - after.since
-        log.error(f"{label}: no weight for {seconds:.0f} s, so the configured one is back: {change}. {after.problem}")
+        log.error(f"{label}: no weight for {seconds:.0f} s, so the configured one is back, {change}: {after.problem}")
     elif after.problem and not before.problem:
         log.error(f"{label}: no new weight, so the last one stays: {after.problem}")
     elif before.problem and not after.problem:
