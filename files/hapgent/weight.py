@@ -98,7 +98,7 @@ def parse_reading(output: bytes) -> Reading:
     if "weight" in values and not is_number(values["weight"]):
         raise ReadingError(f"the weight must be a number, not {shown!r}")
     maximum = FIELDS["maxconn"].limit
-    if "maxconn" in values and not (type(values["maxconn"]) is int and 1 <= values["maxconn"] <= maximum):
+    if "maxconn" in values and not is_whole_number(values["maxconn"], 1, maximum):
         # HAProxy takes 0 as no limit.
         raise ReadingError(f"maxconn must be a whole number from 1 to {maximum}, not {shown!r}")
     return Reading(**values)
@@ -146,7 +146,13 @@ def _approach(current: int | None, wanted: float, limits: Limits) -> int:
 def is_number(value: t.Any) -> bool:
     """Whether a value in JSON is a number that can be calculated with."""
     # Also false for infinity, which JSON can write as 1e999, and for integers that no float can represent.
-    return type(value) in (int, float) and abs(value) <= 1e15 and not math.isnan(value)
+    is_numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_numeric and abs(value) <= 1e15 and not math.isnan(value)
+
+
+def is_whole_number(value: t.Any, minimum: int, maximum: int) -> bool:
+    """Whether a value in JSON is an integer in this range."""
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
 def refuse(constant: str) -> t.NoReturn:

@@ -14,7 +14,7 @@ import typing as t
 from hapgent import _as_owner
 from hapgent._printable import printable
 from hapgent._state import FIELDS, LockedError, MissingError, StateError, locked, read, replace
-from hapgent.weight import Fields, Reading, Record, is_number, refuse
+from hapgent.weight import Fields, Reading, Record, is_number, is_whole_number, refuse
 
 SUFFIX = ".weight"
 MAX_BYTES = 64 * 1024
@@ -80,9 +80,7 @@ def parse(raw: str) -> Record:
 
 def _fields(value: t.Any) -> Fields:
     for name, number in value.items() if isinstance(value, dict) else [("", 0)]:
-        is_valid = name in Reading._fields and (
-            number is None or (type(number) is int and 0 <= number <= FIELDS[name].limit)
-        )
+        is_valid = name in Reading._fields and (number is None or is_whole_number(number, 0, FIELDS[name].limit))
         if not is_valid:
             raise ValueError("not the fields of a state")
     return dict(value)
