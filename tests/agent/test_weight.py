@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -472,9 +471,8 @@ def test_a_command_that_hangs_is_killed_with_its_children(weighed: Weighed) -> N
 
 
 def test_what_a_command_leaves_running_delays_nothing_and_is_killed(weighed: Weighed) -> None:
-    begin = time.monotonic()
+    # A run that waited for it would fail after 10 seconds.
     assert weighed.weigh("sleep 31417 & echo 30").returncode == 0
-    assert time.monotonic() - begin < 9
     assert weighed.saved() == {"status": "UP", "weight": 30}
     assert not is_running("^sleep 31417")
 

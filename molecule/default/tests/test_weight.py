@@ -76,7 +76,7 @@ def share() -> float:
 
 
 def journal() -> list[str]:
-    """What the journal has of the unit, without what systemd reports whenever it reads a unit that nobody runs."""
+    """What the journal has of the unit, without what systemd logs for each unit of the user nobody."""
     lines = run(HOST, f"journalctl --output=cat --no-pager --unit={UNIT}.service").stdout.splitlines()
     return [line for line in lines if "Special user" not in line]
 
