@@ -55,7 +55,7 @@ def _command(arguments: list[str]) -> int:
 
 
 def _run_command(command: Command, arguments: list[str]) -> int:
-    if "--help" in arguments or arguments == ["-h"]:
+    if "--help" in (arguments[:1] if command.runs else arguments) or arguments == ["-h"]:
         from hapgent.usage import help_of  # noqa: PLC0415
 
         print(help_of(command), end="")
@@ -64,6 +64,14 @@ def _run_command(command: Command, arguments: list[str]) -> int:
         from hapgent import status_command  # noqa: PLC0415
 
         return status_command.main(arguments)
+    if command.name == "weigh":
+        from hapgent import weigh_command  # noqa: PLC0415
+
+        return weigh_command.main(command, arguments)
+    if command.name in ("load", "pressure"):
+        from hapgent import measure  # noqa: PLC0415
+
+        return measure.main(command, arguments)
     from hapgent import change_command  # noqa: PLC0415
 
     return change_command.main(command, arguments)

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import stat
 import subprocess
 import time
 import typing as t
 
 from hapgent import _systemd
-from hapgent._agent_client import Instance, instance_of
+from hapgent._agent_client import Instance, instance_of, peer_of
 from hapgent._agent_process import (
     DEFAULT_SERVICE,
     DEFAULT_STATE_FILE,
+    PROCESS_NAME,
     EndedError,
     InstanceError,
     NotRunningError,
@@ -30,6 +32,7 @@ from hapgent._agent_process import (
     others,
     services,
 )
+from hapgent._deadline import seconds_until
 from hapgent._printable import printable
 from hapgent._systemd import Service, SystemdError
 
@@ -67,7 +70,13 @@ class Found(t.NamedTuple):
 
     def find(self, deadline: float) -> Instance:
         """Return the running agent, which serves the state file. Raises InstanceError, also NotRunningError."""
-        process = find_process(self.service or None, self.state_file, run_command, deadline)
+        try:
+            process = find_process(self.service or None, self.state_file, run_command, deadline)
+        except NotRunningError:
+            # The sandbox of a service hides which file its agent serves from other processes of its user.
+            if self.service or not self.status_socket or os.geteuid() == 0:
+                raise
+            return _behind(self.status_socket, self.state_file, deadline)
         return _client(process)
 
 
@@ -116,13 +125,16 @@ def discover() -> list[Found]:
     return found
 
 
-def serving(state_file: str) -> Found:
-    """Return the agent that serves this file, or its description if it does not run. Raises InstanceError."""
+def serving(state_file: str, status_socket: str = "") -> Found:
+    """Return the agent that serves this file, or its description if it does not run. Raises InstanceError.
+
+    With C(status_socket), its user finds it there if its sandbox hides which file it serves.
+    """
     path = os.path.abspath(state_file)
     try:
         process = find_process(None, path, run_command, time.monotonic())
     except NotRunningError:
-        return Found("", None, "", path, "")
+        return Found("", None, "", path, status_socket)
     return _of_process("", process)._replace(state_file=path)
 
 
@@ -211,6 +223,33 @@ def _of_service(name: str, process: Process | None, service: Service | None) -> 
 
 def _of_process(name: str, process: Process) -> Found:
     return Found(name, process, "active", process.state_file(), process.path("HAPGENT_SOCKET", ""))
+
+
+class _Neighbour(Instance):
+    """An agent of this user, whose sandbox hides the paths that it sees."""
+
+    def connect(self, connection: socket.socket, deadline: float) -> None:
+        """Connect to the agent's status socket. Raises OSError."""
+        connection.settimeout(seconds_until(deadline))
+        connection.connect(self.status_socket)
+
+
+def _behind(status_socket: str, state_file: str, deadline: float) -> Instance:
+    """Return the agent of this user that listens on this status socket. Raises InstanceError.
+
+    Only the rights of this user are at stake, who can send signals to all of its own processes anyway.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(seconds_until(deadline))
+            connection.connect(status_socket)
+            pid, user = peer_of(connection)
+        process = Process(pid)
+    except (OSError, EndedError) as error:
+        raise NotRunningError(f"no agent listens on {status_socket}") from error
+    if user != os.geteuid() or process.name != PROCESS_NAME:
+        raise InstanceError(f"process {pid} of user {user}, which listens on {status_socket}, is not this user's agent")
+    return _Neighbour(process, state_file, status_socket)
 
 
 def _client(process: Process) -> Instance:

@@ -58,6 +58,11 @@ def info(text: str) -> None:
     _write("<6>" if _IN_JOURNAL else "hapgent: ", text)
 
 
+def notice(text: str) -> None:
+    """Log a normal event that is kept where others are not."""
+    _write("<5>" if _IN_JOURNAL else "hapgent: ", text)
+
+
 def error(text: str) -> None:
     """Log a problem that needs attention."""
     _write("<3>" if _IN_JOURNAL else "hapgent: ", text)

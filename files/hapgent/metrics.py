@@ -61,6 +61,12 @@ def _families(status: dict[str, t.Any] | None) -> t.Iterator[Family]:
         ("state_file_ok", status["state_file_ok"], "Whether the last access to the state file succeeded."),
     ):
         yield name, "gauge", text, [({}, value)]
+    weighing = status.get("weighing")
+    if weighing:
+        text = "Whether the last run of hapgent weigh has set the weight, or left it because it fits."
+        yield "weighing_ok", "gauge", text, [({}, weighing["problem"] is None)]
+        text = "Time of the last weight that the weight command has printed."
+        yield "weighing_reading_timestamp_seconds", "gauge", text, [({}, weighing["succeeded"])]
     for name, value in status["counters"].items():
         if COUNTER.fullmatch(name) and not name.startswith("peer_"):
             text = f"{name.capitalize()} since the agent started.".replace("_", " ")

@@ -67,12 +67,16 @@ class Source(t.NamedTuple):
 
 
 class Read(t.NamedTuple):
-    """What was read from a source: a document and the known fields in it, or a problem."""
+    """What was read from a source: a document and the known fields in it, or a problem.
+
+    C(weighing) is what "hapgent weigh" has recorded, None if it does not run for this agent.
+    """
 
     source: Source
     document: t.Any = None
     status: Status | None = None
     problem: str = ""
+    weighing: Status | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -99,13 +103,14 @@ def main(arguments: list[str]) -> int:
     failed = any(read.problem for read in reads)
     if "--prometheus" in options:
         # The absence of an agent is reported as a metric.
-        print(metrics([(_labels(read.source), read.status) for read in reads]))
+        agents = [(_labels(read.source), read.status and _with_weighing(read.status, read.weighing)) for read in reads]
+        print(metrics(agents))
         return usage.EXIT_OK
     if "--json" in options:
         if not is_one:
             print(as_json({"instances": [_described(read) for read in reads]}))
         elif not failed:
-            print(as_json(reads[0].document))
+            print(as_json(_with_weighing(reads[0].document, reads[0].weighing)))
     elif not failed or len(reads) > 1:
         print(_tables(reads, titled=len(reads) > 1))
     return usage.EXIT_FAILED if failed else usage.EXIT_OK
@@ -164,6 +169,24 @@ def _described(read: Read) -> dict[str, t.Any]:
         "status_socket": source.path or None,
         "problem": read.problem or None,
         "status": read.document,
+        "weighing": read.weighing,
+    }
+
+
+def _with_weighing(status: Status, weighing: Status | None) -> Status:
+    return {**status, "weighing": weighing} if weighing else status
+
+
+def _weighing(state_file: str) -> Status | None:
+    """Return what "hapgent weigh" has recorded for the agent of this file, None if it does not run."""
+    from hapgent import weight_record  # noqa: PLC0415
+
+    record = weight_record.load(state_file) if state_file else None
+    return record and {
+        "problem": record.problem or None,
+        "since": record.since if record.problem else None,
+        "succeeded": record.succeeded or None,
+        "reading": record.readings[-1] if record.readings else None,
     }
 
 
@@ -196,13 +219,14 @@ def _read_all(sources: list[Source]) -> list[Read]:
 
 
 def _read(source: Source) -> Read:
+    weighing = _weighing(source.state_file)
     if source.problem or not source.connect:
-        return Read(source, problem=source.problem)
+        return Read(source, problem=source.problem, weighing=weighing)
     try:
         document = ask(source.connect)
-        return Read(source, document, known(document))
+        return Read(source, document, known(document), weighing=weighing)
     except (OSError, ValueError, RecursionError) as error:
-        return Read(source, problem=_problem(error))
+        return Read(source, problem=_problem(error), weighing=weighing)
 
 
 def _watch(sources: list[Source]) -> int:
@@ -223,7 +247,8 @@ def _watch(sources: list[Source]) -> int:
 def _tables(reads: list[Read], *, titled: bool) -> str:
     parts = []
     for read in reads:
-        lines = table(read.status) if read.status else f"{'problem':<12}{printable(read.problem, MAX_SHOWN)}"
+        status = read.status and _with_weighing(read.status, read.weighing)
+        lines = table(status) if status else f"{'problem':<12}{printable(read.problem, MAX_SHOWN)}"
         parts.append(f"{read.source.label}\n{_indented(lines)}" if titled else lines)
     return "\n\n".join(parts)
 
@@ -424,6 +449,7 @@ def table(status: Status) -> str:
         "state": state["status"],
         "error": None if status["state_file_ok"] in (True, None) else status["last_error"] or "see the agent's log",
         **{name: None if state[name] is None else f"{state[name]}{field.unit}" for name, field in FIELDS.items()},
+        "weighing": _weighing_in_words(status.get("weighing"), now),
         "since": f"{_date(status['since'])}, {_ago(now - status['since'])}",
         "answers on": status["address"] and f"{status['address']} port {_or_dash(status['port'])}",
         "state file": status["state_file"],
@@ -439,6 +465,15 @@ def table(status: Status) -> str:
     if len(rows) == 1:
         lines.append("no load balancer has polled the agent yet")
     return "\n".join(lines)
+
+
+def _weighing_in_words(weighing: Status | None, now: float) -> str | None:
+    if not weighing:
+        return None
+    last = f"last reading {_ago(now - weighing['succeeded'])}" if weighing["succeeded"] else "no reading yet"
+    if weighing["problem"]:
+        return f"has failed since {_date(weighing['since'])}, {last}: {weighing['problem']}"
+    return last if weighing["reading"] is None else f"{last}: {weighing['reading']:g}%"
 
 
 def _or_dash(value: t.Any) -> str:

@@ -10,13 +10,18 @@ running agent does not import it.
 
 from __future__ import annotations
 
+import re
 import textwrap
 import typing as t
 
 from hapgent._printable import printable
 from hapgent._state import FIELDS, STATUSES
+from hapgent.weight import Limits
 
 WIDTH = 80
+DEFAULTS = Limits()
+# How long the command of "hapgent weigh" may run.
+COMMAND_SECONDS = 10
 # The path that the role uses for an agent with the default name.
 DEFAULT_SOCKET = "/run/hapgent/hapgent/status.sock"
 # How long --wait waits without a number.
@@ -46,7 +51,10 @@ class Option(t.NamedTuple):
 
 
 class Command(t.NamedTuple):
-    """A command. C(words) are its other arguments, as in a synopsis. Only one option of C(exclusive) may be given."""
+    """A command. C(words) are its other arguments, as in a synopsis. Only one option of C(exclusive) may be given.
+
+    C(runs) is whether the words are a command to run, whose options follow the first word.
+    """
 
     name: str
     summary: str
@@ -54,6 +62,7 @@ class Command(t.NamedTuple):
     options: tuple[Option, ...]
     exclusive: tuple[str, ...]
     words: str = ""
+    runs: bool = False
 
     @property
     def synopsis(self) -> str:
@@ -62,7 +71,8 @@ class Command(t.NamedTuple):
         choice = " | ".join(option.form for option in self.options if option.name in self.exclusive)
         before = [self.words] if self.words and not self.words.startswith("[") else []
         after = [self.words] if self.words and not before else []
-        return " ".join(["hapgent", self.name, *before, *(f"[{form}]" for form in [*forms, choice]), *after])
+        optional = [f"[{form}]" for form in [*forms, choice] if form]
+        return " ".join(["hapgent", self.name, *before, *optional, *after])
 
 
 class Arguments(t.NamedTuple):
@@ -104,6 +114,22 @@ PROMETHEUS = Option(
     "--prometheus",
     "",
     "metrics in the text format of Prometheus. The labels socket and service tell instances apart",
+)
+WEIGHING = (
+    SERVICE,
+    Option("--min", "PERCENT", f"the lowest weight, {DEFAULTS.minimum} by default"),
+    Option("--max", "PERCENT", f"the highest weight, {DEFAULTS.maximum} by default"),
+    Option("--step", "PERCENT", f"the largest change at a time, {DEFAULTS.step} by default"),
+    Option("--smoothing", "COUNT", f"the weight is the median of the last COUNT ones, {DEFAULTS.smoothing} by default"),
+    Option(
+        "--fallback",
+        "SECONDS",
+        "for how long COMMAND may fail until the configured values come back, "
+        f"{DEFAULTS.fallback:g} seconds by default",
+    ),
+    Option("--weight", "PERCENT", "the configured weight; without it, the weight is removed from the state"),
+    Option("--maxconn", "COUNT", "the configured maxconn"),
+    Option("--restore", "", "run no command: set the configured values of the last run, and forget its readings"),
 )
 
 _CHANGING = (REASON, WAIT, SERVICE, ALL)
@@ -167,6 +193,37 @@ COMMANDS = {
             ("--watch", "--json", "--prometheus"),
             "[SOCKET]",
         ),
+        Command(
+            "weigh",
+            "set the weight that another command prints",
+            "Runs COMMAND, which prints a weight in percent, or a JSON object with weight, maxconn or both, and sets "
+            "it. A timer or cron runs this regularly, as the user of the agent; root may only use --restore. Nothing "
+            "is set while the server is out of rotation, or while it has a weight of 0 that was set otherwise. If "
+            f"COMMAND fails, runs for longer than {COMMAND_SECONDS} seconds or prints something else, the last weight "
+            "stays. Except on a terminal, this prints only that COMMAND begins to fail, that the configured values "
+            "are back, and that COMMAND works again.",
+            WEIGHING,
+            (),
+            "[COMMAND...]",
+            runs=True,
+        ),
+        Command(
+            "load",
+            "print a weight that follows the load average",
+            "Prints 100 as long as the load average of the last minute is no higher than the number of cores, 50 if it "
+            "is twice as high, 25 if it is four times as high.",
+            (),
+            (),
+        ),
+        Command(
+            "pressure",
+            "print a weight that follows how long processes wait",
+            "Prints what is left of 100 after the percentage of the last ten seconds in which processes waited for "
+            "RESOURCE: cpu, memory or io. Of several, the highest percentage counts, by default of all three.",
+            (),
+            (),
+            "[RESOURCE...]",
+        ),
     )
 }
 OPTIONS: Terms = (
@@ -228,6 +285,7 @@ EXAMPLES: Terms = (
     ("hapgent set weight=none", "return to the weight configured in HAProxy"),
     ("hapgent maint --all", "put the servers of all instances into maintenance"),
     ("hapgent status --watch", "watch which load balancers receive a change"),
+    ("hapgent weigh --min 20 hapgent pressure cpu", "let the weight follow the load of the CPUs"),
 )
 SUMMARY = "report the state of a server to HAProxy"
 DESCRIPTION = (
@@ -248,6 +306,9 @@ def read(command: Command, arguments: t.Sequence[str]) -> Arguments:
         argument = rest.pop(0)
         if argument == "--":
             words += rest
+            break
+        if command.runs and not argument.startswith("-"):
+            words += [argument, *rest]
             break
         if not argument.startswith("-") or argument == "-":
             words.append(argument)
@@ -331,7 +392,7 @@ def _table(terms: Terms, width: int) -> str:
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
     # A wrapped line must not begin within the brackets of one option.
-    kept = text.replace(" [SECONDS", "\0[SECONDS").replace(" TEXT]", "\0TEXT]").replace(" NAME", "\0NAME")
+    kept = re.sub(r" (\[SECONDS|(?:TEXT|SECONDS|PERCENT|COUNT)\]|NAME)", "\0\\1", text)
     lines = textwrap.wrap(
         kept, WIDTH, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
     )

@@ -120,11 +120,17 @@ class Instance(t.NamedTuple):
             connection.connect(f"/proc/self/fd/{found}")
         finally:
             os.close(found)
-        size = struct.calcsize("3i")
-        pid, user, _group = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        pid, user = peer_of(connection)
         # The process ID is not compared, because it changes when the agent restarts. The user does not.
         if user != self.process.user:
             raise OSError(f"process {pid}, which answers there, runs as user {user}, which is not the agent's user")
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return the process ID and the user of the program that listens on a UNIX socket. Source: unix(7)."""
+    size = struct.calcsize("3i")
+    pid, user, _group = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return pid, user
 
 
 def instance_of(process: Process, address: str = "127.0.0.1", port: int = 9777) -> Instance:

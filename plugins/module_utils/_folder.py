@@ -20,8 +20,9 @@ import typing as t
 
 from . import _as_owner
 
-# What the agent may keep in the folder: the state, its memory, their locks, and what an interrupted save has left.
-SUFFIXES = ("", ".lock", ".tmp", ".memory", ".memory.lock", ".memory.tmp")
+# What the agent may keep in the folder: the state, its memory, their locks, the record of hapgent weigh, and what an
+# interrupted save has left.
+SUFFIXES = ("", ".lock", ".tmp", ".memory", ".memory.lock", ".memory.tmp", ".weight", ".weight.tmp")
 LOCKS = (".lock", ".memory.lock")
 
 

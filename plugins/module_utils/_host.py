@@ -32,6 +32,9 @@ KINDS = ("socket", "service")
 MARK = "# Managed by the role hapgent.agent.hapgent: {}"
 # The same line in the unit that drains an instance before another service stops.
 DRAIN_MARK = "# Managed by the role hapgent.agent.hapgent, for {}"
+# The same line in the service that sets the weight of an instance, and in its timer.
+WEIGHT_MARK = "# Managed by the role hapgent.agent.hapgent, weight of {}"
+TIMER = ".timer"
 # A user without rights, which need not have a name.
 NOBODY = 65534
 MAX_UNIT_BYTES = 1024 * 1024
@@ -187,26 +190,33 @@ PROPERTIES = "LoadState,ActiveState,UnitFileState,ExecStart,ExecMainStartTimesta
 
 
 class Names(t.NamedTuple):
-    """The names of an instance: its service, the unit that drains it, and the unit that it follows, '' for none."""
+    """The names of an instance: its service, the unit that drains it, the unit that it follows, '' for none, and the
+    timer that sets its weight.
+    """
 
     service: str
     drain_unit: str
     followed: str
+    weight_timer: str
 
 
 def services(names: t.Sequence[Names], program: str, run_command: _systemd.RunCommand) -> list[Found]:
     """Return what systemd has for each instance: whether it runs the program, and what a restart has to know."""
     units = [
-        unit
+        (
+            *(f"{name.service}.{kind}" for kind in KINDS),
+            name.drain_unit,
+            name.followed or name.drain_unit,
+            name.weight_timer,
+        )
         for name in names
-        for unit in (*(f"{name.service}.{kind}" for kind in KINDS), name.drain_unit, name.followed or name.drain_unit)
     ]
-    shown = _shown(units, run_command)
-    return [_service(name, program, shown[4 * number : 4 * number + 4]) for number, name in enumerate(names)]
+    shown = iter(_shown([unit for group in units for unit in group], run_command))
+    return [_service(name, program, [next(shown) for _unit in group]) for name, group in zip(names, units)]
 
 
 def _service(names: Names, program: str, shown: t.Sequence[Properties]) -> Found:
-    socket, service, drain, followed = shown
+    socket, service, drain, followed, weight = shown
     name = names.service
     started = start_time(service.get("ExecMainStartTimestamp", ""))
     return {
@@ -221,6 +231,7 @@ def _service(names: Names, program: str, shown: t.Sequence[Properties]) -> Found
         "drain_enabled": drain.get("UnitFileState") == "enabled",
         "followed_exists": bool(names.followed) and _exists(followed),
         "followed_runs": bool(names.followed) and followed.get("ActiveState") == "active",
+        "weight_runs": _runs(weight),
     }
 
 
@@ -268,12 +279,21 @@ def installed() -> list[Found]:
                 "service": name,
                 "user": settings.get("User", ""),
                 "group": settings.get("Group", ""),
+                "python": settings.get("ExecStart", "").partition(" ")[0],
                 "state_file": settings.get("HAPGENT_STATE_FILE", ""),
                 "units": [os.path.basename(path) for path in _paths(name) if os.path.lexists(path)],
                 "drain_units": [unit for unit in _service_units() if DRAIN_MARK.format(name) in _unit_lines(unit)],
+                "weight_units": _weight_units(name),
             }
         )
     return found
+
+
+def _weight_units(name: str) -> list[str]:
+    """Return the units that set the weight of an instance, the timer first. It may be missing, the service is not."""
+    services_here = [unit for unit in _service_units() if WEIGHT_MARK.format(name) in _unit_lines(unit)]
+    units = [unit for service in services_here for unit in (service[: -len(_systemd.SUFFIX)] + TIMER, service)]
+    return [unit for unit in units if os.path.lexists(os.path.join(UNITS, unit))]
 
 
 def start_time(timestamp: str) -> float:

@@ -33,7 +33,8 @@ options:
     description:
       - The instances that the variables of the role describe, each with C(service), the name of its systemd service
         without the suffix, C(user), C(group), C(python), the path of its interpreter, C(state_file),
-        C(drain_with), the service with which it is drained, V('') for none, and C(drain_unit), the unit that does that.
+        C(drain_with), the service with which it is drained, V('') for none, C(drain_unit), the unit that does that,
+        and C(weight_unit), the name without suffix of the service and the timer that set its weight.
         Other keys are ignored.
       - The interpreters are started as an unprivileged user.
     type: list
@@ -53,6 +54,7 @@ EXAMPLES = r"""
         state_file: /etc/hapgent/state.json
         drain_with: shop.service
         drain_unit: hapgent-drain@hapgent.service
+        weight_unit: hapgent-weight@hapgent
 """
 
 RETURN = r"""
@@ -159,6 +161,9 @@ instances:
         followed_runs:
           description: Whether that service is active.
           type: bool
+        weight_runs:
+          description: Whether the timer that sets the weight is active and enabled.
+          type: bool
 installed:
   description: The instances that the role has installed.
   returned: always
@@ -174,6 +179,9 @@ installed:
     group:
       description: The group of the agent.
       type: str
+    python:
+      description: The path of the Python interpreter.
+      type: str
     state_file:
       description: The path of the state file.
       type: str
@@ -183,6 +191,10 @@ installed:
       elements: str
     drain_units:
       description: The unit that drains the instance before another service stops, if there is one.
+      type: list
+      elements: str
+    weight_units:
+      description: The timer and the service that set its weight, if there are any.
       type: list
       elements: str
 accounts:
@@ -281,10 +293,14 @@ def main() -> None:
     names = [instance["service"] for instance in described]
     files = [instance["state_file"] for instance in described]
     manager = _host.service_manager()
-    units = [_host.Names(one["service"], one["drain_unit"], one["drain_with"] or "") for one in described]
+    units = [
+        _host.Names(one["service"], one["drain_unit"], one["drain_with"] or "", f"{one['weight_unit']}{_host.TIMER}")
+        for one in described
+    ]
     shown = _host.services(units, program, module.run_command) if manager == "systemd" else [{} for _name in names]
     installed = _host.installed()
-    ours = {*names, *(found["service"] for found in installed)}
+    weights = {unit.removesuffix(".service") for found in installed for unit in found["weight_units"]}
+    ours = {*names, *(found["service"] for found in installed), *weights}
     accounts = dict.fromkeys((instance["user"], instance["group"]) for instance in [*described, *installed])
     try:
         instances = [inspected(instance, unit, files) for instance, unit in zip(described, shown)]

@@ -36,15 +36,24 @@ class Accounts(t.TypedDict):
     users: list[User]
 
 
-class Leaving(t.TypedDict):
-    """What to remove: units, the sockets first, the state files of these instances, the deepest first, and units that
-    drain instances.
+class Weight(t.TypedDict):
+    """The units that set the weight of an instance, the timer first, and the Python that runs it."""
 
-    The latter must not be stopped, because that would drain the server.
+    service: str
+    python: str
+    units: list[str]
+
+
+class Leaving(t.TypedDict):
+    """What to remove: units, the sockets first, the state files of these instances, the deepest first, units that drain
+    instances, and units that set weights.
+
+    Units that drain instances must not be stopped, because that would drain the server.
     """
 
     units: list[str]
     drain_units: list[str]
+    weights: list[Weight]
     state_files: list[str]
 
 
@@ -107,6 +116,12 @@ def leaving(host: Host, described: t.Sequence[Instance], uninstall: bool) -> Lea
     units = [unit for found in gone for unit in found["units"]]
     followers = [] if uninstall else [instance["drain_unit"] for instance in described if instance["drain_with"]]
     drain_units = [unit for found in host["installed"] for unit in found["drain_units"] if unit not in followers]
+    weighed = [] if uninstall else [instance["service"] for instance in described if instance["weight_command"]]
+    weights: list[Weight] = [
+        {"service": found["service"], "python": found["python"], "units": found["weight_units"]}
+        for found in host["installed"]
+        if found["weight_units"] and found["service"] not in weighed
+    ]
     files = [found["state_file"] for found in gone if found["state_file"]]
     if uninstall:
         # Such as those of the role of hapgent 0.3.2.
@@ -115,6 +130,7 @@ def leaving(host: Host, described: t.Sequence[Instance], uninstall: bool) -> Lea
     return {
         "units": sorted(dict.fromkeys(units), key=lambda unit: not unit.endswith(".socket")),
         "drain_units": drain_units,
+        "weights": weights,
         # The deepest first, because a folder that contains the folder of another instance cannot be removed.
         "state_files": sorted(dict.fromkeys(files), key=lambda path: -path.count("/")),
     }
@@ -131,8 +147,9 @@ def units(
 ) -> Units:
     """What to do with the units after they were written.
 
-    C(changed) are the services of which a unit was changed, and C(new_program) is whether the program was. In check
-    mode, systemd does not know the units that a real run would have written, so nothing is done with those.
+    C(changed) are the services and the units for weights of which a file was changed, and C(new_program) is whether the
+    program was. In check mode, systemd does not know the units that a real run would have written, so nothing is done
+    with those.
     """
     plan: Units = {"reload": False, "stop": [], "start": [], "restart": [], "drain": [], "enable": []}
     for instance, found in zip(described, host["instances"]):
@@ -156,4 +173,9 @@ def units(
             plan["drain"].append(instance["drain_unit"])
         elif instance["drain_with"] and not unit["drain_enabled"]:
             plan["enable"].append(instance["drain_unit"])
+        if instance["weight_command"] and not (check_mode and instance["weight_unit"] in changed):
+            is_changed = instance["weight_unit"] in changed
+            plan["reload"] = plan["reload"] or is_changed
+            if is_changed or not unit["weight_runs"]:
+                plan["restart" if is_changed else "start"].append(f"{instance['weight_unit']}.timer")
     return plan

@@ -22,6 +22,8 @@ Variables = t.Mapping[str, t.Any]
 OF_INSTANCE = (
     *("ip", "port", "state_file", "status", "weight", "maxconn", "settle", "user", "group", "python"),
     *("drain_with", "grace", "server_port", "health_url"),
+    *("weight_command", "weight_interval", "weight_min", "weight_max"),
+    *("weight_step", "weight_smoothing", "weight_fallback"),
 )
 
 
@@ -43,9 +45,12 @@ def instances(variables: Variables, listed: t.Sequence[Variables]) -> list[dict[
 
 
 def _instance(name: str | None, service: str, values: Variables) -> dict[str, t.Any]:
-    # This unit drains the instance before another service stops.
-    unit = f"hapgent-drain@{name or service}.service"
-    return {"name": name, "service": service, "drain_unit": unit, **values}
+    # The unit that drains the instance before another service stops, and the service and the timer that set its weight.
+    units = {
+        "drain_unit": f"hapgent-drain@{name or service}.service",
+        "weight_unit": f"hapgent-weight@{name or service}",
+    }
+    return {"name": name, "service": service, **units, **values}
 
 
 def variable(instance: Variables, key: str) -> str:

@@ -28,6 +28,12 @@ NUMBERS = {
     "maxconn": (0, FIELDS["maxconn"].limit),
     "grace": (0, 86400),
     "server_port": (1, 65535),
+    "weight_interval": (1, 86400),
+    "weight_min": (0, FIELDS["weight"].limit),
+    "weight_max": (1, FIELDS["weight"].limit),
+    "weight_step": (1, FIELDS["weight"].limit),
+    "weight_smoothing": (1, 100),
+    "weight_fallback": (1, 86400),
 }
 OPTIONAL = ("weight", "maxconn", "server_port")
 # Nine digits are more than any limit needs. Leading zeros are rejected, because some programs read them as octal.
@@ -53,6 +59,10 @@ FORMS = {
     "health_url": (
         r"|https?://[A-Za-z0-9._~:/?#\[\]@!&()*+,;=-]{1,500}",
         "a URL without quotes, spaces and %, or empty",
+    ),
+    "weight_command": (
+        r"|[A-Za-z0-9_/][A-Za-z0-9 _./:=,@+-]{0,500}",
+        "a program with its arguments, of letters, digits, spaces and _./:=,@+-, without .., or empty",
     ),
 }
 # The agent's sandbox hides these folders, or a reboot empties them.
@@ -113,7 +123,8 @@ def variable_problems(
             "hapgent_service is empty and hapgent_instances has no entry, so there is no instance to install. "
             "Name at least one, or set hapgent_uninstall=true."
         ]
-    return [*filter(None, map(_drain_with_problem, described)), *conflicts(described)]
+    problems = [check(instance) for instance in described for check in (_drain_with_problem, _weight_problem)]
+    return [*filter(None, problems), *conflicts(described)]
 
 
 def _drain_with_problem(instance: Instance) -> str:
@@ -123,6 +134,25 @@ def _drain_with_problem(instance: Instance) -> str:
         f"{variable(instance, 'server_port')} must be the port of {instance['drain_with']}, so that its connections "
         "can be counted before it stops."
     )
+
+
+def _weight_problem(instance: Instance) -> str:
+    if not instance["weight_command"]:
+        return ""
+    minimum, maximum, interval, fallback = (
+        int(instance[f"weight_{key}"]) for key in ("min", "max", "interval", "fallback")
+    )
+    if minimum > maximum:
+        return (
+            f"{variable(instance, 'weight_min')} must not be higher than {variable(instance, 'weight_max')}, but "
+            f"{minimum} is higher than {maximum}."
+        )
+    if fallback < interval:
+        return (
+            f"{variable(instance, 'weight_fallback')} must be at least {variable(instance, 'weight_interval')}, which "
+            f"is {interval}, not {fallback}. Otherwise, a single failure would bring the configured weight back."
+        )
+    return ""
 
 
 def parents(state_file: str) -> list[str]:

@@ -821,7 +821,7 @@ def test_json_of_all_instances(commands: Commands) -> None:
     assert done.returncode == 1
     assert list(found) == ["hapgent", "hapgent@old", "hapgent@shop"]
     for service, one in found.items():
-        assert list(one) == ["service", "state_file", "status_socket", "problem", "status"]
+        assert list(one) == ["service", "state_file", "status_socket", "problem", "status", "weighing"]
         assert one["state_file"] == str(commands.file(service))
         if service != "hapgent@old":
             assert (one["status"]["state"], one["problem"]) == (UP, None)
@@ -846,6 +846,45 @@ def test_metrics_of_all_instances(commands: Commands) -> None:
         [promtool, "check", "metrics"], input=done.stdout, capture_output=True, text=True, check=False
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+WEIGHED = {"problem": "", "since": 0, "succeeded": 1800000000, "readings": [40, 62], "applied": {}, "configured": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "shown", "samples"),
+    [
+        ({}, r"last reading .* ago: 62%", ("1", "1800000000")),
+        (
+            {"problem": "exit\x1b[2J", "since": 1800000001},
+            r"has failed since 2027-01-15 .*, last reading .* ago: exit\\x1b\[2J",
+            ("0", "1800000000"),
+        ),
+        (
+            {"problem": "exit", "since": 1800000001, "succeeded": 0, "readings": []},
+            r"has failed since 2027-01-15 .*, no reading yet: exit",
+            ("0", None),
+        ),
+    ],
+)
+def test_status_shows_how_the_weight_follows(
+    commands: Commands, change: dict[str, Any], shown: str, samples: tuple[str, str | None]
+) -> None:
+    record = commands.file("hapgent").with_name("state.json.weight")
+    record.write_text(json.dumps({**WEIGHED, **change}), encoding="utf-8")
+    try:
+        table = commands.run("status", "--service=hapgent").stdout
+        one = json.loads(commands.run("status", "--json", "--service=hapgent").stdout)
+        found = json.loads(commands.run("status", "--json").stdout)["instances"]
+        printed = commands.run("status", "--prometheus").stdout
+    finally:
+        record.unlink()
+    assert re.search(rf"^weighing    {shown}$", table, re.MULTILINE), table
+    assert one["weighing"]["reading"] == (62 if samples[1] else None)
+    assert (one["weighing"]["problem"] is None) == (samples[0] == "1")
+    assert [instance["weighing"] for instance in found] == [one["weighing"], None, None]
+    for name, sample in zip(("weighing_ok", "weighing_reading_timestamp_seconds"), samples, strict=True):
+        assert re.findall(rf"^hapgent_{name}{{.*}} (.*)$", printed, re.MULTILINE) == ([sample] if sample else [])
 
 
 @needs_root

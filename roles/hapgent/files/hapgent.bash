@@ -17,7 +17,7 @@ _hapgent() {
     command=${words[1]-}
 
     if [[ -z $command ]]; then
-        replies='drain undrain up down maint ready set status --help --version --services'
+        replies='drain undrain up down maint ready set status weigh load pressure --help --version --services'
     elif [[ $previous == --service ]]; then
         replies=$(_hapgent_services "${words[0]}")
     elif [[ $previous == --reason ]]; then
@@ -32,6 +32,9 @@ _hapgent() {
         ready) replies='--reason --wait --service --all --help' ;;
         set) replies='weight= maxconn= reason= --reason --wait --service --all --help' ;;
         status) replies='--watch --service --json --prometheus --help' ;;
+        weigh) replies='--service --min --max --step --smoothing --fallback --weight --maxconn --restore --help' ;;
+        load) replies='--help' ;;
+        pressure) replies='--help' ;;
         *) return ;;
         esac
     fi

@@ -262,13 +262,14 @@ NO_SERVICE = {
     "drain_enabled": False,
     "followed_exists": False,
     "followed_runs": False,
+    "weight_runs": False,
 }
 RUNS = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}
 OF_AGENT = {**RUNS, "ExecStart": f"{{ path=/usr/bin/python3 ; argv[]=/usr/bin/python3 -I -S {PROGRAM} ; }}"}
 
 
 def named(name: str, followed: str = "") -> _host.Names:
-    return _host.Names(name, f"{name}-drain.service", followed)
+    return _host.Names(name, f"{name}-drain.service", followed, f"{name}-weight.timer")
 
 
 def test_no_service() -> None:
@@ -310,11 +311,18 @@ def test_a_unit_that_is_not_active_or_not_enabled_does_not_run(properties: dict[
 def test_the_service_that_an_instance_follows() -> None:
     systemd = Systemd(**{"service": OF_AGENT, "other.service": RUNS})
     (found,) = _host.services(
-        [_host.Names("hapgent", "hapgent.other.service", "hapgent.other.service")], PROGRAM, systemd
+        [_host.Names("hapgent", "hapgent.other.service", "hapgent.other.service", "no-such.timer")], PROGRAM, systemd
     )
     assert found["drain_runs"] is found["drain_enabled"] is found["followed_exists"] is found["followed_runs"] is True
     (found,) = _host.services([named("hapgent", "no-such.service")], PROGRAM, systemd)
     assert found["followed_exists"] is found["followed_runs"] is found["drain_runs"] is False
+
+
+def test_the_timer_that_sets_a_weight() -> None:
+    names = _host.Names("hapgent", "no-such.service", "", "hapgent.timer")
+    for timer, runs in ((RUNS, True), ({**RUNS, "ActiveState": "inactive"}, False)):
+        (found,) = _host.services([names], PROGRAM, Systemd(service=OF_AGENT, timer=timer))
+        assert found["weight_runs"] is runs
 
 
 def test_a_socket_with_several_addresses() -> None:
@@ -376,6 +384,8 @@ def test_instances_that_the_role_has_installed(units: Path) -> None:
     (units / "hapgent@shop.socket").touch()
     mark = _host.DRAIN_MARK.format("hapgent@shop")
     (units / "hapgent-drain@shop.service").write_text(f"{mark}\n", encoding="utf-8")
+    for name in ("hapgent-weight@shop.timer", "hapgent-weight@shop.service"):
+        (units / name).write_text(f"{_host.WEIGHT_MARK.format('hapgent@shop')}\n", encoding="utf-8")
     # A copy under another name was not installed by the role.
     (units / "copy.service").write_text(text, encoding="utf-8")
     (units / "hapgent.service").write_text(text.replace("hapgent@shop", "hapgent")[1:], encoding="utf-8")
@@ -384,11 +394,16 @@ def test_instances_that_the_role_has_installed(units: Path) -> None:
             "service": "hapgent@shop",
             "user": "shop",
             "group": "shops",
+            "python": "/usr/bin/python3",
             "state_file": "/etc/hapgent/shop/state.json",
             "units": ["hapgent@shop.socket", "hapgent@shop.service"],
             "drain_units": ["hapgent-drain@shop.service"],
+            "weight_units": ["hapgent-weight@shop.timer", "hapgent-weight@shop.service"],
         }
     ]
+    # The timer is removed first, so that an interrupted run leaves the service, by which the next one finds both.
+    (units / "hapgent-weight@shop.timer").unlink()
+    assert _host.installed()[0]["weight_units"] == ["hapgent-weight@shop.service"]
 
 
 def test_the_role_marks_its_units() -> None:
@@ -396,6 +411,8 @@ def test_the_role_marks_its_units() -> None:
     assert _host.MARK.format("{{ hapgent__instance.service }}") in template.splitlines()
     template = (ROLE / "templates/systemd/drain.j2").read_text(encoding="utf-8")
     assert _host.DRAIN_MARK.format("{{ hapgent__instance.service }}") in template.splitlines()
+    template = (ROLE / "templates/systemd/weight_service.j2").read_text(encoding="utf-8")
+    assert _host.WEIGHT_MARK.format("{{ hapgent__instance.service }}") in template.splitlines()
 
 
 def test_a_host_without_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ INSTANCE = {
     "state_file": "/etc/passwd",
     "drain_with": "",
     "drain_unit": "no-such-drain.service",
+    "weight_unit": "no-such-weight",
 }
 
 

@@ -81,6 +81,8 @@ def installed(service: str) -> dict[str, Any]:
         "service": service,
         "units": [f"{service}.socket", f"{service}.service"],
         "drain_units": [],
+        "weight_units": [],
+        "python": "/usr/bin/python3",
         "state_file": f"/etc/{service}/state.json",
     }
 
@@ -93,6 +95,8 @@ def instance(service: str, **values: Any) -> dict[str, Any]:
         "state_file": f"/etc/{service}/state.json",
         "drain_with": "",
         "drain_unit": f"hapgent-drain@{service}.service",
+        "weight_command": "",
+        "weight_unit": f"hapgent-weight@{service}",
         **values,
     }
 
@@ -110,15 +114,18 @@ def unit(service: str = "hapgent", **values: object) -> dict[str, Any]:
         "drain_enabled": False,
         "followed_exists": False,
         "followed_runs": False,
+        "weight_runs": False,
     }
     return {"unit": {**found, **values}}
 
 
 def test_only_instances_that_are_not_described_leave() -> None:
     host = {"installed": [installed("hapgent"), installed("hapgent@shop")], "instances": [unit()]}
-    assert leaving(host, [instance("hapgent")], uninstall=False) == {
+    found: Any = leaving(host, [instance("hapgent")], uninstall=False)
+    assert found == {
         "units": ["hapgent@shop.socket", "hapgent@shop.service"],
         "drain_units": [],
+        "weights": [],
         "state_files": ["/etc/hapgent@shop/state.json"],
     }
 
@@ -143,6 +150,27 @@ def test_units_that_drain_no_instance_any_more_leave(
     assert not set(found["units"]) & set(removed)
 
 
+@pytest.mark.parametrize(
+    ("described", "uninstall", "is_removed"),
+    [
+        ([instance("hapgent", weight_command="hapgent load")], False, False),
+        ([instance("hapgent")], False, True),
+        ([], False, True),
+        ([instance("hapgent", weight_command="hapgent load")], True, True),
+    ],
+)
+def test_units_that_set_no_weight_any_more_leave(
+    described: list[dict[str, Any]], uninstall: bool, is_removed: bool
+) -> None:
+    units_here = ["hapgent-weight@hapgent.timer", "hapgent-weight@hapgent.service"]
+    host = {
+        "installed": [{**installed("hapgent"), "weight_units": units_here}, installed("hapgent@shop")],
+        "instances": [unit() for _instance in described],
+    }
+    weight = {"service": "hapgent", "python": "/usr/bin/python3", "units": units_here}
+    assert leaving(host, described, uninstall)["weights"] == ([weight] if is_removed else [])
+
+
 def test_uninstalling_removes_all_sockets_first() -> None:
     host = {"installed": [installed("hapgent"), installed("hapgent@shop")], "instances": [unit(), unit("old")]}
     found = leaving(host, [instance("hapgent"), instance("old")], uninstall=True)
@@ -163,8 +191,8 @@ def test_uninstalling_removes_inner_folders_first() -> None:
 
 def test_uninstalling_twice_finds_the_state_file_again() -> None:
     host = {"installed": [], "instances": [unit(runs_agent=False, units=[])]}
-    found = leaving(host, [instance("hapgent")], uninstall=True)
-    assert found == {"units": [], "drain_units": [], "state_files": ["/etc/hapgent/state.json"]}
+    found: Any = leaving(host, [instance("hapgent")], uninstall=True)
+    assert found == {"units": [], "drain_units": [], "weights": [], "state_files": ["/etc/hapgent/state.json"]}
 
 
 # Units
@@ -246,6 +274,24 @@ def test_units_that_drain_are_started_only_beside_a_running_service(
     assert (
         units({"instances": [unit(**found)]}, [instance("hapgent")], [], new_program=False, check_mode=False) == NOTHING
     )
+
+
+@pytest.mark.parametrize(
+    ("runs", "changed", "check_mode", "done"),
+    [
+        (True, [], False, {}),
+        (False, [], False, {"start": ["hapgent-weight@hapgent.timer"]}),
+        (True, ["hapgent-weight@hapgent"], False, {"reload": True, "restart": ["hapgent-weight@hapgent.timer"]}),
+        (False, ["hapgent-weight@hapgent"], False, {"reload": True, "restart": ["hapgent-weight@hapgent.timer"]}),
+        (False, ["hapgent-weight@hapgent"], True, {}),
+    ],
+)
+def test_timers_that_set_weights(runs: bool, changed: list[str], check_mode: bool, done: dict[str, Any]) -> None:
+    host = {"instances": [unit(weight_runs=runs)]}
+    described = [instance("hapgent", weight_command="hapgent load")]
+    assert units(host, described, changed, new_program=False, check_mode=check_mode) == {**NOTHING, **done}
+    # The same without a command.
+    assert units(host, [instance("hapgent")], [], new_program=False, check_mode=check_mode) == NOTHING
 
 
 @pytest.mark.parametrize(("ip", "address"), [("0.0.0.0", "0.0.0.0:1"), ("::1", "[::1]:1")])

@@ -28,6 +28,7 @@ def test_the_default_instance_has_the_plain_variables() -> None:
         "name": None,
         "service": "hapgent",
         "drain_unit": "hapgent-drain@hapgent.service",
+        "weight_unit": "hapgent-weight@hapgent",
         **{key: DEFAULTS[f"hapgent_{key}"] for key in OF_INSTANCE},
     }
 
@@ -46,6 +47,7 @@ def test_an_entry_has_the_plain_variables_except_what_it_sets() -> None:
         "name": "shop",
         "service": "hapgent@shop",
         "drain_unit": "hapgent-drain@shop.service",
+        "weight_unit": "hapgent-weight@shop",
         "state_file": "/etc/hapgent/shop/state.json",
         "port": 9778,
         "user": "shop",

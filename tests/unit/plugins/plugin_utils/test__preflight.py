@@ -72,6 +72,9 @@ def test_defaults_are_accepted() -> None:
         ("hapgent_server_port", 8080),
         ("hapgent_grace", "0"),
         ("hapgent_health_url", "http://[::1]:8080/health?full=1&a=b"),
+        ("hapgent_weight_command", "/usr/local/bin/weight --queue=mail,web -v 1.5 a@b"),
+        ("hapgent_weight_min", 0),
+        ("hapgent_weight_smoothing", "1"),
     ],
 )
 def test_valid_values_are_accepted(name: str, value: Any) -> None:
@@ -154,6 +157,10 @@ def test_valid_values_are_accepted(name: str, value: Any) -> None:
             "hapgent_health_url",
             ["shop:8080", "http://a/%20", "http://a/ b", 'http://a/"', "http://a\n", "http://$a/", "file:///x"],
         ),
+        ("hapgent_weight_command", ["$HOME/x", "a; b", "a | b", 'a "b"', "a 'b'", "%h/x", "a\nb", "-x", " a", "../a"]),
+        *((f"hapgent_weight_{name}", [0, None, 86401]) for name in ("interval", "fallback")),
+        *((f"hapgent_weight_{name}", [0, 256, "1.5"]) for name in ("max", "step", "smoothing")),
+        ("hapgent_weight_min", [-1, 256]),
         ("hapgent_version", ["0.3.1", 0.3, "0.3.2\n", "v0.3.2", "", None]),
         ("hapgent_checksum", ["0" * 64, 0, f"{SHIPPED.checksum}\n", SHIPPED.original_checksum, ""]),
     ],
@@ -185,6 +192,22 @@ def test_the_port_of_a_service_with_which_the_server_is_drained_must_be_known() 
     assert problems(hapgent_drain_with="shop.service", hapgent_server_port=8080) == []
     (found,) = problems(listed=[{"name": "shop", "port": 1, "drain_with": "shop.service"}])
     assert found.startswith("hapgent_instances: server_port of shop")
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"min": 51, "max": "50"}, "hapgent_weight_min must not be higher than hapgent_weight_max"),
+        ({"interval": 60, "fallback": 59}, "hapgent_weight_fallback must be at least hapgent_weight_interval"),
+        ({"min": 50, "max": 50, "interval": 60, "fallback": 60}, ""),
+    ],
+)
+def test_settings_of_weights_must_not_contradict_each_other(variables: dict[str, Any], named: str) -> None:
+    settings = {f"hapgent_weight_{key}": value for key, value in variables.items()}
+    found = problems(**settings, hapgent_weight_command="hapgent load")
+    assert [problem.startswith(named) for problem in found] == ([True] if named else [])
+    # Without a command, they have no effect.
+    assert problems(**settings) == []
 
 
 # Instances
