@@ -37,8 +37,8 @@ class Accounts(t.TypedDict):
 
 
 class Leaving(t.TypedDict):
-    """What to remove: units, the sockets first, the state files of these instances, the deepest first, and units that
-    drain instances.
+    """What to remove: units (or init scripts), the sockets first, the state files of these instances, the deepest
+    first, and units that drain instances.
 
     The latter must not be stopped, because that would drain the server.
     """
@@ -134,7 +134,7 @@ def units(
     C(changed) are the services of which a unit was changed, and C(new_program) is whether the program was. In check
     mode, systemd does not know the units that a real run would have written, so nothing is done with those.
     """
-    plan: Units = {"reload": False, "stop": [], "start": [], "restart": [], "drain": [], "enable": []}
+    plan = _empty()
     for instance, found in zip(described, host["instances"]):
         service, unit = instance["service"], found["unit"]
         if check_mode and service in changed:
@@ -157,3 +157,26 @@ def units(
         elif instance["drain_with"] and not unit["drain_enabled"]:
             plan["enable"].append(instance["drain_unit"])
     return plan
+
+
+def scripts(
+    host: Host, described: t.Sequence[Instance], changed: t.Collection[str], new_program: bool, check_mode: bool
+) -> Units:
+    """What to do with the init scripts after they were written; see units(). No socket stays open meanwhile."""
+    plan = _empty()
+    for instance, found in zip(described, host["instances"]):
+        service, script = instance["service"], found["unit"]
+        if check_mode and service in changed:
+            continue
+        if service in changed or new_program or script["is_outdated"]:
+            # All with a new address are stopped before one is started, because two may exchange their addresses.
+            if script["exists"] and script["listens"] != f"{instance['ip']}:{instance['port']}":
+                plan["stop"].append(service)
+            plan["restart"].append(service)
+        elif not script["service_runs"]:
+            plan["start"].append(service)
+    return plan
+
+
+def _empty() -> Units:
+    return {"reload": False, "stop": [], "start": [], "restart": [], "drain": [], "enable": []}
