@@ -21,7 +21,7 @@ import typing as t
 
 from hapgent import SIGNALS, instances, usage
 from hapgent._agent_client import Instance
-from hapgent._agent_process import POLL_SECONDS, InstanceError, NotRunningError
+from hapgent._agent_process import POLL_SECONDS, InstanceError, NotRunningError, manager
 from hapgent._change import AgentState, Change, ChangeError, FileError, InvalidFileError, NotReceivedError
 from hapgent._deadline import check_seconds
 from hapgent._printable import printable
@@ -299,8 +299,9 @@ class Target:
         except NotRunningError as error:
             state = error.state or self.found.state
             self._stopped = f" ({state})" if state else ""
-            if self.found.service:
-                self._stopped += f". Start it with systemctl start {self.found.service}"
+            managed = manager()
+            if self.found.service and managed:
+                self._stopped += f". Start it with {managed.command('start', self.found.service)}"
             self.code = EXIT_NOT_RUNNING
             self._stopped = self._stopped or " (no process serves this file)"
             return

@@ -10,36 +10,32 @@ Root trusts a process only as _agent_process.py describes. The running agent doe
 from __future__ import annotations
 
 import os
-import re
 import socket
-import stat
 import subprocess
 import time
 import typing as t
 
-from hapgent import _systemd
 from hapgent._agent_client import Instance, instance_of, peer_of
 from hapgent._agent_process import (
     DEFAULT_SERVICE,
     DEFAULT_STATE_FILE,
+    PREFIX,
     PROCESS_NAME,
     EndedError,
     InstanceError,
+    Manager,
     NotRunningError,
     Process,
+    all_services,
     distrust,
     find_process,
+    manager,
     others,
-    services,
 )
 from hapgent._deadline import seconds_until
 from hapgent._printable import printable
-from hapgent._systemd import Service, SystemdError
+from hapgent._systemd import SUFFIX, SystemdError
 
-PREFIX = f"{DEFAULT_SERVICE}@"
-# What the unit of an agent sets, whatever its name is.
-OF_AN_AGENT = re.compile(r"^Environment=.*\bHAPGENT_STATE_FILE=", re.MULTILINE)
-MAX_UNIT_BYTES = 64 * 1024
 MAX_SHOWN = 20
 
 
@@ -50,8 +46,8 @@ class SelectionError(Exception):
 class Found(t.NamedTuple):
     """An instance of the agent.
 
-    C(service) is '' if it is not a service. C(process) is None if it does not run; then C(state) is what systemd
-    reports, such as C(inactive). C(state_file) and C(status_socket) are as seen by the agent, and '' if there is none
+    C(service) is '' if it is not a service. C(process) is None if it does not run; then C(state) is the state of its
+    service, such as C(inactive). C(state_file) and C(status_socket) are as seen by the agent, and '' if there is none,
     or if this user may not know it. C(is_hidden) is whether this user may not inspect the process.
     """
 
@@ -103,12 +99,10 @@ def discover() -> list[Found]:
     If there are services, agents that are none count only if root or this user runs them.
     """
     found = []
-    if _systemd.is_running():
-        running = services(run_command)
+    managed = manager()
+    if managed:
         try:
-            loaded = {service.name: service for service in _systemd.services(run_command)}
-            names = service_names(loaded.values(), unit_files(), running)
-            found = [_of_service(name, running.get(name), loaded.get(name)) for name in names]
+            found = [_of_service(managed, name, process) for name, process in all_services(run_command).items()]
         except SystemdError as error:
             raise InstanceError(str(error)) from error
     # Beside services, any other user could add an instance, so that a command no longer knows which one is meant.
@@ -156,7 +150,7 @@ def select(found: list[Found], service: str | None, *, all_: bool = False) -> li
 
 def resolve(name: str, named: t.Collection[str]) -> str:
     """Return the service that this name means, out of those that exist. Raises SelectionError."""
-    name = name[: -len(_systemd.SUFFIX)] if name.endswith(_systemd.SUFFIX) else name
+    name = name[: -len(SUFFIX)] if name.endswith(SUFFIX) else name
     for candidate in (name,) if name == DEFAULT_SERVICE else (f"{PREFIX}{name}", name):
         if candidate in named:
             return candidate
@@ -169,40 +163,8 @@ def listed(names: t.Collection[str]) -> str:
     return ", ".join(map(printable, list(names)[:MAX_SHOWN])) + (", ..." if len(names) > MAX_SHOWN else "")
 
 
-def service_names(loaded: t.Iterable[Service], files: t.Mapping[str, str], running: t.Collection[str]) -> list[str]:
-    """Return the names of the services that are instances, sorted.
-
-    C(loaded) are the services that systemd has loaded, C(files) the contents of unit files by the names of their
-    services, and C(running) the names of the services that run an agent. A service that does not run is an instance if
-    its name is that of the default instance or begins with PREFIX, or if its file sets the state file of an agent.
-    """
-    stopped = [service.name for service in loaded if service.exists and _has_name_of_instance(service.name)]
-    in_files = [name for name, text in files.items() if _has_name_of_instance(name) or OF_AN_AGENT.search(text)]
-    # A name that ends with @ is that of a template, which is no service.
-    return sorted(name for name in {*running, *stopped, *in_files} if not name.endswith("@"))
-
-
-def _has_name_of_instance(name: str) -> bool:
-    return name == DEFAULT_SERVICE or name.startswith(PREFIX)
-
-
-def unit_files() -> dict[str, str]:
-    """Return the contents of the regular service files of the administrator, by the names of their services."""
-    found = {}
-    for name in os.listdir(_systemd.UNITS) if os.path.isdir(_systemd.UNITS) else []:
-        if name.endswith(_systemd.SUFFIX):
-            try:
-                path = os.path.join(_systemd.UNITS, name)
-                if stat.S_ISREG(os.lstat(path).st_mode):
-                    with open(path, encoding="utf-8", errors="replace") as file:
-                        found[name[: -len(_systemd.SUFFIX)]] = file.read(MAX_UNIT_BYTES)
-            except OSError:
-                continue  # It was removed meanwhile, or this user may not read it.
-    return found
-
-
-def _of_service(name: str, process: Process | None, service: Service | None) -> Found:
-    state = service.state if service else "inactive"
+def _of_service(managed: Manager, name: str, process: Process | None) -> Found:
+    state = managed.service(name, run_command).state
     if process:
         try:
             return _of_process(name, process)._replace(state=state)
@@ -210,7 +172,7 @@ def _of_service(name: str, process: Process | None, service: Service | None) -> 
             process = None
         except InstanceError:
             pass  # It belongs to another user. What its unit sets is known to everyone.
-    unit = _systemd.environment(name, run_command)
+    unit = managed.environment(name, run_command)
     return Found(
         name,
         process,

@@ -275,6 +275,7 @@ FILES: Terms = (
         "/etc/systemd/system/hapgent.service, /etc/systemd/system/hapgent@NAME.service",
         "their services; each has a socket unit of the same name",
     ),
+    ("/etc/init.d/hapgent, /etc/init.d/hapgent@NAME", "their services on a host that sysvinit runs"),
 )
 EXAMPLES: Terms = (
     (

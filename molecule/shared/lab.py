@@ -170,10 +170,12 @@ class Checks:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the journals to the report of a failure."""
+    """Add what the agents have logged to the report of a failure."""
     report = yield
     if report.failed:
         for host in HOSTS:
-            journal = run(host, "journalctl --no-pager --lines=30 --unit='hapgent*'")
-            report.sections.append((f"journal of {host}", journal.stdout))
+            journal = "journalctl --no-pager --lines=30 --unit='hapgent*'"
+            syslog = "logread | grep ' hapgent' | tail"
+            log = run(host, f"if command -v journalctl >/dev/null; then {journal}; else {syslog}; fi")
+            report.sections.append((f"log of {host}", log.stdout))
     return report

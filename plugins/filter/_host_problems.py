@@ -31,6 +31,10 @@ options:
     description: Whether the role uninstalls the agent. If so, what an agent needs to run is not checked.
     type: bool
     default: false
+  service_manager:
+    description: The variable C(hapgent_service_manager).
+    type: str
+    default: auto
 """
 
 EXAMPLES = r"""
@@ -56,9 +60,10 @@ def host_problems(
     described: t.Sequence[t.Mapping[str, t.Any]],
     manage_user: bool = False,
     uninstall: bool = False,
+    service_manager: str = "auto",
 ) -> list[str]:
     """See DOCUMENTATION."""
-    return _preflight.host_problems(host, described, manage_user, uninstall)
+    return _preflight.host_problems(host, described, manage_user, uninstall, service_manager)
 
 
 class FilterModule:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _unit_plan
-short_description: List the units to stop, start and restart
+short_description: List the units or init scripts to stop, start and restart
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -24,7 +24,7 @@ options:
     elements: dict
     required: true
   changed:
-    description: The services of which a unit was changed.
+    description: The services of which a unit or the init script was changed.
     type: list
     elements: str
     required: true
@@ -46,7 +46,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The units to C(stop), C(start) and C(restart), and whether systemd must C(reload) the units before.
+  description:
+    - The units to C(stop), C(start) and C(restart), and whether systemd must C(reload) the units before; on a host that
+      sysvinit runs, the init scripts.
   type: dict
 """
 
@@ -63,7 +65,8 @@ def unit_plan(
     check_mode: bool,
 ) -> _host_plan.Units:
     """See DOCUMENTATION."""
-    return _host_plan.units(host, described, changed, new_program, check_mode)
+    plan = _host_plan.scripts if host["service_manager"] == "sysv" else _host_plan.units
+    return plan(host, described, changed, new_program, check_mode)
 
 
 class FilterModule:

@@ -7,8 +7,8 @@
 """Find the processes of agents, and determine whether they can be trusted.
 
 Any user can start a process that claims to be an agent. The process itself controls its name, environment and working
-folder. Its user comes from the kernel, and its service from systemd. A process is trusted only if it is the main
-process of a service, or if it is run by root, by the user who runs this code, or by the owner of the folder of its
+folder. Its user comes from the kernel, and its service from systemd or sysvinit. A process is trusted only if it is the
+main process of a service, or if it is run by root, by the user who runs this code, or by the owner of the folder of its
 state file. The paths that it names are checked before they are opened.
 """
 
@@ -24,12 +24,14 @@ import time
 import typing as t
 import weakref
 
-from . import _systemd
+from . import _systemd, _sysv
 from ._printable import printable
-from ._systemd import RunCommand, SystemdError
+from ._systemd import RunCommand, Service, SystemdError
 
 PROCESS_NAME = "hapgent"
 DEFAULT_SERVICE = "hapgent"
+# The services of all other instances of the role.
+PREFIX = f"{DEFAULT_SERVICE}@"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 POLL_SECONDS = 0.05
 # How often to look at a file that a save may replace at the same time.
@@ -58,7 +60,7 @@ class EndedError(InstanceError):
 
 
 class NotRunningError(InstanceError):
-    """The agent does not run. C(state) is what systemd reports of its service, '' if it was not asked."""
+    """The agent does not run. C(state) is the state of its service, '' if it was not queried."""
 
     def __init__(self, text: str, state: str = "") -> None:
         super().__init__(text)
@@ -315,27 +317,89 @@ def _check_folder(folder: int, owners: t.Collection[int | None]) -> None:
 # Finding them
 
 
+class Manager(t.Protocol):
+    """What manages the services of this host. The modules _systemd and _sysv describe what they return and raise."""
+
+    def is_running(self) -> bool: ...
+    def service(self, name: str, run_command: RunCommand, /) -> Service: ...
+    def services(self, run_command: RunCommand, /) -> list[Service]: ...
+    def environment(self, name: str, run_command: RunCommand, /) -> dict[str, str]: ...
+    def mentions(self, name: str, word: str, run_command: RunCommand, /) -> bool: ...
+    def with_state_file(self) -> list[str]: ...
+    def command(self, action: str, name: str) -> str: ...
+
+
+def manager() -> Manager | None:
+    """Return what manages the services of this host, None if that is unknown, as in a container."""
+    managers: tuple[Manager, ...] = (_systemd, _sysv)
+    return next((one for one in managers if one.is_running()), None)
+
+
+def manages(service: str, run_command: RunCommand) -> bool:
+    """Return whether a service of this name selects an agent on this host, or should. Otherwise, a state file does.
+
+    An agent without an init script of the role may run on a host that systemd does not manage.
+    """
+    if _systemd.is_running():
+        return True
+    return _sysv.is_running() and _sysv.service(service, run_command).exists
+
+
 def services(run_command: RunCommand) -> dict[str, Process]:
-    """Return the systemd services that run an agent as their main process. Raises InstanceError.
+    """Return the services that run an agent as their main process. Raises InstanceError.
 
     Services of other programs also run as users that could rename a process, such as the manager of each user's own
     services. So unless root or the user who runs this code runs the process, the service must mention the agent.
     """
-    if not _systemd.is_running():
+    managed = manager()
+    if not managed:
         return {}
     try:
-        named = {service.name: service.main_pid for service in _systemd.services(run_command) if service.main_pid}
+        named = {service.name: service.main_pid for service in managed.services(run_command) if service.main_pid}
         opened = {name: _agent(pid) for name, pid in named.items()}
-        # If systemd still reports the same process ID for a process that is open, it cannot have been reused.
+        # If the same process ID is still reported for a process that is open, it cannot have been reused.
         found = {name: process for name, process in opened.items() if process is not None}
         return {
             name: process
             for name, process in found.items()
-            if _systemd.service(name, run_command).main_pid == process.pid
-            and (process.user in (0, os.geteuid()) or _systemd.mentions(name, PROCESS_NAME, run_command))
+            if managed.service(name, run_command).main_pid == process.pid
+            and (process.user in (0, os.geteuid()) or managed.mentions(name, PROCESS_NAME, run_command))
         }
     except SystemdError as error:
         raise InstanceError(str(error)) from error
+
+
+def all_services(run_command: RunCommand) -> dict[str, Process | None]:
+    """Return the services that run an agent or would, by name, with their processes. Raises InstanceError."""
+    managed = manager()
+    if not managed:
+        return {}
+    running = services(run_command)
+    try:
+        exist = [service.name for service in managed.services(run_command) if service.exists]
+        loaded = {name: managed.environment(name, run_command) for name in exist if _has_name_of_instance(name)}
+    except SystemdError as error:
+        raise InstanceError(str(error)) from error
+    return {name: running.get(name) for name in service_names(loaded, managed.with_state_file(), running)}
+
+
+def service_names(
+    loaded: t.Mapping[str, t.Container[str]], with_state_file: t.Collection[str], running: t.Collection[str]
+) -> list[str]:
+    """Return the names of the services that are instances, sorted.
+
+    C(loaded) are services whose names look like those of instances, with the variables that they set,
+    C(with_state_file) those whose files set the state file of an agent, and C(running) those that run an agent. Another
+    service than the default one is an instance only if it sets a state file or runs an agent: it may be that of
+    another program, and must not be taken for one that serves the file of the default instance.
+    """
+    stopped = [name for name, sets in loaded.items() if name == DEFAULT_SERVICE or "HAPGENT_STATE_FILE" in sets]
+    # A name that ends with @ is that of a template, which is no service.
+    return sorted(name for name in {*running, *stopped, *with_state_file} if not name.endswith("@"))
+
+
+def _has_name_of_instance(name: str) -> bool:
+    return name == DEFAULT_SERVICE or name.startswith(PREFIX)
 
 
 def others(known: t.Collection[int]) -> tuple[list[Process], int]:
@@ -376,7 +440,7 @@ def distrust(process: Process) -> str:
     """
     if process.user in (0, os.geteuid()):
         return "another user may have started it" if process.has_set_user_id() else ""
-    who = f"user {process.user} runs it, it does not belong to a systemd service"
+    who = f"user {process.user} runs it, it does not belong to a service"
     try:
         if process.user is None or process.has_set_user_id():
             return "another user may have started it"
@@ -393,16 +457,17 @@ def distrust(process: Process) -> str:
 def find_process(service: str | None, state_file: str | None, run_command: RunCommand, deadline: float) -> Process:
     """Return the process of the agent that is selected by service or state file. Raises InstanceError.
 
-    If systemd runs and C(service) is given, this is the main process of the service. If C(state_file) is also given,
-    the process must serve it. Otherwise, it is the process that serves the state file.
+    If C(service) is given and exists, this is the main process of the service. If C(state_file) is also given, the
+    process must serve it. Otherwise, it is the process that serves the state file.
     """
-    if service is None or not _systemd.is_running():
+    managed = manager()
+    if service is None or managed is None or (state_file is not None and not manages(service, run_command)):
         if state_file is None:
             raise InstanceError(
-                f"service {service} cannot be found because systemd does not run on this host: set state_file"
+                f"service {service} cannot be found because neither systemd nor sysvinit runs this host: set state_file"
             )
         return _by_state_file(state_file, service)
-    process = _main_process(service, run_command, deadline)
+    process = _main_process(managed, service, run_command, deadline)
     if state_file is not None and not process.serves(state_file):
         if process.state_file() == state_file:
             raise InstanceError(
@@ -419,13 +484,14 @@ def find_process(service: str | None, state_file: str | None, run_command: RunCo
 def find_state_file(service: str, run_command: RunCommand, *, may_be_missing: bool = False) -> str:
     """Return the path of the state file of this service's agent, as seen by the agent. Raises InstanceError.
 
-    If the service does not run, this is the path that its unit sets. Without systemd, it is DEFAULT_STATE_FILE. With
-    C(may_be_missing), it also is if the default service does not exist yet.
+    If the service does not run, this is the path that its file sets. It is DEFAULT_STATE_FILE if nothing manages the
+    services of this host or, with C(may_be_missing), if the default service does not exist yet.
     """
-    if not _systemd.is_running():
+    managed = manager()
+    if not managed:
         return DEFAULT_STATE_FILE
     try:
-        found = _systemd.service(service, run_command)
+        found = managed.service(service, run_command)
         if not found.exists:
             if may_be_missing and service == DEFAULT_SERVICE:
                 return DEFAULT_STATE_FILE
@@ -433,23 +499,29 @@ def find_state_file(service: str, run_command: RunCommand, *, may_be_missing: bo
         # While the service starts, its process may not be the agent yet.
         if found.main_pid and found.state != "activating":
             try:
-                return _main_process(service, run_command, time.monotonic()).state_file()
+                return _main_process(managed, service, run_command, time.monotonic()).state_file()
             except EndedError:
                 pass
-        path = _systemd.environment(service, run_command).get("HAPGENT_STATE_FILE", DEFAULT_STATE_FILE)
+        path = managed.environment(service, run_command).get("HAPGENT_STATE_FILE", "")
     except SystemdError as error:
         raise InstanceError(str(error)) from error
+    if not path and service != DEFAULT_SERVICE:
+        raise InstanceError(
+            f"service {service} does not run, and it sets no HAPGENT_STATE_FILE, so it may be that of another program: "
+            "set state_file if it is an agent"
+        )
+    path = path or DEFAULT_STATE_FILE
     if not path.startswith("/"):
         raise InstanceError(f"HAPGENT_STATE_FILE of service {service} must be an absolute path, not {path!r}")
     return os.path.normpath(path)
 
 
-def _main_process(service: str, run_command: RunCommand, deadline: float) -> Process:
+def _main_process(managed: Manager, service: str, run_command: RunCommand, deadline: float) -> Process:
     while True:
-        pid = _main_pid(service, run_command, deadline)
+        pid = _main_pid(managed, service, run_command, deadline)
         process = Process(pid)
-        # If systemd still reports the same process ID, it cannot have been reused before the process was opened.
-        if _main_pid(service, run_command, deadline) == pid:
+        # If the same process ID is still reported, it cannot have been reused before the process was opened.
+        if _main_pid(managed, service, run_command, deadline) == pid:
             break
     if process.name != PROCESS_NAME:
         raise InstanceError(
@@ -459,10 +531,10 @@ def _main_process(service: str, run_command: RunCommand, deadline: float) -> Pro
     return process
 
 
-def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
+def _main_pid(managed: Manager, service: str, run_command: RunCommand, deadline: float) -> int:
     while True:
         try:
-            found = _systemd.service(service, run_command)
+            found = managed.service(service, run_command)
         except SystemdError as error:
             raise InstanceError(str(error)) from error
         # The service may be starting or restarting.
@@ -473,8 +545,8 @@ def _main_pid(service: str, run_command: RunCommand, deadline: float) -> int:
         raise _unknown(service, run_command)
     if not found.main_pid:
         raise NotRunningError(
-            f"service {service} is not running ({found.state}): start it with systemctl start {service}, or check "
-            f"systemctl status {service}",
+            f"service {service} is not running ({found.state}): start it with "
+            f"{managed.command('start', service)}, or check {managed.command('status', service)}",
             found.state,
         )
     return found.main_pid
@@ -484,7 +556,7 @@ def _unknown(service: str, run_command: RunCommand) -> InstanceError:
     here = sorted(services(run_command))
     listed = ", ".join(here[:MAX_SHOWN]) + (", ..." if len(here) > MAX_SHOWN else "")
     return InstanceError(
-        f"there is no systemd service {service}: "
+        f"there is no service {service}: "
         + (f"the services that run an agent here are {listed}" if here else "no service runs an agent here")
     )
 
@@ -492,7 +564,10 @@ def _unknown(service: str, run_command: RunCommand) -> InstanceError:
 def _by_state_file(state_file: str, service: str | None) -> Process:
     no_agent = "no agent found"
     if service is not None:
-        no_agent += f" (service {service} was not checked because systemd does not run on this host)"
+        why = f"there is no service {service}"
+        if not manager():
+            why = f"service {service} was not checked because neither systemd nor sysvinit runs this host"
+        no_agent += f" ({why})"
     try:
         owner = _owner(state_file)
     except OSError as error:

@@ -21,14 +21,15 @@ import threading
 import time
 import typing as t
 
-from . import _as_owner, _systemd
+from . import _as_owner, _systemd, _sysv
 from ._folder import SUFFIXES
 from ._printable import printable
 
 UNITS = _systemd.UNITS
 # The socket first: if it were stopped last, it would start the service again.
 KINDS = ("socket", "service")
-# The line with which a unit names itself as one that the role has installed. A copy under another name does not count.
+# The line with which a unit or an init script names itself as one that the role has installed. A copy under another
+# name does not count.
 MARK = "# Managed by the role hapgent.agent.hapgent: {}"
 # The same line in the unit that drains an instance before another service stops.
 DRAIN_MARK = "# Managed by the role hapgent.agent.hapgent, for {}"
@@ -37,6 +38,8 @@ WEIGHT_MARK = "# Managed by the role hapgent.agent.hapgent, weight of {}"
 TIMER = ".timer"
 # A user without rights, which need not have a name.
 NOBODY = 65534
+# What Debian's runlevels 2 to 5 start.
+STARTED = "/etc/rc2.d"
 MAX_UNIT_BYTES = 1024 * 1024
 REAP_SECONDS = 1.0
 
@@ -95,14 +98,10 @@ def python_version(program: str, deadline: float) -> str:
 
 
 def service_manager() -> str:
-    """Return V(systemd), or the name of the first process if systemd does not manage this host."""
+    """Return V(systemd) or V(sysv), or the name of the first process if neither manages this host."""
     if _systemd.is_running():
         return "systemd"
-    try:
-        with open("/proc/1/comm", encoding="utf-8", errors="replace") as comm:
-            return printable(comm.read(64).strip())
-    except OSError:
-        return "unknown"
+    return "sysv" if _sysv.is_running() else printable(_sysv.first_process())
 
 
 def path_to(state_file: str, deadline: float) -> list[Found]:
@@ -222,7 +221,7 @@ def _service(names: Names, program: str, shown: t.Sequence[Properties]) -> Found
     return {
         "exists": _exists(service),
         "runs_agent": program in service.get("ExecStart", ""),
-        "units": [os.path.basename(path) for path in _paths(name) if os.path.lexists(path)],
+        "units": _units(name),
         "listens": socket.get("Listen", ""),
         "socket_runs": _runs(socket),
         "service_runs": _runs(service),
@@ -232,6 +231,28 @@ def _service(names: Names, program: str, shown: t.Sequence[Properties]) -> Found
         "followed_exists": bool(names.followed) and _exists(followed),
         "followed_runs": bool(names.followed) and followed.get("ActiveState") == "active",
         "weight_runs": _runs(weight),
+    }
+
+
+def scripts(names: t.Sequence[Names], program: str, run_command: _systemd.RunCommand) -> list[Found]:
+    """Return what services() returns, as far as a host that sysvinit runs has it."""
+    return [_script(name.service, program, run_command) for name in names]
+
+
+def _script(name: str, program: str, run_command: _systemd.RunCommand) -> Found:
+    settings = _sysv.environment(name, run_command)
+    links = os.listdir(STARTED) if os.path.isdir(STARTED) else []
+    is_enabled = any(re.fullmatch(rf"S[0-9]{{2}}{re.escape(name)}", link) for link in links)
+    # The file with the process ID is written when the agent starts.
+    started = _written(os.path.join(_sysv.PID_FILES, name + _sysv.OF_AGENT))
+    units = _units(name)
+    return {
+        "exists": bool(units),
+        "runs_agent": any(program in line for line in _files().get(name, [])),
+        "units": units,
+        "listens": f"{settings.get('HAPGENT_IP')}:{settings.get('HAPGENT_PORT')}" if settings else "",
+        "service_runs": is_enabled and _sysv.service(name, run_command).state == "active",
+        "is_outdated": max(map(_written, (program, *_paths(name)))) > started,
     }
 
 
@@ -261,38 +282,43 @@ def _shown(units: t.Sequence[str], run_command: _systemd.RunCommand) -> list[Pro
 
 
 def _paths(name: str) -> list[str]:
+    if _sysv.is_running():
+        return [os.path.join(_sysv.SCRIPTS, name)]
     return [os.path.join(UNITS, f"{name}.{kind}") for kind in KINDS]
 
 
+def _units(name: str) -> list[str]:
+    return [os.path.basename(path) for path in _paths(name) if os.path.lexists(path)]
+
+
 def installed() -> list[Found]:
-    """Return the instances that the role has installed, as their units in UNITS name themselves."""
+    """Return the instances that the role has installed, as their units or init scripts name themselves."""
     found = []
-    for unit in _service_units():
-        name = unit[: -len(_systemd.SUFFIX)]
-        lines = _unit_lines(unit)
+    files = _files()
+    for name, lines in files.items():
         if MARK.format(name) not in lines:
             continue
-        settings = dict(line.partition("=")[::2] for line in lines if not line.startswith("Environment="))
-        settings.update(line.partition("=")[2].partition("=")[::2] for line in lines if line.startswith("Environment="))
+        assignments = [re.sub("^(Environment=|export )", "", line) for line in lines]
+        settings = {key.lower(): value for key, _equals, value in (line.partition("=") for line in assignments)}
         found.append(
             {
                 "service": name,
-                "user": settings.get("User", ""),
-                "group": settings.get("Group", ""),
-                "python": settings.get("ExecStart", "").partition(" ")[0],
-                "state_file": settings.get("HAPGENT_STATE_FILE", ""),
-                "units": [os.path.basename(path) for path in _paths(name) if os.path.lexists(path)],
-                "drain_units": [unit for unit in _service_units() if DRAIN_MARK.format(name) in _unit_lines(unit)],
-                "weight_units": _weight_units(name),
+                "user": settings.get("user", ""),
+                "group": settings.get("group", ""),
+                "python": settings.get("execstart", "").partition(" ")[0],
+                "state_file": settings.get("hapgent_state_file", ""),
+                "units": _units(name),
+                "drain_units": [f"{other}.service" for other in files if DRAIN_MARK.format(name) in files[other]],
+                "weight_units": _weight_units(name, files),
             }
         )
     return found
 
 
-def _weight_units(name: str) -> list[str]:
+def _weight_units(name: str, files: t.Mapping[str, t.Collection[str]]) -> list[str]:
     """Return the units that set the weight of an instance, the timer first. It may be missing, the service is not."""
-    services_here = [unit for unit in _service_units() if WEIGHT_MARK.format(name) in _unit_lines(unit)]
-    units = [unit for service in services_here for unit in (service[: -len(_systemd.SUFFIX)] + TIMER, service)]
+    of_weight = [other for other in files if WEIGHT_MARK.format(name) in files[other]]
+    units = [f"{other}{kind}" for other in of_weight for kind in (TIMER, _systemd.SUFFIX)]
     return [unit for unit in units if os.path.lexists(os.path.join(UNITS, unit))]
 
 
@@ -308,24 +334,40 @@ def start_time(timestamp: str) -> float:
 
 
 def other_services(names: t.Collection[str], pattern: str) -> list[str]:
-    """Return the services in UNITS, without those named, in which a line matches this regular expression."""
+    """Return the services of the administrator, without those named, in whose files a line matches this expression."""
     line = re.compile(pattern)
-    services_here = {unit[: -len(_systemd.SUFFIX)]: unit for unit in _service_units()}
     return [
-        name
-        for name, unit in services_here.items()
-        if name not in names and any(line.fullmatch(text) for text in _unit_lines(unit))
+        name for name, lines in _files().items() if name not in names and any(line.fullmatch(text) for text in lines)
     ]
 
 
-def _service_units() -> list[str]:
-    names = sorted(os.listdir(UNITS)) if os.path.isdir(UNITS) else []
-    return [name for name in names if name.endswith(_systemd.SUFFIX) and _is_file(os.path.join(UNITS, name))]
+def line_with_program(program: str) -> str:
+    """Return an expression for a line of a service file that starts this program."""
+    return (
+        rf"(?!\s*#).*{re.escape(program)}([^\w.-].*)?"
+        if _sysv.is_running()
+        else rf"ExecStart=(.* )?{re.escape(program)}"
+    )
 
 
-def _unit_lines(unit: str) -> list[str]:
-    with open(os.path.join(UNITS, unit), encoding="utf-8", errors="replace") as file:
-        return file.read(MAX_UNIT_BYTES).split("\n")
+def line_with_account(user: str, group: str) -> str:
+    """Return an expression for a line of a service file that names this user or group."""
+    if _sysv.is_running():
+        # Init scripts have no common way to name them.
+        return rf".*\b({re.escape(user)}|{re.escape(group)})\b.*"
+    return rf"User={re.escape(user)}|Group={re.escape(group)}"
+
+
+def _files() -> dict[str, list[str]]:
+    """The lines of each regular service file of the administrator, by the name of the service, sorted."""
+    folder, suffix = (_sysv.SCRIPTS, "") if _sysv.is_running() else (UNITS, _systemd.SUFFIX)
+    found = {}
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        path = os.path.join(folder, name)
+        if name.endswith(suffix) and _is_file(path):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                found[name[: len(name) - len(suffix)]] = file.read(MAX_UNIT_BYTES).split("\n")
+    return found
 
 
 def _written(path: str) -> float:

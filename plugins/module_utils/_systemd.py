@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import typing as t
 
 SUFFIX = ".service"
@@ -20,6 +21,9 @@ PID = re.compile(r"[0-9]{1,10}")
 # systemctl quotes an assignment that contains blanks, and escapes what is special in a shell's double quotes.
 ASSIGNMENT = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s"]\S*))(?:\s+|$)')
 ESCAPED = re.compile(r"\\(.)")
+# What the unit of an agent sets, whatever its name is.
+OF_AN_AGENT = re.compile(r"^Environment=.*\bHAPGENT_STATE_FILE=", re.MULTILINE)
+MAX_UNIT_BYTES = 64 * 1024
 
 RunCommand = t.Callable[[list[str]], tuple[int, str, str]]
 
@@ -82,6 +86,31 @@ def mentions(name: str, word: str, run_command: RunCommand) -> bool:
     if rc != 0:
         raise SystemdError(f"systemctl show {unit} failed: {err.strip()}")
     return word in out
+
+
+def with_state_file() -> list[str]:
+    """Return the services whose files of the administrator set the state file of an agent."""
+    return [name for name, text in unit_files().items() if OF_AN_AGENT.search(text)]
+
+
+def unit_files() -> dict[str, str]:
+    """Return the contents of the regular service files of the administrator, by the names of their services."""
+    found = {}
+    for name in os.listdir(UNITS) if os.path.isdir(UNITS) else []:
+        if name.endswith(SUFFIX):
+            try:
+                path = os.path.join(UNITS, name)
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    with open(path, encoding="utf-8", errors="replace") as file:
+                        found[name[: -len(SUFFIX)]] = file.read(MAX_UNIT_BYTES)
+            except OSError:
+                continue  # It was removed meanwhile, or this user may not read it.
+    return found
+
+
+def command(action: str, name: str) -> str:
+    """Return the command with which a person does this to a service, such as C(start)."""
+    return f"systemctl {action} {name}"
 
 
 def _unit(name: str) -> str:

@@ -12,8 +12,8 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - This module is B(private) to the collection. It can have breaking changes at any time.
-  - Reads the accounts, the Python interpreters, the paths to the state files, and the services of systemd that the role
-    must know before it installs or removes agents.
+  - Reads the accounts, the Python interpreters, the paths to the state files, and the services of systemd or sysvinit
+    that the role must know before it installs or removes agents.
   - The module must run as root.
 extends_documentation_fragment:
   - hapgent.agent._attributes
@@ -31,7 +31,7 @@ options:
     required: true
   instances:
     description:
-      - The instances that the variables of the role describe, each with C(service), the name of its systemd service
+      - The instances that the variables of the role describe, each with C(service), the name of its service
         without the suffix, C(user), C(group), C(python), the path of its interpreter, C(state_file),
         C(drain_with), the service with which it is drained, V('') for none, C(drain_unit), the unit that does that,
         and C(weight_unit), the name without suffix of the service and the timer that set its weight.
@@ -59,7 +59,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 service_manager:
-  description: V(systemd), or the name of the first process of the host.
+  description: V(systemd) or V(sysv), or the name of the first process of the host if it is neither.
   returned: always
   type: str
   sample: systemd
@@ -123,11 +123,13 @@ instances:
       description: Whether the folder of the state file contains anything else, or cannot be listed.
       type: bool
     unit:
-      description: The units of the instance.
+      description:
+        - The units of the instance, or its init script. If sysvinit runs the host, it has no values about sockets and
+          about other services. If neither runs the host, it is empty.
       type: dict
       contains:
         exists:
-          description: Whether systemd has a service of this name.
+          description: Whether there is a service of this name.
           type: bool
         runs_agent:
           description: Whether that service runs the program.
@@ -137,7 +139,9 @@ instances:
           type: list
           elements: str
         listens:
-          description: The addresses of the socket, as systemd prints them. Empty if there is no socket.
+          description:
+            - The addresses of the socket, as systemd prints them, or the address and port in the init script. Empty if
+              there is none.
           type: str
           sample: 0.0.0.0:9777 (Stream)
         socket_runs:
@@ -171,7 +175,7 @@ installed:
   elements: dict
   contains:
     service:
-      description: The name of the systemd service, without its suffix.
+      description: The name of the service, without its suffix.
       type: str
     user:
       description: The user that runs the agent.
@@ -186,7 +190,7 @@ installed:
       description: The path of the state file.
       type: str
     units:
-      description: The units, the socket first.
+      description: The units, the socket first, or the init script.
       type: list
       elements: str
     drain_units:
@@ -232,12 +236,12 @@ other_agents:
 """
 
 import functools
-import re
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.hapgent.agent.plugins.module_utils import _host
+from ansible_collections.hapgent.agent.plugins.module_utils._systemd import RunCommand
 
 # A Python that is started for the first time reads its library from the disk.
 SECONDS = 10.0
@@ -267,17 +271,27 @@ def inspected(instance: Found, unit: Found, files: list[str]) -> Found:
     }
 
 
+def units_of(manager: str, described: t.Sequence[Found], program: str, run_command: RunCommand) -> list[Found]:
+    """What the service manager has for each of the instances."""
+    names = [
+        _host.Names(one["service"], one["drain_unit"], one["drain_with"] or "", f"{one['weight_unit']}{_host.TIMER}")
+        for one in described
+    ]
+    if manager == "systemd":
+        return _host.services(names, program, run_command)
+    return _host.scripts(names, program, run_command) if manager == "sysv" else [{} for _name in names]
+
+
 def account(user: str, group: str, services: t.Collection[str]) -> Found:
     """A user and its group, and the services other than these that run as one of them."""
     found_user, found_group = _host.user(user), _host.group(group)
-    pattern = f"User={re.escape(user)}|Group={re.escape(group)}"
     return {
         "name": user,
         "group": group,
         "comment": found_user and found_user["comment"],
         "is_primary": bool(found_user and found_group and found_user["primary_group"] == found_group["id"]),
         "members": found_group and found_group["members"],
-        "other_services": _host.other_services(services, pattern),
+        "other_services": _host.other_services(services, _host.line_with_account(user, group)),
     }
 
 
@@ -293,11 +307,7 @@ def main() -> None:
     names = [instance["service"] for instance in described]
     files = [instance["state_file"] for instance in described]
     manager = _host.service_manager()
-    units = [
-        _host.Names(one["service"], one["drain_unit"], one["drain_with"] or "", f"{one['weight_unit']}{_host.TIMER}")
-        for one in described
-    ]
-    shown = _host.services(units, program, module.run_command) if manager == "systemd" else [{} for _name in names]
+    shown = units_of(manager, described, program, module.run_command)
     installed = _host.installed()
     weights = {unit.removesuffix(".service") for found in installed for unit in found["weight_units"]}
     ours = {*names, *(found["service"] for found in installed), *weights}
@@ -312,7 +322,7 @@ def main() -> None:
         instances=instances,
         installed=installed,
         accounts=[account(user, group, ours) for user, group in accounts],
-        other_agents=_host.other_services(ours, rf"ExecStart=(.* )?{re.escape(program)}"),
+        other_agents=_host.other_services(ours, _host.line_with_program(program)),
     )
 
 

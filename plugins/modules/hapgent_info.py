@@ -18,7 +18,7 @@ description:
   - If the module queries all agents and one of them does not respond, the module issues a warning. The reason is in
     RV(instances[].problem), and the values that this agent would have reported are null.
   - Any user can start a process named C(hapgent). The module treats such a process as an agent only if it is the main
-    process of a systemd service, or if it is run by root, by the user who runs this module, or by the owner of the
+    process of a service, or if it is run by root, by the user who runs this module, or by the owner of the
     folder that contains its state file. Outside of services, a set-user-ID or set-group-ID program is never treated as
     an agent. The module lists all others in a warning. It does not query them, and does not open any file that they
     name.
@@ -39,7 +39,7 @@ requirements:
 options:
   service:
     description:
-      - The systemd service of the agent. The service must be running.
+      - The service of the agent. The service must be running.
       - If neither this option nor O(state_file) is set, the module queries all agents that run on the host, except
         those that run in containers, which means in another PID namespace.
     type: str
@@ -47,7 +47,7 @@ options:
     description:
       - The state file of the agent, as seen on the managed host. The module queries the C(hapgent) process that serves
         this file, even if it runs in a container. That process must be run by root or by the owner of the file.
-      - Ignored if O(service) is set and systemd runs on the host.
+      - Ignored if O(service) is set, unless the host has neither systemd nor an init script of that name.
     type: path
   timeout:
     description:
@@ -70,12 +70,19 @@ EXAMPLES = r"""
   hapgent.agent.hapgent_info:
     service: hapgent@shop
 
-- name: Query one agent on a host without systemd
+- name: Query one agent that is not a service
   hapgent.agent.hapgent_info:
     state_file: /etc/hapgent/state.json
 """
 
 RETURN = r"""
+services:
+  description:
+    - The names of all services that run an agent or would if they were running.
+  returned: success, if all agents are queried
+  type: list
+  elements: str
+  sample: [hapgent, hapgent@shop]
 instances:
   description: The agents, ordered by process ID.
   returned: success
@@ -84,7 +91,7 @@ instances:
   contains:
     service:
       description:
-        - The systemd service whose main process is the agent, without the C(.service) suffix. Null if there is none.
+        - The service whose main process is the agent, without the C(.service) suffix. Null if there is none.
           Services of user managers (C(systemctl --user)) are not considered.
       type: str
       sample: hapgent
@@ -214,8 +221,10 @@ from ansible_collections.hapgent.agent.plugins.module_utils._agent_process impor
     EndedError,
     InstanceError,
     Process,
+    all_services,
     distrust,
     find_process,
+    manages,
     others,
     services,
 )
@@ -224,7 +233,6 @@ from ansible_collections.hapgent.agent.plugins.module_utils._as_owner import run
 from ansible_collections.hapgent.agent.plugins.module_utils._deadline import check_seconds
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import State, StateError, StateFile, from_fields
-from ansible_collections.hapgent.agent.plugins.module_utils._systemd import is_running
 
 # The number of agents that are queried at the same time.
 MAX_THREADS = 16
@@ -352,11 +360,10 @@ def at_once(jobs: list[t.Callable[[], T]], deadline: float) -> list[T | None]:
     return list(results)
 
 
-def ask_all(module: AnsibleModule, deadline: float) -> list[Row]:
-    """Return the rows of all agents. Raises InstanceError."""
-    named = services(module.run_command)
+def ask_all(module: AnsibleModule, named: t.Mapping[str, Process], deadline: float) -> list[Row]:
+    """Return the rows of all agents. C(named) are those that are services."""
     rest, left_out = others({process.pid for process in named.values()})
-    # Any user can start many processes that do not answer, so the services of systemd come first.
+    # Any user can start many processes that do not answer, so the services come first.
     agents: list[tuple[Process, str | None]] = [(process, name) for name, process in named.items()]
     agents += [(process, None) for process in rest]
     looks = at_once([functools.partial(look, process, name, deadline) for process, name in agents], deadline)
@@ -382,7 +389,7 @@ def ask_all(module: AnsibleModule, deadline: float) -> list[Row]:
 def ask_one(module: AnsibleModule, deadline: float) -> Row:
     """Return the row of the agent that the options select. Raises InstanceError."""
     service, state_file = module.params["service"], module.params["state_file"]
-    if service is not None and is_running():
+    if service is not None and manages(service, module.run_command):
         state_file = None
     process = find_process(service, state_file, module.run_command, deadline)
     named = {found.pid: name for name, found in services(module.run_command).items()}
@@ -411,11 +418,13 @@ def main() -> None:
     try:
         check_seconds("timeout", module.params["timeout"])
         deadline = time.monotonic() + module.params["timeout"]
-        is_one = module.params["service"] is not None or module.params["state_file"] is not None
-        rows = [ask_one(module, deadline)] if is_one else ask_all(module, deadline)
+        if module.params["service"] is not None or module.params["state_file"] is not None:
+            module.exit_json(changed=False, instances=escaped([ask_one(module, deadline)]))
+        found = all_services(module.run_command)
+        rows = ask_all(module, {name: process for name, process in found.items() if process}, deadline)
     except (ValueError, InstanceError) as error:
         module.fail_json(msg=f"{error}.")
-    module.exit_json(changed=False, instances=escaped(rows))
+    module.exit_json(changed=False, instances=escaped(rows), services=escaped(list(found)))
 
 
 if __name__ == "__main__":

@@ -110,9 +110,9 @@ options:
     description:
       - Absolute path of the state file. The file must be valid, and must exist unless O(create=true).
       - The default is the state file of the agent of O(service), which is the C(HAPGENT_STATE_FILE) of its process or,
-        if the service is not running, of its unit (C(Environment=)). If neither is set, or if systemd does not run on
-        the host, the default is V(/etc/hapgent/state.json). It also is with O(notify=false) if the service V(hapgent)
-        does not exist yet.
+        if the service is not running, of its unit (C(Environment=)) or init script (C(export)). If a running agent or
+        the service V(hapgent) does not set it, or if neither systemd nor sysvinit runs the host, the default is
+        V(/etc/hapgent/state.json). It also is with O(notify=false) if the service V(hapgent) does not exist yet.
       - No component of the path may be a symbolic link.
       - If the module runs as root, it accesses the file with the rights of the owner of the first folder on the path
         that does not belong to root. The module fails if other users can write to a folder that belongs to root, unless
@@ -120,12 +120,12 @@ options:
     type: path
   service:
     description:
-      - The systemd service of the agent, such as V(hapgent@shop). It must serve O(state_file), if that is set. The
+      - The service of the agent, such as V(hapgent@shop). It must serve O(state_file), if that is set. The
         module signals the main process of the service to read the file again.
       - If the service does not exist, the module fails, lists the services that run agents, and changes nothing.
-      - If systemd does not run on the host, the module signals the C(hapgent) process that serves O(state_file). That
-        process must be run by root or by the owner of the file, and its program must not be set-user-ID or
-        set-group-ID.
+      - On a host that systemd does not run, the service is the init script of the role. If there is none of this name,
+        the module signals the C(hapgent) process that serves O(state_file), if that is set. That process must be run by
+        root or by the owner of the file, and its program must not be set-user-ID or set-group-ID.
     type: str
     default: hapgent
   address:

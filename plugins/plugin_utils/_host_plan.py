@@ -45,8 +45,8 @@ class Weight(t.TypedDict):
 
 
 class Leaving(t.TypedDict):
-    """What to remove: units, the sockets first, the state files of these instances, the deepest first, units that drain
-    instances, and units that set weights.
+    """What to remove: units (or init scripts), the sockets first, the state files of these instances, the deepest
+    first, units that drain instances, and units that set weights.
 
     Units that drain instances must not be stopped, because that would drain the server.
     """
@@ -151,7 +151,7 @@ def units(
     program was. In check mode, systemd does not know the units that a real run would have written, so nothing is done
     with those.
     """
-    plan: Units = {"reload": False, "stop": [], "start": [], "restart": [], "drain": [], "enable": []}
+    plan = _empty()
     for instance, found in zip(described, host["instances"]):
         service, unit = instance["service"], found["unit"]
         if check_mode and service in changed:
@@ -179,3 +179,26 @@ def units(
             if is_changed or not unit["weight_runs"]:
                 plan["restart" if is_changed else "start"].append(f"{instance['weight_unit']}.timer")
     return plan
+
+
+def scripts(
+    host: Host, described: t.Sequence[Instance], changed: t.Collection[str], new_program: bool, check_mode: bool
+) -> Units:
+    """What to do with the init scripts after they were written; see units(). No socket stays open meanwhile."""
+    plan = _empty()
+    for instance, found in zip(described, host["instances"]):
+        service, script = instance["service"], found["unit"]
+        if check_mode and service in changed:
+            continue
+        if service in changed or new_program or script["is_outdated"]:
+            # All with a new address are stopped before one is started, because two may exchange their addresses.
+            if script["exists"] and script["listens"] != f"{instance['ip']}:{instance['port']}":
+                plan["stop"].append(service)
+            plan["restart"].append(service)
+        elif not script["service_runs"]:
+            plan["start"].append(service)
+    return plan
+
+
+def _empty() -> Units:
+    return {"reload": False, "stop": [], "start": [], "restart": [], "drain": [], "enable": []}

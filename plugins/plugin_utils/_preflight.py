@@ -163,25 +163,41 @@ def parents(state_file: str) -> list[str]:
 
 
 def host_problems(
-    host: t.Mapping[str, t.Any], described: t.Sequence[Instance], manage_user: bool, uninstall: bool
+    host: t.Mapping[str, t.Any],
+    described: t.Sequence[Instance],
+    manage_user: bool,
+    uninstall: bool,
+    service_manager: str = "auto",
 ) -> list[str]:
     """Return a sentence for each reason why the role cannot work on a host, without duplicates.
 
-    C(host) is what the module hapgent_host_info has returned for these instances. With C(uninstall), what an agent
-    needs to run is not checked.
+    C(host) is what the module hapgent_host_info has returned for these instances, and C(service_manager) the variable.
+    With C(uninstall), what an agent needs to run is not checked.
     """
-    if host["service_manager"] != "systemd":
-        return [
-            f"This role needs systemd, but the host runs {printable(host['service_manager'])}. The agent itself does "
-            'not need systemd: see "Without systemd" in docs/host.md of the collection.'
-        ]
+    problem = _manager_problem(host["service_manager"], service_manager)
+    if problem:
+        return [problem]
     problems = []
     for instance, found in zip(described, host["instances"]):
         problems += [_path_problem(found, instance, uninstall), _service_problem(found, instance)]
         if not uninstall:
             problems += [_python_problem(found, instance), _account_problem(found, instance, manage_user)]
-            problems += [_followed_problem(found, instance)]
+            problems += [_followed_problem(host["service_manager"], found, instance)]
     return list(dict.fromkeys(problem for problem in problems if problem))
+
+
+def _manager_problem(runs: str, wanted: str) -> str:
+    if runs not in ("systemd", "sysv"):
+        return (
+            f"This role needs systemd, or sysvinit as Debian configures it, but the host runs {printable(runs)}. The "
+            'agent itself needs neither: see "Without systemd" in docs/host.md of the collection.'
+        )
+    if wanted in ("auto", runs):
+        return ""
+    return (
+        f"hapgent_service_manager must be {runs}, which runs the host, or auto, not {_shown(wanted)}. Remove it from "
+        "your inventory: its default is auto."
+    )
 
 
 def _path_problem(host: t.Mapping[str, t.Any], instance: Instance, uninstall: bool) -> str:
@@ -260,8 +276,12 @@ def _service_problem(host: t.Mapping[str, t.Any], instance: Instance) -> str:
     )
 
 
-def _followed_problem(host: t.Mapping[str, t.Any], instance: Instance) -> str:
-    if not instance["drain_with"] or host["unit"]["followed_exists"]:
+def _followed_problem(manager: str, host: t.Mapping[str, t.Any], instance: Instance) -> str:
+    if not instance["drain_with"]:
+        return ""
+    if manager != "systemd":
+        return f"{variable(instance, 'drain_with')} needs systemd, but sysvinit runs the host. Remove it for this host."
+    if host["unit"]["followed_exists"]:
         return ""
     return (
         f"{variable(instance, 'drain_with')} must be a service of the host, but systemd has no "

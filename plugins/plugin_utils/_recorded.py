@@ -162,7 +162,7 @@ def _fleet_query(hostvars: Hostvars, member: str, service: Service) -> FleetQuer
     return {
         "host": member,
         "service": variables.get("hapgent_service", DEFAULT),
-        # Only used if systemd does not run on the host.
+        # Only used if the host has no such service.
         "state_file": variables.get("hapgent_state_file", DEFAULT_STATE_FILE),
     }
 

@@ -16,15 +16,14 @@ ALL = "all"
 DEFAULT = "hapgent"
 DEFAULT_STATE_FILE = "/etc/hapgent/state.json"
 PREFIX = "hapgent@"
-SUFFIX = ".service"
 
 
 class Service(t.TypedDict):
     """An agent of a host.
 
     C(name) is how messages name it: '' if it is the only one, for which the name of the host is enough. C(service) is
-    its systemd service. C(state_file) is '' unless the agent must be found by it, because systemd does not run on the
-    host. C(server) is its server in HAProxy, C(backends) those in which to look for it: an empty list means all.
+    its service. C(state_file) is '' unless it selects the agent if there is no such service. C(server) is its server in
+    HAProxy, C(backends) those in which to look for it: an empty list means all.
     """
 
     name: str
@@ -54,8 +53,8 @@ class Variables(t.NamedTuple):
 def services(variables: Variables, found: t.Sequence[str]) -> list[Service]:
     """The agents of a host that its variables select, in their order. Raises ServicesError.
 
-    C(found) has the services of the host, with or without their suffix, which are needed for V(all). If there are none,
-    the default instance is selected, so that reading its state reports the problem.
+    C(found) has the services of the host, which are needed for V(all). If there are none, the default instance is
+    selected, so that reading its state reports the problem.
     """
     wanted = words(variables.services)
     # The role hapgent installs no default instance if hapgent_service is empty.
@@ -63,7 +62,7 @@ def services(variables: Variables, found: t.Sequence[str]) -> list[Service]:
     if not wanted and not default:
         raise ServicesError("hapgent_services must name the instances to work on, because hapgent_service is empty")
     if wanted == [ALL]:
-        all_services = sorted({service.removesuffix(SUFFIX) for service in found}) or [default or DEFAULT]
+        all_services = sorted(found) or [default or DEFAULT]
         selected = _named(all_services)
     elif wanted:
         selected = _named([_service_of(name, default) for name in wanted])

@@ -57,6 +57,8 @@ UP, DRAIN = {"status": "UP"}, {"status": "DRAIN"}
 
 # Some tests call the shipped code directly.
 with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
+    _agent_process: Any = importlib.import_module("hapgent._agent_process")
+    _systemd: Any = importlib.import_module("hapgent._systemd")
     instances: Any = importlib.import_module("hapgent.instances")
     change_command: Any = importlib.import_module("hapgent.change_command")
     follow: Any = importlib.import_module("hapgent.follow")
@@ -443,11 +445,10 @@ def test_agents_of_other_users_do_not_count_beside_services(commands: Commands) 
 def test_processes_of_other_users_are_not_inspected_beside_services(monkeypatch: pytest.MonkeyPatch) -> None:
     # The file system with their state file may never respond.
     process = SimpleNamespace(user=os.geteuid() + 1, pid=7)
-    monkeypatch.setattr(instances._systemd, "is_running", lambda: True)
-    monkeypatch.setattr(instances._systemd, "services", lambda _run: [service("hapgent")])
-    monkeypatch.setattr(instances._systemd, "environment", lambda _name, _run: {})
-    monkeypatch.setattr(instances, "services", lambda _run: {})
-    monkeypatch.setattr(instances, "unit_files", dict)
+    stopped = _systemd.Service("hapgent", True, "inactive", 0)
+    managed = SimpleNamespace(service=lambda _name, _run: stopped, environment=lambda _name, _run: {})
+    monkeypatch.setattr(instances, "manager", lambda: managed)
+    monkeypatch.setattr(instances, "all_services", lambda _run: {"hapgent": None})
     monkeypatch.setattr(instances, "others", lambda _known: ([process], 0))
     monkeypatch.setattr(instances, "distrust", lambda one: pytest.fail(f"process {one.pid} was inspected"))
     assert [found.service for found in instances.discover()] == ["hapgent"]
@@ -942,33 +943,68 @@ def test_services_are_listed(commands: Commands) -> None:
 # Which services are instances
 
 
-def service(name: str, exists: bool = True) -> Any:
-    return instances.Service(name, exists, "inactive", 0)
+SETS = {"HAPGENT_STATE_FILE": "/x.json"}
 
 
 @pytest.mark.parametrize(
-    ("loaded", "files", "running", "names"),
+    ("loaded", "with_state_file", "running", "names"),
     [
-        ([], {}, [], []),
-        ([service("hapgent"), service("cron")], {}, ["hapgent"], ["hapgent"]),
+        ({}, [], [], []),
+        ({"hapgent": {}}, [], ["hapgent"], ["hapgent"]),
         # Another name counts if an agent runs, or if the unit is that of an agent.
-        ([service("agent")], {}, ["agent"], ["agent"]),
-        ([], {"agent": "[Service]\nEnvironment=HAPGENT_STATE_FILE=/x.json\n"}, [], ["agent"]),
-        ([], {"agent": '[Service]\nEnvironment="A=1" "HAPGENT_STATE_FILE=/x y"\n'}, [], ["agent"]),
-        ([service("hapgent-metrics")], {"hapgent-metrics": "ExecStart=hapgent status\n"}, [], []),
-        ([], {"agent": "#Environment=HAPGENT_STATE_FILE=/x.json\n"}, [], []),
-        # Stopped services are known by their names or by their files.
-        ([service("hapgent@shop"), service("hapgent@api")], {}, [], ["hapgent@api", "hapgent@shop"]),
-        ([service("hapgent@shop", exists=False)], {}, [], []),
-        ([], {"hapgent@shop": "", "hapgent": ""}, [], ["hapgent", "hapgent@shop"]),
+        ({}, [], ["agent"], ["agent"]),
+        ({}, ["agent"], [], ["agent"]),
+        # Stopped services are known by what they set. Only the default one needs to set nothing.
+        (
+            {"hapgent@shop": SETS, "hapgent@api": SETS, "hapgent": {}},
+            [],
+            [],
+            ["hapgent", "hapgent@api", "hapgent@shop"],
+        ),
+        ({"hapgent@person": {}, "hapgent@other": {"HAPGENT_PORT": "1"}}, [], [], []),
+        ({"hapgent@person": {}}, [], ["hapgent@person"], ["hapgent@person"]),
         # Templates are no services.
-        ([], {"hapgent@": "Environment=HAPGENT_STATE_FILE=/x/%i.json\n"}, [], []),
+        ({}, ["hapgent@"], [], []),
     ],
 )
 def test_services_that_are_instances(
-    loaded: list[Any], files: dict[str, str], running: list[str], names: list[str]
+    loaded: dict[str, dict[str, str]], with_state_file: list[str], running: list[str], names: list[str]
 ) -> None:
-    assert instances.service_names(loaded, files, running) == names
+    assert _agent_process.service_names(loaded, with_state_file, running) == names
+
+
+@pytest.mark.parametrize(
+    ("unit", "is_one"),
+    [
+        ("[Service]\nEnvironment=HAPGENT_STATE_FILE=/x.json\n", True),
+        ('[Service]\nEnvironment="A=1" "HAPGENT_STATE_FILE=/x y"\n', True),
+        ("#Environment=HAPGENT_STATE_FILE=/x.json\n", False),
+        ("ExecStart=hapgent status\n", False),
+        ("", False),
+    ],
+)
+def test_units_that_are_those_of_agents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, is_one: bool
+) -> None:
+    monkeypatch.setattr(_systemd, "UNITS", str(tmp_path))
+    (tmp_path / "agent.service").write_text(unit, encoding="utf-8")
+    (tmp_path / "binary.service").write_bytes(b"\xff")
+    (tmp_path / "link.service").symlink_to("agent.service")
+    assert _systemd.with_state_file() == ["agent"] * is_one
+
+
+def test_a_unit_of_another_program_is_no_instance(commands: Commands) -> None:
+    """Otherwise a command would write the state of the default instance."""
+    unit = "/etc/systemd/system/hapgent@person.service"
+    commands.enter("sh", "-c", f"echo '[Service]' >{unit}", check=True)
+    try:
+        set_services(commands.folder, {**commands.services(), "hapgent@person": ("inactive", 0, "")})
+        assert_done(commands.run("--services"), 0, "hapgent", "hapgent@old", "hapgent@shop")
+        done = commands.run("drain", "--service=person")
+        assert (done.returncode, "there is no instance person" in done.stderr) == (2, True)
+    finally:
+        commands.enter("rm", unit, check=True)
+        commands.reset()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _systemd
 from ansible_collections.hapgent.agent.plugins.module_utils._agent_client import instance_of
 from ansible_collections.hapgent.agent.plugins.module_utils._agent_process import (
     EndedError,
@@ -306,7 +307,7 @@ def test_main_process_of_a_service_is_found(service: str, printed: str) -> None:
         commands.append(command)
         return 0, printed, ""
 
-    assert _main_pid(service, systemctl, in_seconds(10)) == 4711
+    assert _main_pid(_systemd, service, systemctl, in_seconds(10)) == 4711
     (command,) = commands
     assert (command[:2], command[-1]) == (["systemctl", "show"], "hapgent.service")
 
@@ -316,14 +317,14 @@ def test_main_process_of_a_service_is_found(service: str, printed: str) -> None:
     [
         (shown("failed"), ["service hapgent is not running (failed)"]),
         (shown("inactive"), ["systemctl start hapgent"]),
-        (shown("inactive", "not-found"), ["there is no systemd service hapgent"]),
+        (shown("inactive", "not-found"), ["there is no service hapgent"]),
         ((1, "", "Failed to connect to bus: Host is down\n"), ["hapgent.service", "Failed to connect to bus"]),
         ((0, "", ""), ["hapgent.service", "printed no service"]),
     ],
 )
 def test_error_if_the_service_has_no_main_process(done: tuple[int, str, str], named: list[str]) -> None:
     with pytest.raises(InstanceError) as caught:
-        _main_pid("hapgent", lambda _command: done, in_seconds(10))
+        _main_pid(_systemd, "hapgent", lambda _command: done, in_seconds(10))
     for word in named:
         assert word in str(caught.value)
 
@@ -337,20 +338,20 @@ def test_invalid_service_names_are_refused(service: str) -> None:
     if service == "--all":
         # This is a valid name, and it must not be taken for an option.
         with pytest.raises(InstanceError, match=f"{service} .*inactive"):
-            _main_pid(service, systemctl, in_seconds(10))
+            _main_pid(_systemd, service, systemctl, in_seconds(10))
     else:
         with pytest.raises(InstanceError, match="is not the name of a systemd service"):
-            _main_pid(service, systemctl, in_seconds(10))
+            _main_pid(_systemd, service, systemctl, in_seconds(10))
 
 
 def test_starting_service_is_waited_for() -> None:
     printed = iter([shown("activating")] * 3 + [(0, RUNNING, "")])
-    assert _main_pid("hapgent", lambda _command: next(printed), in_seconds(15)) == 4711
+    assert _main_pid(_systemd, "hapgent", lambda _command: next(printed), in_seconds(15)) == 4711
 
 
 def test_waiting_for_a_service_ends_at_the_deadline() -> None:
     with pytest.raises(InstanceError, match=r"hapgent .*activating"):
-        _main_pid("hapgent", lambda _command: shown("activating"), in_seconds(0.3))
+        _main_pid(_systemd, "hapgent", lambda _command: shown("activating"), in_seconds(0.3))
 
 
 @pytest.mark.parametrize(

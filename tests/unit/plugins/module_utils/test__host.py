@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.hapgent.agent.plugins.module_utils import _folder, _host
+from ansible_collections.hapgent.agent.plugins.module_utils import _folder, _host, _systemd, _sysv
 
 OTHER_USER = 4711
 PROGRAM = "/usr/local/bin/hapgent"
@@ -370,9 +370,9 @@ def test_other_services(units: Path) -> None:
         (units / name).write_text(text, encoding="latin-1")
     (units / "link.service").symlink_to(units / "shop.service")
     (units / "folder.service").mkdir()
-    assert _host.other_services(["hapgent"], rf"ExecStart=(.* )?{PROGRAM}") == ["shop"]
-    assert _host.other_services(["hapgent"], "User=shop|Group=shops") == ["group", "shop"]
-    assert _host.other_services(["shop"], "User=shop|Group=shop") == []
+    assert _host.other_services(["hapgent"], _host.line_with_program(PROGRAM)) == ["shop"]
+    assert _host.other_services(["hapgent"], _host.line_with_account("shop", "shops")) == ["group", "shop"]
+    assert _host.other_services(["shop"], _host.line_with_account("shop", "shop")) == []
 
 
 def test_instances_that_the_role_has_installed(units: Path) -> None:
@@ -419,5 +419,55 @@ def test_a_host_without_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(_host, "UNITS", str(tmp_path / "missing"))
     assert _host.other_services(["hapgent"], ".*") == []
     assert _host.installed() == []
-    if not Path("/run/systemd/system").exists():
-        assert _host.service_manager() == Path("/proc/1/comm").read_text(encoding="utf-8").strip()
+    monkeypatch.setattr(_systemd, "is_running", lambda: False)
+    for runs, manager in ((False, Path("/proc/1/comm").read_text(encoding="utf-8").strip()), (True, "sysv")):
+        monkeypatch.setattr(_sysv, "is_running", lambda runs=runs: runs)
+        assert _host.service_manager() == manager
+
+
+def test_a_host_that_sysvinit_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("init.d", "run", "rc2.d"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(_sysv, "is_running", lambda: True)
+    monkeypatch.setattr(_sysv, "SCRIPTS", str(tmp_path / "init.d"))
+    monkeypatch.setattr(_sysv, "PID_FILES", str(tmp_path / "run"))
+    monkeypatch.setattr(_host, "STARTED", str(tmp_path / "rc2.d"))
+    template = (ROLE / "templates/sysv/script.j2").read_text(encoding="utf-8")
+    for key, value in {
+        "hapgent__instance.service": "hapgent@shop",
+        "hapgent__instance.user": "shop",
+        "hapgent__instance.group": "shops",
+        "hapgent__instance.ip": "0.0.0.0",
+        "hapgent__instance.port": "9778",
+        "hapgent__instance.state_file": "/etc/hapgent/shop/state.json",
+        "hapgent__program": PROGRAM,
+    }.items():
+        template = template.replace(f"{{{{ {key} }}}}", value)
+    script = tmp_path / "init.d" / "hapgent@shop"
+    script.write_text(template, encoding="utf-8")
+    (tmp_path / "init.d" / "cron").write_text("#!/bin/sh\nuser=shop\n", encoding="utf-8")
+    (installed,) = _host.installed()
+    assert (installed["service"], installed["user"], installed["group"]) == ("hapgent@shop", "shop", "shops")
+    assert (installed["state_file"], installed["units"]) == ("/etc/hapgent/shop/state.json", ["hapgent@shop"])
+    assert installed["drain_units"] == installed["weight_units"] == []
+    assert _host.other_services(["hapgent@shop"], _host.line_with_account("shop", "shops")) == ["cron"]
+    assert _host.other_services([], _host.line_with_account("sho", "ops")) == []
+    assert _host.other_services([], _host.line_with_program(PROGRAM)) == ["hapgent@shop"]
+    assert _host.other_services([], _host.line_with_program(PROGRAM[:-1])) == []
+
+    names = [named("hapgent@shop"), named("cron"), named("no-such")]
+    shop, cron, none = _host.scripts(names, PROGRAM, Systemd())
+    assert (shop["exists"], shop["runs_agent"], shop["units"]) == (True, True, ["hapgent@shop"])
+    assert (shop["listens"], shop["service_runs"], shop["is_outdated"]) == ("0.0.0.0:9778", False, True)
+    assert (cron["exists"], cron["runs_agent"], cron["listens"]) == (True, False, "")
+    assert (none["exists"], none["units"]) == (False, [])
+
+    # An agent that has started after its files were written, and starts with the host.
+    (tmp_path / "run" / "hapgent@shop.pid").touch()
+    os.utime(script, (0, 1000))
+    runs = _systemd.Service("hapgent@shop", True, "active", 1)
+    monkeypatch.setattr(_sysv, "service", lambda _name, _run: runs)
+    for link, is_enabled in (("K01hapgent@shop", False), ("S01hapgent@shop", True)):
+        (tmp_path / "rc2.d" / link).touch()
+        (shop,) = _host.scripts([named("hapgent@shop")], "/no/program", Systemd())
+        assert (shop["service_runs"], shop["is_outdated"]) == (is_enabled, False)

@@ -16,6 +16,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._host_plan import (
     listens,
     missing_accounts,
     removable_accounts,
+    scripts,
     units,
 )
 
@@ -292,6 +293,41 @@ def test_timers_that_set_weights(runs: bool, changed: list[str], check_mode: boo
     assert units(host, described, changed, new_program=False, check_mode=check_mode) == {**NOTHING, **done}
     # The same without a command.
     assert units(host, [instance("hapgent")], [], new_program=False, check_mode=check_mode) == NOTHING
+
+
+def script(**values: object) -> dict[str, Any]:
+    found = {"exists": True, "listens": "0.0.0.0:9777", "service_runs": True, "is_outdated": False}
+    return {"unit": {**found, **values}}
+
+
+NEW_SCRIPT = script(exists=False, listens="", service_runs=False, is_outdated=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "changed", "new_program", "check_mode", "done"),
+    [
+        ([script(), script()], "", False, False, {}),
+        ([script(), NEW_SCRIPT], "i1", False, False, {"restart": ["i1"]}),
+        ([script(), script()], "", True, False, {"restart": ["i0", "i1"]}),
+        ([script(is_outdated=True)], "", False, False, {"restart": ["i0"]}),
+        ([script(service_runs=False)], "", False, False, {"start": ["i0"]}),
+        # Two that exchange their addresses are stopped first.
+        (
+            [script(listens="0.0.0.0:1"), script(listens="0.0.0.0:2")],
+            "i0 i1",
+            False,
+            False,
+            {"stop": ["i0", "i1"], "restart": ["i0", "i1"]},
+        ),
+        ([NEW_SCRIPT, script(service_runs=False)], "i0", False, True, {"start": ["i1"]}),
+    ],
+)
+def test_init_scripts(
+    found: list[dict[str, Any]], changed: str, new_program: bool, check_mode: bool, done: dict[str, list[str]]
+) -> None:
+    described = [instance(f"i{number}") for number in range(len(found))]
+    plan = scripts({"instances": found}, described, changed.split(), new_program, check_mode)
+    assert plan == {**NOTHING, **done}
 
 
 @pytest.mark.parametrize(("ip", "address"), [("0.0.0.0", "0.0.0.0:1"), ("::1", "[::1]:1")])

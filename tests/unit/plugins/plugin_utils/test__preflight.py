@@ -282,12 +282,16 @@ HOST: dict[str, Any] = {
 
 
 def problems_of(
-    host: dict[str, Any] | None = None, uninstall: bool = False, manager: str = "systemd", **variables: Any
+    host: dict[str, Any] | None = None,
+    uninstall: bool = False,
+    manager: str = "systemd",
+    wanted: str = "auto",
+    **variables: Any,
 ) -> list[str]:
     """The problems of a host with the default instance."""
     values = {**VARIABLES, **variables}
     found = {"service_manager": manager, "instances": [{**HOST, **(host or {})}]}
-    return host_problems(found, instances(values, []), values["hapgent_manage_user"], uninstall)
+    return host_problems(found, instances(values, []), values["hapgent_manage_user"], uninstall, wanted)
 
 
 def host_problem(host: dict[str, Any] | None = None, uninstall: bool = False, **variables: Any) -> str:
@@ -345,6 +349,30 @@ def test_a_service_of_something_else(uninstall: bool) -> None:
 def test_a_host_without_systemd(uninstall: bool) -> None:
     problem = host_problem({"unit": {}}, uninstall, manager="runit\x1b[2J")
     assert "runs runit\\x1b[2J." in problem
+
+
+@pytest.mark.parametrize("uninstall", [False, True])
+@pytest.mark.parametrize(
+    ("manager", "wanted", "fits"),
+    [
+        ("systemd", "auto", True),
+        ("systemd", "systemd", True),
+        ("systemd", "sysv", False),
+        ("sysv", "auto", True),
+        ("sysv", "sysv", True),
+        ("sysv", "systemd", False),
+    ],
+)
+def test_the_service_manager_must_be_that_of_the_host(manager: str, wanted: str, fits: bool, uninstall: bool) -> None:
+    problem = host_problem(None, uninstall, manager=manager, wanted=wanted)
+    assert problem.startswith(f"hapgent_service_manager must be {manager},") != fits
+    assert (problem == "") == fits
+
+
+def test_draining_with_a_service_needs_systemd() -> None:
+    drains: dict[str, Any] = {"hapgent_drain_with": "shop.service", "hapgent_server_port": 8080}
+    assert host_problem(manager="sysv", **drains).startswith("hapgent_drain_with needs systemd")
+    assert host_problem(uninstall=True, manager="sysv", **drains) == ""
 
 
 def test_all_problems_of_a_host_are_reported() -> None:

@@ -19,8 +19,6 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._services import (
 )
 
 FOUND = ["hapgent", "hapgent@shop", "legacy"]
-# The units of two of them are configured, and those of one more that is stopped.
-WITH_UNITS = [*FOUND, "hapgent.service", "hapgent@shop.service", "hapgent@api.service"]
 
 
 def selected(wanted: Any, found: list[str] | None = None, **more: object) -> list[Service]:
@@ -58,11 +56,6 @@ def test_without_a_default_instance_the_others_must_be_named(service: str | None
         selected([], service=service)
     assert [found["service"] for found in selected("shop", service=service)] == ["hapgent@shop"]
     assert [found["service"] for found in selected("all", service=service)] == FOUND
-
-
-def test_all_includes_stopped_services() -> None:
-    found = [service["service"] for service in selected("all", found=WITH_UNITS)]
-    assert found == ["hapgent", "hapgent@api", "hapgent@shop", "legacy"]
 
 
 def test_all_of_a_host_without_agents_is_the_default_one() -> None:
