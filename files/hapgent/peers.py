@@ -51,9 +51,9 @@ class Change:
 
     C(state) is the new state, and C(since) the time of the change. C(before) has the states that an unknown peer may
     have received before. Until C(unsure_until), these may be more than the previous state, because an agent was killed.
-    Both times are in seconds since 1970. C(entered) is when the server came into rotation, on the monotonic clock: minus
-    infinity if it is out of rotation, or if no ramp began then. Changes are compared by identity: a later change to the
-    same state is a different one.
+    Both times are in seconds since 1970. C(entered) is when the server came into rotation, on the monotonic clock, or
+    minus infinity if it is out of rotation or that time is not known. Changes are compared by identity: a later change
+    to the same state is a different one.
     """
 
     __slots__ = ("before", "entered", "line", "since", "state", "undo", "unsure_until")

@@ -12,7 +12,6 @@ import typing as t
 from hapgent._printable import printable
 from hapgent._ramp import Ramp, parse_percents
 
-
 MAX_SHOWN = 100
 
 
@@ -24,8 +23,8 @@ class Settings(t.NamedTuple):
     """The address on which the agent listens, its state file, and optional features.
 
     C(settle) is for how many seconds after a change, 0 to 86400, the agent also sends the keywords that reset the
-    previous state. C(ramp) has the smaller weights of a server that has come into rotation. C(status_socket) is the path
-    of the status socket, '' for none.
+    previous state. C(ramp) is how the weight of a server grows after it has come into rotation. C(status_socket) is the
+    path of the status socket, '' for none.
     """
 
     family: socket.AddressFamily
@@ -61,7 +60,9 @@ def from_environment(environment: t.Mapping[str, str]) -> Settings:
     settle = _whole_number(environment, "HAPGENT_SETTLE", 60, 0, 86400)
     if not state_file:
         raise SettingsError("HAPGENT_STATE_FILE must be the path of a file, not ''")
-    return Settings(_family(ip), ip, port, state_file, settle, _ramp(environment), environment.get("HAPGENT_SOCKET", ""))
+    return Settings(
+        _family(ip), ip, port, state_file, settle, _ramp(environment), environment.get("HAPGENT_SOCKET", "")
+    )
 
 
 def _ramp(environment: t.Mapping[str, str]) -> Ramp:

@@ -70,7 +70,8 @@ class Instance(t.NamedTuple):
         """What the agent answers, as printable text. C(deadline) is on the monotonic clock.
 
         If the agent has a status socket, the answer comes from there. It then contains neither reset keywords nor a
-        weight of the ramp, and the agent does not record this host as a load balancer. Raises InstanceError if there is no answer before the deadline.
+        weight of the ramp, and the agent does not record this host as a load balancer. Raises InstanceError if there is
+        no answer before the deadline.
         """
         if self.status_socket:
             return str(self.status(deadline)["answer"])

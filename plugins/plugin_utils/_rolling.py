@@ -135,7 +135,9 @@ def changes(step: str, states: t.Iterable[Agent], reason: str) -> list[Change]:
         return [up(service, state, reason) for service, state in states]
     if step == "halt":
         return [
-            change(service, state, status="DRAIN", reason=reason) for service, state in states if state["status"] in IN_ROTATION
+            change(service, state, status="DRAIN", reason=reason)
+            for service, state in states
+            if state["status"] in IN_ROTATION
         ]
     return [
         change(service, state, unset=["reason"])
