@@ -165,7 +165,7 @@ class Peer:
         # would extend them forever.
         undo = {**self.undo, **dict.fromkeys(words, now + settle)}
         undo = {word: until for word, until in undo.items() if now < until}
-        return Answer(sent.answer(undo).encode() + b"\n", sent, undo, min(until, *undo.values()))
+        return Answer(sent.answer(undo).encode() + b"\n", sent, undo, min([until, *undo.values()]))
 
     def given(self, answer: Answer, change: Change) -> bool:
         """Record that the peer received this answer. Returns whether the memory must be saved."""

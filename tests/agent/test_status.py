@@ -170,6 +170,8 @@ def test_status_has_all_fields(agents: Agents, python: str, path: Path) -> None:
         "port": agent.port,
         "state": state,
         "answer": 'DRAIN UP 50% maxconn:9 # Grüße, "q"',
+        "ramp_weight": None,
+        "ramp_ends": None,
         "settle": 7,
         "state_file": str(agent.state_file),
         "state_file_ok": True,

@@ -52,7 +52,7 @@ with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
     # Imported at run time, because mypy does not find the agent's package here.
     hapgent: Any = {
         name: importlib.import_module(f"hapgent.{name}")
-        for name in ("agent", "keeper", "log", "memory", "peers", "settings", "_state")
+        for name in ("agent", "keeper", "log", "memory", "peers", "settings", "_ramp", "_state")
     }
 
 # Hypothesis must generate the same examples in each run and write nothing into the working folder.
@@ -1169,7 +1169,7 @@ class PeerTable:
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
-        self.peers = hapgent["peers"].Peers(60)
+        self.peers = hapgent["peers"].Peers(60, hapgent["_ramp"].Ramp())
         self._change = hapgent["peers"].Change(hapgent["_state"].FAIL, 0.0)
 
     def poll(self, address: str, now: float) -> None:

@@ -109,6 +109,8 @@ def agent(item: str = "web1", peers: list[Result] | None = None, **state: Any) -
         "state": state or {"status": "UP"},
         "answer": "not looked at",
         "since": SINCE,
+        "ramp_weight": None,
+        "ramp_ends": None,
         "version": "1.0.0",
         "settle": 60,
         "state_file_ok": True,
@@ -124,7 +126,18 @@ def without_status_socket(result: Result) -> Result:
     """The same result, but of an agent without a status socket."""
     (instance,) = result["instances"]
     nothing = dict.fromkeys(
-        ["status_socket", "since", "version", "settle", "state_file_ok", "last_error", "counters", "peers"]
+        [
+            "status_socket",
+            "since",
+            "ramp_weight",
+            "ramp_ends",
+            "version",
+            "settle",
+            "state_file_ok",
+            "last_error",
+            "counters",
+            "peers",
+        ]
     )
     return {**result, "instances": [{**instance, **nothing}]}
 
