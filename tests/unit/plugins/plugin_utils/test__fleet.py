@@ -710,6 +710,12 @@ def test_cells_and_remarks(result: Result, asked: list[Result], cells: list[str]
     assert below == remarks
 
 
+def test_table_shows_the_weight_of_a_ramp() -> None:
+    result = agent("web1", status="UP", weight=50)
+    result["instances"][0]["ramp_weight"] = 5
+    assert "  UP 50% (5% now)  " in table(["web1"], ["web1"], [[]], [result], [])[1]
+
+
 def test_table_names_the_load_balancers_that_have_not_received_the_state() -> None:
     late = {**BOTH[0], "address": "198.51.100.11", "received": False, "polls": True}
     result = agent()
