@@ -1212,6 +1212,7 @@ def test_each_server_has_the_weight_of_the_state_after_the_ramp(steps: list[Any]
             server.obey(agent.ask(f"198.51.100.{number}"))
         state = expected_state(state_file.read_bytes())
         agent.kill()
+    assert state
     assert [server.differs_from(state) for server in servers] == [""] * 3
 
 

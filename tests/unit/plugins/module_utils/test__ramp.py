@@ -31,7 +31,9 @@ RAMP = Ramp((10, 50, 100), 60)
     ],
 )
 def test_weight_grows_with_the_time(elapsed: float, weight: int | None, seconds: float) -> None:
-    assert RAMP.sent(State("UP"), elapsed) == (State("UP", weight), pytest.approx(seconds))
+    sent, left = RAMP.sent(State("UP"), elapsed)
+    assert sent == State("UP", weight)
+    assert left == pytest.approx(seconds)
 
 
 def test_without_percentages_the_state_is_sent() -> None:
