@@ -43,7 +43,7 @@ class Agent:
         self._listener.setblocking(False)
         self._status_socket = status_socket
         self._manager = Manager()
-        self._peers = Peers(settings.settle)
+        self._peers = Peers(settings.settle, settings.ramp)
         self._keeper = Keeper(settings.state_file, self._peers, self._manager)
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe()
@@ -79,6 +79,8 @@ class Agent:
         offset = time.time() - now
         ip, port = self._listener.getsockname()[:2]
         last_error, last_error_at = self._keeper.last_error
+        ramp_ends = change.entered + self._peers.ramp.climbs_for
+        ramps = now < ramp_ends
         document = {
             "version": VERSION,
             "answers_as": ANSWERS_AS,
@@ -89,6 +91,8 @@ class Agent:
             "state": change.state.fields(),
             "answer": change.state.answer(),
             "since": change.since,
+            "ramp_weight": change.sent(self._peers.ramp, now)[0].weight if ramps else None,
+            "ramp_ends": offset + ramp_ends if ramps else None,
             "settle": self._peers.settle,
             "state_file": os.path.abspath(self._keeper.state_file),
             "state_file_ok": self._keeper.state_file_ok,
@@ -113,7 +117,7 @@ class Agent:
             "checks": peer.checks,
             "interval": peer.interval,
             "line": peer.line.decode().rstrip("\n"),
-            "received": peer.has_received(change.state),
+            "received": peer.has_received(change),
             "settles_for": peer.settles_for(now) if peer.line != change.line else 0.0,
             "polls": peer.polls(now, self._peers.started),
         }
@@ -166,11 +170,11 @@ class Agent:
         """Answer the peer and close the connection, without ever waiting for the peer."""
         change, now = self._keeper.change, time.monotonic()
         peer = self._peers.see(address, now)
-        line, undo = peer.answer(change, now, self._peers.settle)
+        answer = peer.answer(change, now, self._peers.settle, self._peers.ramp)
         with connection:
             try:
-                connection.send(line, socket.MSG_DONTWAIT)
-                self._peers.given(peer, line, undo, change)
+                connection.send(answer.line, socket.MSG_DONTWAIT)
+                self._peers.given(peer, answer, change)
                 connection.shutdown(socket.SHUT_WR)
                 # Closing with unread bytes would send a reset, which stops the retransmission of the answer.
                 connection.recv(65536, socket.MSG_DONTWAIT)

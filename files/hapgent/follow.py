@@ -21,7 +21,7 @@ from hapgent import instances
 from hapgent._agent_process import InstanceError
 from hapgent._change import AgentState, Change, ChangeError, NotReceivedError
 from hapgent._printable import printable
-from hapgent._state import State
+from hapgent._state import IN_ROTATION, State
 from hapgent._wait_for import WaitFor
 from hapgent.instances import Found, SelectionError
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 def _leave(found: Found, reason: str, deadline: float, port: int) -> None:
     """Drain the server unless it is out of rotation, and wait until its connections have ended. Raises ChangeError."""
-    change = Change({"status": "DRAIN", "reason": reason}, statuses=["UP", "READY"])
+    change = Change({"status": "DRAIN", "reason": reason}, statuses=[*IN_ROTATION])
     agent = AgentState(found.state_file, change, min(deadline, time.monotonic() + ANSWER_SECONDS))
     if found.process is None:
         _print(f"{found.label} does not run, so no load balancer learns that the service stops.")

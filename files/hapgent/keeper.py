@@ -20,6 +20,7 @@ import time
 import typing as t
 
 from hapgent import log
+from hapgent._ramp import ramped
 from hapgent._state import FAIL, LOCK_POLL_SECONDS, LockedError, State, StateError, StateFile
 from hapgent.memory import Identity, Memory, MemoryUnusableError, Recalled
 from hapgent.peers import ANYTHING, Change, Peers
@@ -167,7 +168,7 @@ class Keeper:
                 self.change = recalled.change
         self._load("start")
         with self._changing:
-            if not recalled:  # Without a memory, the first load is not a change.
+            if not recalled:  # Without a memory, the first load is not a change, and begins no ramp.
                 self.change = Change(self.change.state, self.change.since)
                 self.counters["changes"] = 0
             received = self._received_since(recalled, unusable)
@@ -190,7 +191,9 @@ class Keeper:
             return ANYTHING
         # The file is unchanged. Only signals change the answer before it is saved, so only their states are possible.
         state = recalled.change.state
-        return state, state.with_status("UP"), state.with_status("DOWN")
+        states = (state, state.with_status("UP"), state.with_status("DOWN"))
+        # With a ramp, each of them may have been sent with a weight.
+        return (*states, *(ramped(one, 100) for one in states)) if self._peers.ramp.percents else states
 
     def _load(self, cause: str) -> None:
         file = StateFile(os.path.realpath(self.state_file))
@@ -284,5 +287,5 @@ class Keeper:
             if cause:
                 self._notes.append((log.info, f"{self.change.state.answer()} -> {state.answer()} ({cause})"))
             self.counters["changes"] += 1
-            self.change = self.change.next(state)
+            self.change = self.change.next(state, self._peers.ramp)
             self._peers.unsaved = True

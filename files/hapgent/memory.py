@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 import typing as t
@@ -125,6 +126,8 @@ def _dump(change: Change, peers: Peers, identity: Identity, complete: bool) -> b
         "since": change.since,
         "before": [state.fields() for state in change.before],
         "unsure_until": change.unsure_until,
+        # None if no ramp goes on, so that a ramp that is set later does not reduce the weight of a server in rotation.
+        "entered": offset + change.entered if change.sent(peers.ramp, now)[1] < math.inf else None,
         "peers": [
             {
                 "received": [state.fields() for state in peer.received],
@@ -146,12 +149,16 @@ def _dump(change: Change, peers: Peers, identity: Identity, complete: bool) -> b
 
 def _parse(raw: bytes, settle: float) -> Recalled:
     now = time.time()
+    offset = now - time.monotonic()
     known = json.loads(raw, parse_constant=_refuse)
+    # Agents of older releases do not record this.
+    entered = known.get("entered")
     change = Change(
         from_fields(known["state"]),
         _number(known["since"], now),
         _states(known["before"]),
         _number(known["unsure_until"], now + WEEK_SECONDS),
+        -math.inf if entered is None else _number(entered, now) - offset,
     )
     peers = [
         _peer(fields, now, settle)

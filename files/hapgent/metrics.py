@@ -56,6 +56,7 @@ def _families(status: dict[str, t.Any] | None) -> t.Iterator[Family]:
             for name, field in FIELDS.items()
             if field.kind == "int"
         ),
+        ("ramp_weight", status["ramp_weight"], "The weight that the agent sends while a ramp goes on."),
         ("state_since_timestamp_seconds", status["since"], "Time of the last change of the state."),
         ("start_timestamp_seconds", status["started"], "Time when the agent started."),
         ("state_file_ok", status["state_file_ok"], "Whether the last access to the state file succeeded."),

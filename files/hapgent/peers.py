@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 import os
 import time
+import typing as t
 
-from hapgent._state import STATUSES, State
+from hapgent._ramp import Ramp
+from hapgent._state import IN_ROTATION, STATUSES, State
 
 MAX_PEERS = 1024
 WEEK_SECONDS = 7 * 86400.0
@@ -49,30 +51,60 @@ class Change:
 
     C(state) is the new state, and C(since) the time of the change. C(before) has the states that an unknown peer may
     have received before. Until C(unsure_until), these may be more than the previous state, because an agent was killed.
-    Both times are in seconds since 1970. Changes are compared by identity: a later change to the same state is a
-    different one.
+    Both times are in seconds since 1970. C(entered) is when the server came into rotation, on the monotonic clock, or
+    minus infinity if it is out of rotation or that time is not known. Changes are compared by identity: a later change
+    to the same state is a different one.
     """
 
-    __slots__ = ("before", "line", "since", "state", "undo", "unsure_until")
+    __slots__ = ("before", "entered", "line", "since", "state", "undo", "unsure_until")
 
-    def __init__(self, state: State, since: float, before: tuple[State, ...] = (), unsure_until: float = 0.0) -> None:
+    def __init__(
+        self,
+        state: State,
+        since: float,
+        before: tuple[State, ...] = (),
+        unsure_until: float = 0.0,
+        entered: float = -math.inf,
+    ) -> None:
         self.state = state
         self.since = since
         self.before = before
         self.unsure_until = unsure_until
+        self.entered = entered
         self.undo = _undoing(state, before)
         self.line = state.answer().encode() + b"\n"
 
-    def next(self, state: State) -> Change:
+    def next(self, state: State, ramp: Ramp) -> Change:
         """The change that follows this one, to C(state), now."""
         now = time.time()
-        before = perhaps((*self.before, self.state)) if now < self.unsure_until else (self.state,)
+        sent, _until = self.sent(ramp, time.monotonic())
+        before = perhaps((*self.before, sent)) if now < self.unsure_until else (sent,)
         since = self.since if state.drops_only_notes(self.state) else now
-        return Change(state, since, before, self.unsure_until)
+        return Change(state, since, before, self.unsure_until, self._entered_by(state))
+
+    def _entered_by(self, state: State) -> float:
+        if state.status not in IN_ROTATION:
+            return -math.inf
+        return self.entered if self.state.status in IN_ROTATION else time.monotonic()
+
+    def sent(self, ramp: Ramp, now: float) -> tuple[State, float]:
+        """The state to send at the time C(now), and until when, both on the monotonic clock."""
+        sent, seconds = ramp.sent(self.state, now - self.entered)
+        return sent, now + seconds
 
     def unsure(self, received: tuple[State, ...]) -> Change:
         """The same change, for the case that peers may have received any of these states before it."""
-        return Change(self.state, self.since, perhaps((*self.before, *received)), time.time() + WEEK_SECONDS)
+        before = perhaps((*self.before, *received))
+        return Change(self.state, self.since, before, time.time() + WEEK_SECONDS, self.entered)
+
+
+class Answer(t.NamedTuple):
+    """An answer to a peer: the line, the state in it, the reset keywords in it with their times, and its own time."""
+
+    line: bytes
+    sent: State
+    undo: dict[str, float]
+    until: float
 
 
 class Peer:
@@ -84,8 +116,8 @@ class Peer:
     """
 
     __slots__ = (
+        "_answer",
         "_change",
-        "_until",
         "address",
         "checks",
         "first_seen",
@@ -106,7 +138,7 @@ class Peer:
         self.received: tuple[State, ...] = ()
         self.undo: dict[str, float] = {}
         self._change: Change | None = None
-        self._until = math.inf
+        self._answer: Answer | None = None
 
     def see(self, now: float) -> None:
         """Record another check of this peer."""
@@ -122,37 +154,37 @@ class Peer:
         # Long gaps count more, because a load balancer with several backends may poll for all of them at once.
         self.interval += (gap - self.interval) * gap / (gap + 7 * self.interval + 1e-9)
 
-    def answer(self, change: Change, now: float, settle: float) -> tuple[bytes, dict[str, float]]:
-        """The line with which to answer this peer, and the reset keywords that are due, with their times."""
-        if self._change is change and now < self._until:
-            return self.line, self.undo
-        undo = self.undo
-        if self._change is not change:
-            words = _undoing(change.state, self.received) if self.received else change.undo
-            # Keywords that reset an older state keep their time. Otherwise, frequent changes, for example of the
-            # weight, would extend them forever.
-            undo = {**undo, **dict.fromkeys(words, now + settle)}
+    def answer(self, change: Change, now: float, settle: float, ramp: Ramp) -> Answer:
+        """The answer to this peer."""
+        if self._answer and self._change is change and now < self._answer.until:
+            return self._answer
+        sent, until = change.sent(ramp, now)
+        # A new step of the ramp resets what the one before has set, as a change does. The same state resets nothing.
+        words = _undoing(sent, self.received) if self.received else change.undo
+        # Keywords that reset an older state keep their time. Otherwise, frequent changes, for example of the weight,
+        # would extend them forever.
+        undo = {**self.undo, **dict.fromkeys(words, now + settle)}
         undo = {word: until for word, until in undo.items() if now < until}
-        return change.state.answer(undo).encode() + b"\n", undo
+        return Answer(sent.answer(undo).encode() + b"\n", sent, undo, min([until, *undo.values()]))
 
-    def given(self, line: bytes, undo: dict[str, float], change: Change) -> bool:
+    def given(self, answer: Answer, change: Change) -> bool:
         """Record that the peer received this answer. Returns whether the memory must be saved."""
         self.checks += 1
-        if self._change is change and line is self.line:
+        if self._change is change and answer is self._answer:
             return False
         # The order matters: the memory may be saved in between, and must not lose keywords that are still due.
-        self.undo = undo
-        self.received, self.line, self._change = (change.state,), line, change
-        self._until = min(undo.values(), default=math.inf)
+        self.undo = answer.undo
+        self.received, self.line, self._change = (answer.sent,), answer.line, change
+        self._answer = answer
         return True
 
     def may_have_received(self, states: tuple[State, ...]) -> None:
         """Record that the peer may have received one of these states last, from an agent that was killed."""
         self.received = perhaps((*self.received, *states))
 
-    def has_received(self, state: State) -> bool:
-        """Whether this is the state that the peer last received."""
-        return self.received == (state,)
+    def has_received(self, change: Change) -> bool:
+        """Whether the peer last received the state of this change, with whatever weight of the ramp."""
+        return self._change is change or self.received == (change.state,)
 
     def settles_for(self, now: float) -> float:
         """The number of seconds for which the peer still receives reset keywords."""
@@ -169,8 +201,9 @@ class Peer:
 class Peers:
     """The peers, at most MAX_PEERS. Only one thread may call see(), add() and given(). Others may read."""
 
-    def __init__(self, settle: float) -> None:
+    def __init__(self, settle: float, ramp: Ramp) -> None:
         self.settle = settle
+        self.ramp = ramp
         self.started = time.monotonic()
         self.checks = 0
         self.forgotten = 0
@@ -208,10 +241,10 @@ class Peers:
         candidates = [peer for peer in self._peers.values() if peer.checks.bit_length() == fewest]
         return candidates[int.from_bytes(os.urandom(2), "big") % len(candidates)]
 
-    def given(self, peer: Peer, line: bytes, undo: dict[str, float], change: Change) -> None:
-        """Record that the peer received this line, with these reset keywords still due."""
+    def given(self, peer: Peer, answer: Answer, change: Change) -> None:
+        """Record that the peer received this answer."""
         self.checks += 1
-        if peer.given(line, undo, change):
+        if peer.given(answer, change):
             self.unsaved = True
 
     def all(self) -> list[Peer]:

@@ -10,6 +10,9 @@ import socket
 import typing as t
 
 from hapgent._printable import printable
+from hapgent._ramp import Ramp, parse_percents
+
+MAX_SHOWN = 100
 
 
 class SettingsError(Exception):
@@ -20,7 +23,8 @@ class Settings(t.NamedTuple):
     """The address on which the agent listens, its state file, and optional features.
 
     C(settle) is for how many seconds after a change, 0 to 86400, the agent also sends the keywords that reset the
-    previous state. C(status_socket) is the path of the status socket, '' for none.
+    previous state. C(ramp) is how the weight of a server grows after it has come into rotation. C(status_socket) is the
+    path of the status socket, '' for none.
     """
 
     family: socket.AddressFamily
@@ -28,6 +32,7 @@ class Settings(t.NamedTuple):
     port: int
     state_file: str
     settle: int
+    ramp: Ramp
     status_socket: str
 
     def open_listener(self) -> socket.socket:
@@ -55,7 +60,21 @@ def from_environment(environment: t.Mapping[str, str]) -> Settings:
     settle = _whole_number(environment, "HAPGENT_SETTLE", 60, 0, 86400)
     if not state_file:
         raise SettingsError("HAPGENT_STATE_FILE must be the path of a file, not ''")
-    return Settings(_family(ip), ip, port, state_file, settle, environment.get("HAPGENT_SOCKET", ""))
+    return Settings(
+        _family(ip), ip, port, state_file, settle, _ramp(environment), environment.get("HAPGENT_SOCKET", "")
+    )
+
+
+def _ramp(environment: t.Mapping[str, str]) -> Ramp:
+    value = environment.get("HAPGENT_RAMP", "")
+    seconds = _whole_number(environment, "HAPGENT_RAMP_SECONDS", Ramp().seconds, 1, 86400)
+    try:
+        return Ramp(parse_percents(value), seconds)
+    except ValueError as error:
+        raise SettingsError(
+            "HAPGENT_RAMP must be ascending percentages that end with 100, such as 10,50,100, or empty, not "
+            f"{printable(repr(value), MAX_SHOWN)}"
+        ) from error
 
 
 def _whole_number(environment: t.Mapping[str, str], name: str, default: int, minimum: int, maximum: int) -> int:

@@ -381,6 +381,8 @@ OPTIONAL: Kinds = {
     "address": _is_text,
     "port": _is_number,
     "started": _is_timestamp,
+    "ramp_weight": _is_number,
+    "ramp_ends": _is_timestamp,
     "state_file_ok": _is_flag,
     "last_error": _is_text,
     "counters": _is_object,
@@ -450,6 +452,7 @@ def table(status: Status) -> str:
         "error": None if status["state_file_ok"] in (True, None) else status["last_error"] or "see the agent's log",
         **{name: None if state[name] is None else f"{state[name]}{field.unit}" for name, field in FIELDS.items()},
         "weighing": _weighing_in_words(status.get("weighing"), now),
+        "ramp": None if status["ramp_weight"] is None else _ramp(status["ramp_weight"], status["ramp_ends"]),
         "since": f"{_date(status['since'])}, {_ago(now - status['since'])}",
         "answers on": status["address"] and f"{status['address']} port {_or_dash(status['port'])}",
         "state file": status["state_file"],
@@ -474,6 +477,10 @@ def _weighing_in_words(weighing: Status | None, now: float) -> str | None:
     if weighing["problem"]:
         return f"has failed since {_date(weighing['since'])}, {last}: {weighing['problem']}"
     return last if weighing["reading"] is None else f"{last}: {weighing['reading']:g}%"
+
+
+def _ramp(weight: int, ends: float | None) -> str:
+    return f"sends {weight}% now" + (f", the whole weight from {_date(ends)}" if ends else "")
 
 
 def _or_dash(value: t.Any) -> str:

@@ -244,6 +244,11 @@ ENVIRONMENT: Terms = (
         "seconds after a change, 0 to 86400, for which each load balancer is also sent the keywords that reset the "
         "previous state (default: 60; 0: never)",
     ),
+    (
+        "HAPGENT_RAMP",
+        "percentages of the weight with which a server comes back into rotation, such as 10,50,100 (default: none)",
+    ),
+    ("HAPGENT_RAMP_SECONDS", "seconds for which each of them is sent, 1 to 86400 (default: 60)"),
     ("HAPGENT_SOCKET", "UNIX socket that reports the status (default: none)"),
 )
 STATE_FILE: Terms = (

@@ -25,6 +25,7 @@ from ._agent_process import (
 from ._connection import connect
 from ._deadline import seconds_until
 from ._printable import printable
+from ._ramp import parse_percents, ramped
 from ._state import State, StateError, from_fields
 
 # HAProxy reads no more of an answer by default. Source: tune.chksize in its configuration manual.
@@ -50,7 +51,7 @@ class Instance(t.NamedTuple):
     """One agent: its process, its state file, its status socket or '', and the address on which it answers.
 
     Both paths are as seen by the agent. C(settles) is whether the agent may send keywords that reset the previous
-    state.
+    state, and C(percents) are those of its ramp.
     """
 
     process: Process
@@ -59,6 +60,7 @@ class Instance(t.NamedTuple):
     address: str = "127.0.0.1"
     port: int = 9777
     settles: bool = True
+    percents: tuple[int, ...] = ()
 
     def reload(self) -> None:
         """Make the agent read its state file again. Raises InstanceError."""
@@ -67,18 +69,23 @@ class Instance(t.NamedTuple):
     def answer(self, deadline: float) -> str:
         """What the agent answers, as printable text. C(deadline) is on the monotonic clock.
 
-        If the agent has a status socket, the answer comes from there. It then contains no reset keywords, and the agent
-        does not record this host as a load balancer. Raises InstanceError if there is no answer before the deadline.
+        If the agent has a status socket, the answer comes from there. It then contains neither reset keywords nor a
+        weight of the ramp, and the agent does not record this host as a load balancer. Raises InstanceError if there is
+        no answer before the deadline.
         """
         if self.status_socket:
             return str(self.status(deadline)["answer"])
         return ask(self.address, self.port, deadline)
 
     def reports(self, state: State, answer: str) -> bool:
-        """Whether this answer of the agent reports the state. Reset keywords are ignored if it may contain them."""
+        """Whether this answer of the agent reports the state.
+
+        Reset keywords and weights of the ramp are ignored if it may contain them.
+        """
+        states = {state} if self.status_socket else {state, *(ramped(state, percent) for percent in self.percents)}
         is_bare = self.status_socket or not self.settles
-        answers = {state.answer()} if is_bare else state.answers()
-        return answer in {printable(line, MAX_TEXT_CHARACTERS) for line in answers}
+        lines = {line for one in states for line in ({one.answer()} if is_bare else one.answers())}
+        return answer in {printable(line, MAX_TEXT_CHARACTERS) for line in lines}
 
     def status(self, deadline: float) -> Status:
         """The status that the agent reports on its status socket, see clean_status(). Raises InstanceError."""
@@ -138,7 +145,11 @@ def instance_of(process: Process, address: str = "127.0.0.1", port: int = 9777) 
     # Without the variable, this is either an agent with the default of 60 s or hapgent 0.3.2, which never settles.
     # They cannot be distinguished here, so assume that the agent settles.
     settles = process.variable("HAPGENT_SETTLE", "60").strip("0") != ""
-    return Instance(process, process.state_file(), process.path("HAPGENT_SOCKET", ""), address, port, settles)
+    try:
+        percents = parse_percents(process.variable("HAPGENT_RAMP", ""))
+    except ValueError:
+        percents = ()  # Not an agent of this release, which would not have started.
+    return Instance(process, process.state_file(), process.path("HAPGENT_SOCKET", ""), address, port, settles, percents)
 
 
 def why_fail(status: Status) -> str:
@@ -282,6 +293,8 @@ FIELDS: dict[str, Clean] = {
     "state": _state,
     "answer": _text,
     "since": _number,
+    "ramp_weight": _whole,
+    "ramp_ends": _number,
     "version": _text,
     "settle": _whole,
     "state_file": _path,

@@ -23,6 +23,8 @@ STATUSES = ("UP", "DOWN", "READY", "DRAIN", "FAIL", "MAINT", "STOPPED")
 # HAProxy tracks the administrative state and the health of a server separately. These statuses change only the first,
 # all others only the second.
 ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
+# The statuses with which HAProxy sends new sessions to a server.
+IN_ROTATION = ("UP", "READY")
 MAX_BYTES = 64 * 1024
 LOCK_POLL_SECONDS = 0.05
 # The keywords that the agent may add to an answer for a while, to reset the previous state.

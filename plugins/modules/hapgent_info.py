@@ -126,8 +126,8 @@ instances:
       sample: {"status": "DRAIN", "reason": "kernel upgrade"}
     answer:
       description:
-        - What the agent answers to HAProxy, without the keywords that reset the previous state. Null if
-          RV(instances[].state) is null.
+        - What the agent answers to HAProxy, without the keywords that reset the previous state, and with the weight of
+          the state even if the agent sends RV(instances[].ramp_weight). Null if RV(instances[].state) is null.
       type: str
       sample: "DRAIN UP # kernel upgrade"
     since:
@@ -136,6 +136,16 @@ instances:
           not report them.
       type: float
       sample: 1795486180.4
+    ramp_weight:
+      description:
+        - The weight that the agent sends while a ramp goes on, instead of that of the state. Null if none goes on.
+      type: int
+      sample: null
+    ramp_ends:
+      description:
+        - When the agent will send the whole weight, in seconds since 1970. Null if no ramp goes on.
+      type: float
+      sample: null
     version:
       description: Release of the agent.
       type: str

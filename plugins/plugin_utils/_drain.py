@@ -16,9 +16,8 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
-from ansible_collections.hapgent.agent.plugins.module_utils._state import State
+from ansible_collections.hapgent.agent.plugins.module_utils._state import IN_ROTATION, State
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of
-from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import IN
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service, titled
 
 Fields = t.Mapping[str, t.Any]
@@ -175,7 +174,7 @@ def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) ->
     if state["status"] == "DRAIN":
         others = state.get("reason", "") != reason
         return _plan(change=not others, note=f"{reported}, which is kept" if others else "")
-    if state["status"] not in IN:
+    if state["status"] not in IN_ROTATION:
         return _plan(change=False, note=f"{reported}, which is kept")
     rows = [(name_of(result), row) for result in asked for row in result.get("servers", []) if row["server"] == server]
     in_maint = [f"{row['backend']}/{row['server']} on {name}" for name, row in rows if _agent_would_end(row)]
@@ -198,7 +197,7 @@ def undrain(state: Fields, reason: str, found_out: str) -> Plan:
     With a reason, only a state with that reason is ended. C(found_out) describes the state that a drain in the same run
     has left unchanged, '' if there is none: such a state is not ended either.
     """
-    if state["status"] in IN and not found_out:
+    if state["status"] in IN_ROTATION and not found_out:
         their_reason = state.get("reason", "")
         if their_reason in ("", reason):
             return _plan(change=True)

@@ -17,12 +17,11 @@ import time
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
-from ansible_collections.hapgent.agent.plugins.module_utils._state import State
+from ansible_collections.hapgent.agent.plugins.module_utils._state import IN_ROTATION, State
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of, with_names
 
 Result = t.Mapping[str, t.Any]
 
-IN = ("UP", "READY")
 MARK = " !"
 MAX_SHOWN = 2000
 
@@ -143,7 +142,7 @@ def hosts(asked: t.Iterable[Result]) -> Pool:
 
 def is_in(state: t.Mapping[str, t.Any] | None) -> bool:
     """Whether an agent with this state requests new sessions for its server."""
-    return state is not None and state["status"] in IN and state.get("weight") != 0
+    return state is not None and state["status"] in IN_ROTATION and state.get("weight") != 0
 
 
 def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result], server: str) -> str:
@@ -188,7 +187,7 @@ def table(
         state = agent["state"] if agent else None
         cells = [_cell(state, balancer) for balancer in views]
         remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, views, known or {})]
-        rows.append([host, _words(state), *_since_reason_received(agent), *cells])
+        rows.append([host, _words(state) + _ramp(agent), *_since_reason_received(agent), *cells])
     remarks += sorted({warning for balancer in asked for warning in balancer.get("agent_check_warnings", [])})
     safe = [[printable(cell) for cell in row] for row in rows]
     return [*_aligned(safe), *([""] if remarks else []), *(printable(remark, MAX_SHOWN) for remark in remarks)]
@@ -232,6 +231,10 @@ def _problem(result: Result) -> str:
 def _words(state: t.Mapping[str, t.Any] | None) -> str:
     """The state as the agent answers it, without the reason."""
     return State(**{**state, "reason": None}).answer() if state else "unknown"
+
+
+def _ramp(agent: Result | None) -> str:
+    return f" ({agent['ramp_weight']}% now)" if agent and agent["ramp_weight"] is not None else ""
 
 
 def _since_reason_received(agent: Result | None) -> list[str]:

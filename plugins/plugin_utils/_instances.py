@@ -20,7 +20,8 @@ Variables = t.Mapping[str, t.Any]
 
 # The variables that each instance has, without their prefix.
 OF_INSTANCE = (
-    *("ip", "port", "state_file", "status", "weight", "maxconn", "settle", "user", "group", "python"),
+    *("ip", "port", "state_file", "status", "weight", "maxconn", "settle", "ramp", "ramp_seconds"),
+    *("user", "group", "python"),
     *("drain_with", "grace", "server_port", "health_url"),
     *("weight_command", "weight_interval", "weight_min", "weight_max"),
     *("weight_step", "weight_smoothing", "weight_fallback"),

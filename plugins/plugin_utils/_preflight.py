@@ -15,6 +15,7 @@ import stat
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.module_utils._ramp import parse_percents
 from ansible_collections.hapgent.agent.plugins.module_utils._state import FIELDS
 from ansible_collections.hapgent.agent.plugins.plugin_utils._instances import conflicts, instances, variable
 
@@ -23,6 +24,7 @@ Instance = t.Mapping[str, t.Any]
 NUMBERS = {
     "port": (1, 65535),
     "settle": (0, 86400),
+    "ramp_seconds": (1, 86400),
     # The fields that the first state of a new host can have.
     "weight": (0, FIELDS["weight"].limit),
     "maxconn": (0, FIELDS["maxconn"].limit),
@@ -71,7 +73,7 @@ MIN_PYTHON = (3, 9)
 SEEN = {"python": "/usr/bin/python3", "state_file": "/etc/hapgent/state.json"}
 
 # What an instance has and the argument specs do not check.
-CHECKED = (*NUMBERS, *FORMS, "ip")
+CHECKED = (*NUMBERS, *FORMS, "ip", "ramp")
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -335,6 +337,8 @@ def _instance_name_problem(value: t.Any) -> str:
 def _value_problem(key: str, name: str, value: t.Any) -> str:
     if key in NUMBERS:
         return "" if value is None and key in OPTIONAL else _number_problem(name, value, *NUMBERS[key])
+    if key == "ramp":
+        return _ramp_problem(name, value)
     return _form_problem(key, name, value) if key in FORMS else _address_problem(name, value)
 
 
@@ -343,6 +347,18 @@ def _number_problem(name: str, value: t.Any, minimum: int, maximum: int) -> str:
     if WHOLE_NUMBER.fullmatch(text) and minimum <= int(text) <= maximum:
         return ""
     return f"{name} must be a whole number from {minimum} to {maximum}, not {_shown(value)}."
+
+
+def _ramp_problem(name: str, value: t.Any) -> str:
+    try:
+        # On the command line, a list is text with commas.
+        parse_percents(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    except ValueError:
+        return (
+            f"{name} must be a list of ascending percentages that ends with 100, such as [10, 50, 100], or empty, not "
+            f"{_shown(value)}."
+        )
+    return ""
 
 
 def _form_problem(key: str, name: str, value: t.Any) -> str:

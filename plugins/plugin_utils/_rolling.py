@@ -11,8 +11,9 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.module_utils._state import IN_ROTATION
 from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change, change, up
-from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import IN, kept_out
+from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import kept_out
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern
 
@@ -134,7 +135,9 @@ def changes(step: str, states: t.Iterable[Agent], reason: str) -> list[Change]:
         return [up(service, state, reason) for service, state in states]
     if step == "halt":
         return [
-            change(service, state, status="DRAIN", reason=reason) for service, state in states if state["status"] in IN
+            change(service, state, status="DRAIN", reason=reason)
+            for service, state in states
+            if state["status"] in IN_ROTATION
         ]
     return [
         change(service, state, unset=["reason"])

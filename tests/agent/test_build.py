@@ -121,7 +121,7 @@ print(*sorted(name for name in sys.modules if name.startswith("hapgent.")))
     assert printed.split() == [
         f"hapgent.{name}"
         for name in (
-            *("_printable", "_state", "agent", "cli", "keeper", "log", "memory", "peers", "settings"),
+            *("_printable", "_ramp", "_state", "agent", "cli", "keeper", "log", "memory", "peers", "settings"),
             *("status_socket", "systemd"),
         )
     ]

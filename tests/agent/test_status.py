@@ -170,6 +170,8 @@ def test_status_has_all_fields(agents: Agents, python: str, path: Path) -> None:
         "port": agent.port,
         "state": state,
         "answer": 'DRAIN UP 50% maxconn:9 # Grüße, "q"',
+        "ramp_weight": None,
+        "ramp_ends": None,
         "settle": 7,
         "state_file": str(agent.state_file),
         "state_file_ok": True,
@@ -890,7 +892,9 @@ def documented_alerts() -> list[dict[str, Any]]:
 
 
 def metrics_of_all_kinds(agents: Agents, path: Path) -> str:
-    agent = start(agents, path, b'{"status": "UP", "weight": 50, "maxconn": 9}')
+    environment = {"HAPGENT_SOCKET": str(path), "HAPGENT_RAMP": "10,100", "HAPGENT_RAMP_SECONDS": "3600"}
+    agent = agents.start(b'{"status": "DRAIN"}', environment=environment)
+    agent.reload(b'{"status": "UP", "weight": 50, "maxconn": 9}', b"UP 5% maxconn:9\n")
     for _check in range(2):
         ask_from(agent, "127.0.0.2")
     return shown("--prometheus", path)

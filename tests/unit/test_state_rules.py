@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -52,7 +52,7 @@ with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
     # Imported at run time, because mypy does not find the agent's package here.
     hapgent: Any = {
         name: importlib.import_module(f"hapgent.{name}")
-        for name in ("agent", "keeper", "log", "memory", "peers", "settings", "_state")
+        for name in ("agent", "keeper", "log", "memory", "peers", "settings", "_ramp", "_state")
     }
 
 # Hypothesis must generate the same examples in each run and write nothing into the working folder.
@@ -544,10 +544,10 @@ class Listener:
 class RunningAgent:
     """The real agent. Tests call what its two threads would do, and pass signals to it directly."""
 
-    def __init__(self, state_file: Path, settle: int) -> None:
+    def __init__(self, state_file: Path, settle: int, ramp: dict[str, str] | None = None) -> None:
         self._listener = Listener()
         configured = hapgent["settings"].from_environment(
-            {"HAPGENT_STATE_FILE": str(state_file), "HAPGENT_SETTLE": str(settle)}
+            {"HAPGENT_STATE_FILE": str(state_file), "HAPGENT_SETTLE": str(settle), **(ramp or {})}
         )
         self._agent = hapgent["agent"].Agent(self._listener, configured)
         self._agent._keeper.begin()
@@ -1164,18 +1164,70 @@ def test_1024_peers_with_the_longest_answers_survive_a_restart(tmp_path: Path) -
         agent.kill()
 
 
+# Ramps
+
+RAMP = {"HAPGENT_RAMP": "10,50,100", "HAPGENT_RAMP_SECONDS": "5"}
+ramp_steps = st.lists(
+    st.one_of(
+        changes,
+        st.sampled_from([signal.SIGUSR1, signal.SIGUSR2]),
+        # Polls of these load balancers, and waits of these seconds.
+        st.integers(0, 2),
+        st.sampled_from([0.25, 3.0, 6.0, 30.0]),
+        st.sampled_from(["stop", "kill"]),
+    ),
+    max_size=25,
+)
+
+
+@settings(same_examples, max_examples=300)
+@given(steps=ramp_steps)
+@example(steps=[UP, 0, "kill", 6.0, 0])
+@example(steps=[DRAIN, 0, UP, 0, 6.0, 0, DRAIN, 0, UP])
+def test_each_server_has_the_weight_of_the_state_after_the_ramp(steps: list[Any]) -> None:
+    with simulated_system() as clock, tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as files:
+        state_file = Path(folder) / "state.json"
+        state_file.write_bytes(b'{"status": "DRAIN"}')
+        agent = RunningAgent(state_file, 60, RAMP)
+        servers = [Server(True) for _number in range(3)]
+        for step in steps:
+            if isinstance(step, Meant):
+                # The old file stays open, so that no new file gets its inode number.
+                files.enter_context(state_file.open("rb"))
+                state_file.with_name("new").write_bytes(json.dumps(step._asdict()).encode())
+                state_file.with_name("new").replace(state_file)
+                agent.receive(signal.SIGHUP)
+            elif isinstance(step, signal.Signals):
+                agent.receive(step)
+            elif isinstance(step, float):
+                clock.wall += step
+                agent.receive(signal.SIGALRM)
+            elif isinstance(step, str):
+                getattr(agent, step)()
+                agent = RunningAgent(state_file, 60, RAMP)
+            else:
+                servers[step].obey(agent.ask(f"198.51.100.{step}"))
+        clock.wall += 15
+        for number, server in enumerate(servers):
+            server.obey(agent.ask(f"198.51.100.{number}"))
+        state = expected_state(state_file.read_bytes())
+        agent.kill()
+    assert state
+    assert [server.differs_from(state) for server in servers] == [""] * 3
+
+
 class PeerTable:
     """The agent's table of peers, with polls at times that the test sets."""
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
-        self.peers = hapgent["peers"].Peers(60)
+        self.peers = hapgent["peers"].Peers(60, hapgent["_ramp"].Ramp())
         self._change = hapgent["peers"].Change(hapgent["_state"].FAIL, 0.0)
 
     def poll(self, address: str, now: float) -> None:
         with mock.patch.object(hapgent["peers"], "MAX_PEERS", self._maximum):
             peer = self.peers.see(address, now)
-        self.peers.given(peer, *peer.answer(self._change, now, 60), self._change)
+        self.peers.given(peer, peer.answer(self._change, now, 60, self.peers.ramp), self._change)
 
     def known(self) -> set[str]:
         return {peer.address for peer in self.peers.all()}

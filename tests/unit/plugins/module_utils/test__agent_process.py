@@ -274,6 +274,15 @@ def test_settling_is_read_from_the_environment(tmp_path: Path, seconds: str | No
         assert instance_of(Process(pid)).settles == settles
 
 
+@pytest.mark.parametrize(
+    ("text", "percents"), [(None, ()), ("", ()), ("10,100", (10, 100)), ("x", ()), ("9" * 5000, ())]
+)
+def test_ramp_is_read_from_the_environment(tmp_path: Path, text: str | None, percents: tuple[int, ...]) -> None:
+    environment = {} if text is None else {"HAPGENT_RAMP": text}
+    with process_with(environment, tmp_path) as pid:
+        assert instance_of(Process(pid)).percents == percents
+
+
 def test_reading_a_process_that_has_ended_fails(agents: Agents) -> None:
     agent = agents.start()
     agent.kill()

@@ -50,6 +50,8 @@ STATUS: dict[str, Any] = {
     "state": {"status": "UP", "weight": 50},
     "answer": "UP 50%",
     "since": 1795486180.4,
+    "ramp_weight": 5,
+    "ramp_ends": 1795486300.0,
     "version": "1.0.0",
     "settle": 60,
     "state_file": "/etc/hapgent/state.json",

@@ -109,6 +109,8 @@ def agent(item: str = "web1", peers: list[Result] | None = None, **state: Any) -
         "state": state or {"status": "UP"},
         "answer": "not looked at",
         "since": SINCE,
+        "ramp_weight": None,
+        "ramp_ends": None,
         "version": "1.0.0",
         "settle": 60,
         "state_file_ok": True,
@@ -124,7 +126,18 @@ def without_status_socket(result: Result) -> Result:
     """The same result, but of an agent without a status socket."""
     (instance,) = result["instances"]
     nothing = dict.fromkeys(
-        ["status_socket", "since", "version", "settle", "state_file_ok", "last_error", "counters", "peers"]
+        [
+            "status_socket",
+            "since",
+            "ramp_weight",
+            "ramp_ends",
+            "version",
+            "settle",
+            "state_file_ok",
+            "last_error",
+            "counters",
+            "peers",
+        ]
     )
     return {**result, "instances": [{**instance, **nothing}]}
 
@@ -695,6 +708,12 @@ def test_cells_and_remarks(result: Result, asked: list[Result], cells: list[str]
     (host, state, _since, *rest), below = one_host(result, asked)
     assert [host, state, *rest] == ["web1", *cells]
     assert below == remarks
+
+
+def test_table_shows_the_weight_of_a_ramp() -> None:
+    result = agent("web1", status="UP", weight=50)
+    result["instances"][0]["ramp_weight"] = 5
+    assert "  UP 50% (5% now)  " in table(["web1"], ["web1"], [[]], [result], [])[1]
 
 
 def test_table_names_the_load_balancers_that_have_not_received_the_state() -> None:

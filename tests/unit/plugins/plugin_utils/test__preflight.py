@@ -48,6 +48,11 @@ def test_defaults_are_accepted() -> None:
         ("hapgent_port", "65535"),
         ("hapgent_settle", 0),
         ("hapgent_settle", "86400"),
+        ("hapgent_ramp", []),
+        ("hapgent_ramp", [10, "50", 100]),
+        ("hapgent_ramp", "10,50,100"),
+        ("hapgent_ramp", 100),
+        ("hapgent_ramp_seconds", "1"),
         ("hapgent_weight", None),
         ("hapgent_weight", "0"),
         ("hapgent_weight", 255),
@@ -147,6 +152,11 @@ def test_valid_values_are_accepted(name: str, value: Any) -> None:
             for name in ("hapgent_python", "hapgent_state_file")
         ),
         ("hapgent_state_file", ["/state.json", "/etc/state.json"]),
+        (
+            "hapgent_ramp",
+            [None, [0, 100], [10, 50], [50, 10, 100], [True, 100], [10.0, 100], "10, 100", {"a": 1}, [[]]],
+        ),
+        ("hapgent_ramp_seconds", [0, 86401, None, "1.5"]),
         ("hapgent_grace", [-1, 86401, None, "1.5"]),
         ("hapgent_server_port", [0, 65536, "", "http"]),
         (
