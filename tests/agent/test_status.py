@@ -900,8 +900,12 @@ def metrics_of_all_kinds(agents: Agents, path: Path) -> str:
     return shown("--prometheus", path)
 
 
+# Only the status of an instance has these, and not that of a socket. See test_commands.py.
+OF_WEIGHING = {"hapgent_weighing_ok", "hapgent_weighing_reading_timestamp_seconds"}
+
+
 def test_documentation_lists_each_metric(agents: Agents, path: Path) -> None:
-    reported = names(metrics_of_all_kinds(agents, path))
+    reported = names(metrics_of_all_kinds(agents, path)) | OF_WEIGHING
     rows = [line for line in MONITORING.splitlines() if line.startswith("| `hapgent_")]
     assert reported == set(re.findall(r"\bhapgent_\w+", "\n".join(rows)))
     used = set(re.findall(r"\bhapgent_\w+", " ".join(rule["expr"] for rule in documented_alerts())))
@@ -988,14 +992,23 @@ def agent_metrics(
     state_file_ok: int = 1,
     peers: Mapping[str, tuple[int, int]] | None = None,
     last_seen: int = MINUTES * 60,
+    weighing: tuple[int, int] | None = None,
 ) -> list[Series]:
-    """Return the metrics of an agent. C(peers) has two values for each: whether it has the state, whether it polls."""
+    """Return the metrics of an agent. C(peers) has two values for each: whether it has the state, whether it polls.
+
+    C(weighing) is whether the weight follows the load, and the time of the last reading.
+    """
     labels = {"instance": instance, "job": "node", "socket": path}
     found = [
         metric("hapgent_up", 1, **labels),
         *[metric("hapgent_state", int(name == state), **labels, status=name) for name in STATUSES],
         metric("hapgent_state_file_ok", state_file_ok, **labels),
     ]
+    if weighing:
+        found += [
+            metric("hapgent_weighing_ok", weighing[0], **labels),
+            metric("hapgent_weighing_reading_timestamp_seconds", weighing[1], **labels),
+        ]
     for address, (received_state, polls) in ({"192.0.2.1": (1, 1)} if peers is None else peers).items():
         found += [
             metric("hapgent_peer_received_state", received_state, **labels, peer=address),
@@ -1010,9 +1023,9 @@ def of_agent(instance: str = WEB1, path: str = SOCKET, **more: str) -> dict[str,
     return {"instance": instance, "job": "node", "socket": path, **more}
 
 
-NOT_POLLED, STATE_NOT_RECEIVED, STATE_FILE, DRAINED, NO_STATUS = (
+NOT_POLLED, STATE_NOT_RECEIVED, STATE_FILE, WEIGHT, DRAINED, NO_STATUS = (
     *["HapgentNotPolled", "HapgentStateNotReceived"],
-    *["HapgentStateFile", "HapgentDrainedForLong", "HapgentNoStatus"],
+    *["HapgentStateFile", "HapgentWeight", "HapgentDrainedForLong", "HapgentNoStatus"],
 )
 # The metrics, how long they have had these values, and the alerts that fire then.
 Situation = tuple[list[Series], str, dict[str, list[dict[str, str]]]]
@@ -1085,6 +1098,13 @@ SITUATIONS: dict[str, Situation] = {
         "0m",
         {STATE_FILE: [of_agent()]},
     ),
+    "the weight follows the load": (agent_metrics(weighing=(1, MINUTES * 60)), "15m", {}),
+    "the weight command fails": (
+        agent_metrics(weighing=(0, MINUTES * 60)) + agent_metrics("web2:9100"),
+        "2m",
+        {WEIGHT: [of_agent()]},
+    ),
+    "the weight command does not run any more": (agent_metrics(weighing=(1, 0)), "15m", {WEIGHT: [of_agent()]}),
     "drained for long": (
         agent_metrics(state="DRAIN")
         + agent_metrics("web2:9100", state="MAINT")
