@@ -23,6 +23,8 @@ attributes:
     support: full
   diff_mode:
     support: full
+  idempotent:
+    support: full
   platform:
     platforms: all
     support: full
