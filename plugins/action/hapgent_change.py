@@ -11,7 +11,7 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers, _recorded
-from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change, to_await
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change, after_ready, to_await
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import titled
 
 Result = dict[str, t.Any]
@@ -49,19 +49,20 @@ class ActionModule(ActionBase):
 
     def _change(self, changes: t.Sequence[Change], deadline: float, variables: Result) -> list[Result]:
         """Return the results of the module for these changes."""
-        # All are made before one is waited for, so that the agents of a host leave together.
-        if len(changes) > 1 and not self._task.check_mode:
-            changes = [to_await(change, self._run(change, {}, variables)) for change in changes]
-        excluded = self._addresses(self._task.args["excluded"], variables)
+        excluded = list(self._addresses(self._task.args["excluded"], variables))
+        waits = {"wait": True, "wait_for": self._task.args["wait_for"], "wait_except": excluded}
+
+        def wait(change: Change) -> Result:
+            return self._run(change, {**waits, "wait_timeout": max(0.0, deadline - time.time())}, variables)
+
+        if not self._task.check_mode:
+            changes = [after_ready(change, wait) for change in changes]
+            # All are made before one is waited for, so that the agents of a host leave together.
+            if len(changes) > 1:
+                changes = [to_await(change, self._run(change, {}, variables)) for change in changes]
         results = []
         for change in changes:
-            waiting = {
-                "wait": True,
-                "wait_for": self._task.args["wait_for"],
-                "wait_except": list(excluded),
-                "wait_timeout": max(0.0, deadline - time.time()),
-            }
-            done = self._run(change, waiting, variables)
+            done = wait(change)
             results.append({**done, "changed": done.get("changed", False) or change["made"], "item": change})
         return results
 

@@ -43,6 +43,7 @@ _value:
   type: dict
 """
 
+import functools
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
@@ -56,7 +57,7 @@ def drain_plans(hostvars: _recorded.Hostvars, hosts: t.Iterable[str], reason: st
     def plan(host: str) -> HostPlan:
         own = reason or _recorded.settings(hostvars, host)["reason"]
         states = _recorded.states(hostvars, host)
-        return drain_host(host, states, own, lambda service: _recorded.asked(hostvars, host, service))
+        return drain_host(host, states, own, functools.partial(_recorded.asked, hostvars, host))
 
     return together({host: plan(host) for host in hosts})
 

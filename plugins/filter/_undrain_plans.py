@@ -39,22 +39,24 @@ _value:
   type: dict
 """
 
+import functools
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
-from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Plans, together, undrain_host
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import HostPlan, Plans, together, undrain_host
 
 
 def undrain_plans(hostvars: _recorded.Hostvars, hosts: t.Iterable[str]) -> Plans:
     """See DOCUMENTATION."""
     hostvars = _recorded.read_once(hostvars)
-    settings = {host: _recorded.settings(hostvars, host) for host in hosts}
-    return together(
-        {
-            host: undrain_host(host, _recorded.states(hostvars, host), own["reason"], own["found_out"])
-            for host, own in settings.items()
-        }
-    )
+
+    def plan(host: str) -> HostPlan:
+        own = _recorded.settings(hostvars, host)
+        states = _recorded.states(hostvars, host)
+        asked = functools.partial(_recorded.asked, hostvars, host)
+        return undrain_host(host, states, own["reason"], own["found_out"], asked)
+
+    return together({host: plan(host) for host in hosts})
 
 
 class FilterModule:

@@ -40,10 +40,12 @@ class Change(t.TypedDict):
     """The options of C(hapgent_state) for one agent. Those that are empty are omitted.
 
     C(name) is that of the service, and C(made) whether the change has been made, so that only the waiting is left.
+    C(ready_first) is whether every load balancer must receive READY before, which ends a drain in HAProxy.
     """
 
     name: str
     made: bool
+    ready_first: bool
     service: str
     state_file: str
     status: str
@@ -110,19 +112,64 @@ def drain_host(
     }
 
 
-def undrain_host(host: str, agents: t.Sequence[Agent], reason: str, found_out: t.Mapping[str, str]) -> HostPlan:
-    """Plan how to bring back these agents of a host. C(found_out) has the notes of a drain in the same run."""
-    plans = [
-        (service, state, undrain(state, reason, found_out.get(service["service"], ""))) for service, state in agents
+def undrain_host(
+    host: str,
+    agents: t.Sequence[Agent],
+    reason: str,
+    found_out: t.Mapping[str, str],
+    asked: t.Callable[[Service], t.Iterable[Fields]],
+) -> HostPlan:
+    """Plan how to bring back these agents of a host. C(found_out) has the notes of a drain in the same run.
+
+    C(asked) returns what the load balancers report about a service.
+    """
+    changes = []
+    notes = {}
+    reports = []
+    for service, state in agents:
+        plan = undrain(state, reason, found_out.get(service["service"], ""))
+        stuck = _drained_in_haproxy(state, asked(service), service["server"]) if plan["change"] else ""
+        if plan["change"]:
+            changes.append({**up(service, state, plan["keeps"]), "ready_first": bool(stuck)})
+        notes[service["service"]] = plan["note"]
+        reports += [f"{titled(host, service)}: {note}." for note in (plan["note"], stuck) if note]
+    return {"changes": t.cast(list[Change], changes), "notes": notes, "message": " ".join(reports), "refusal": ""}
+
+
+def _drained_in_haproxy(state: Fields, asked: t.Iterable[Fields], server: str) -> str:
+    """Which drain in HAProxy an undrain ends, '' if the server is not drained or its agent is not in rotation.
+
+    HAProxy keeps such a drain although the agent reports UP: one that was set manually, or that of the agent from a
+    state file of HAProxy that is older than the agent's return.
+    """
+    if state["status"] not in IN_ROTATION:
+        return ""
+    drained = [
+        f"{row['backend']}/{server} on {name_of(result)}"
+        for result in asked
+        for row in result.get("servers", [])
+        if row["server"] == server and row["admin_state"] == "drain" and row["agent_check"] is not None
     ]
-    return {
-        "changes": [up(service, state, plan["keeps"]) for service, state, plan in plans if plan["change"]],
-        "notes": {service["service"]: plan["note"] for service, _state, plan in plans},
-        "message": " ".join(
-            f"{titled(host, service)}: {plan['note']}." for service, _state, plan in plans if plan["note"]
-        ),
-        "refusal": "",
-    }
+    return f"this ends the drain in HAProxy of {printable(', '.join(drained))}" if drained else ""
+
+
+def after_ready(change: Change, make: t.Callable[[Change], Fields]) -> Change:
+    """What is left of a change after all load balancers have received READY, if that ends a drain in HAProxy.
+
+    C(make) makes a change and waits for the load balancers. If it fails, the change to READY is left, to fail again.
+    """
+    if not change["ready_first"]:
+        return change
+    # The reason stays until the last step.
+    ready: Change = {**change, "status": "READY", "reason": "", "unset": [], "ready_first": False}
+    result = make(ready)
+    if _is_not_made(result):
+        return {**ready, "made": bool(result.get("changed"))}
+    return {**change, "ready_first": False, "only_if": {**change["only_if"], "status": ["READY"]}}
+
+
+def _is_not_made(result: Fields) -> bool:
+    return bool(result.get("kept") or "msg" in result)
 
 
 def up(service: Service, state: Fields, reason: str) -> Change:
@@ -138,6 +185,7 @@ def change(
     return {
         "name": service["name"],
         "made": False,
+        "ready_first": False,
         "service": service["service"],
         "state_file": service["state_file"],
         "status": status,
@@ -152,7 +200,7 @@ def to_await(change: Change, result: Fields) -> Change:
 
     If it failed, it is left as it is, so that it fails again while the other agents of the host are waited for.
     """
-    if result.get("kept") or "msg" in result or not change["only_if"]:
+    if _is_not_made(result) or not change["only_if"]:
         return change
     after = result["after"]
     return {

@@ -334,13 +334,27 @@ class Fleet:
             self.agents[name].process.send_signal(18)  # CONT: a test may have stopped it.
             self.set_state(name, **UP)
             return
+        # UP ends a drain only while the agent also sends the keywords that reset the previous state.
+        self._start_agent(name, settle=60)
+
+    @contextlib.contextmanager
+    def settled(self, name: str) -> Iterator[None]:
+        """Replace a host's agent with one that sends the bare state, as if it had settled long ago."""
+        self.agents[name].kill()
+        self._start_agent(name, settle=0)
+        self._eventually(self._is_up, "all servers are UP on all load balancers")
+        try:
+            yield
+        finally:
+            self.agents[name].kill()
+
+    def _start_agent(self, name: str, settle: int) -> None:
         shutil.rmtree(self._folder / name, ignore_errors=True)
         (self._folder / name).mkdir()
         self.agents[name] = self._agents.start(
             state_file=self._state_file(name),
             port=self._ports[name],
-            # UP ends a drain only while the agent also sends the keywords that reset the previous state.
-            environment={"HAPGENT_SETTLE": "60", "HAPGENT_SOCKET": str(self._status_socket(name))},
+            environment={"HAPGENT_SETTLE": str(settle), "HAPGENT_SOCKET": str(self._status_socket(name))},
             # Waiting would poll the agent on its port, and it would take the test for a load balancer.
             wait=False,
         )

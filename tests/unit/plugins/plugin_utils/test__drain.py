@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils._state import STATUSES
 from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import (
+    after_ready,
     change,
     drain,
     drain_host,
@@ -148,11 +149,53 @@ def test_no_service_of_a_host_is_drained_if_one_cannot_be() -> None:
 
 def test_undrain_brings_back_those_that_the_drain_took_out() -> None:
     drained = {"status": "DRAIN", "reason": OURS}
-    plan = undrain_host("web1", [(SHOP, drained), (API, OUT)], OURS, {})
+    plan = undrain_host("web1", [(SHOP, drained), (API, OUT)], OURS, {}, lambda _service: [])
     assert [change["service"] for change in plan["changes"]] == ["hapgent@shop"]
     assert "web1 api: it stays out" in plan["message"]
-    plan = undrain_host("web1", [(SHOP, drained), (API, OUT)], "", {"hapgent@api": "its agent reports MAINT"})
+    out = {"hapgent@api": "its agent reports MAINT"}
+    plan = undrain_host("web1", [(SHOP, drained), (API, OUT)], "", out, lambda _service: [])
     assert [change["service"] for change in plan["changes"]] == ["hapgent@shop"]
+
+
+@pytest.mark.parametrize(
+    ("state", "rows", "ends"),
+    [
+        (UP, [row("drain"), row()], True),
+        ({"status": "READY"}, [row(), row("drain")], True),
+        (UP, [row(), row("maint")], False),
+        # HAProxy cannot be told by an agent that it does not check.
+        (UP, [row("drain", agent_check=None)], False),
+        (UP, [row("drain", name="web2")], False),
+        # The change from DRAIN to UP ends it anyway.
+        ({"status": "DRAIN"}, [row("drain")], False),
+    ],
+)
+def test_undrain_ends_a_drain_in_haproxy(state: Row, rows: list[Row], ends: bool) -> None:
+    plan = undrain_host("web1", [(SHOP, state)], "", {}, lambda _service: asked(*rows))
+    (own,) = plan["changes"]
+    assert own["ready_first"] == ends
+    assert ("web/web1 on lb" in plan["message"]) == ends
+
+
+def test_a_drain_in_haproxy_ends_before_the_change() -> None:
+    wanted = change(SHOP, {"status": "UP", "reason": "x"}, status="UP", unset=["reason"])
+    wanted["ready_first"] = True
+    made: list[Any] = []
+
+    def make(step: Any, **result: Any) -> dict[str, Any]:
+        made.append(step)
+        return {"changed": True, "kept": False, **result}
+
+    left = after_ready(wanted, make)
+    (ready,) = made
+    assert (ready["status"], ready["unset"], ready["only_if"]) == ("READY", [], {"status": ["UP"], "reason": "x"})
+    assert (left["status"], left["unset"]) == ("UP", ["reason"])
+    assert left["only_if"] == {"status": ["READY"], "reason": "x"}
+    # If it fails, the same fails again, and what was changed is reported.
+    left = after_ready(wanted, lambda step: make(step, msg="It was not received."))
+    assert (left["status"], left["made"], left["only_if"]) == ("READY", True, {"status": ["UP"], "reason": "x"})
+    assert after_ready({**wanted, "ready_first": False}, make)["status"] == "UP"
+    assert len(made) == 2
 
 
 def test_a_change_that_was_made_is_only_waited_for() -> None:

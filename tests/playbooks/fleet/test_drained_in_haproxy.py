@@ -1,0 +1,31 @@
+# Copyright (c) The hapgent.agent contributors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""HAProxy keeps a server drained whose agent has been UP for long: after a manual drain, or with a state file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.playbooks.fleet.conftest import Fleet
+
+UP = {"status": "UP"}
+
+
+def test_undrain_ends_a_drain_that_haproxy_keeps(fleet: Fleet) -> None:
+    with fleet.settled("web1"):
+        fleet.load_balancers["lb1"].send("set server web/web1 state drain")
+        for arguments, status in ((["--check"], "DRAIN (agent)"), ([], "UP")):
+            played = fleet.play("hapgent.agent.undrain", "--limit=web1", *arguments)
+            assert "web/web1 on lb1" in played.output
+            assert fleet.statuses() == {
+                "lb1": {"web1": status, "web2": "UP", "web3": "UP"},
+                "lb2": {"web1": "UP", "web2": "UP", "web3": "UP"},
+            }
+            assert fleet.state("web1") == UP
+        # The drain has ended, so that there is nothing to do.
+        played = fleet.play("hapgent.agent.undrain", "--limit=web1")
+        assert "web/web1 on lb1" not in played.output
+        assert played.changed() == set()
