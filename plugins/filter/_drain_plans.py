@@ -32,14 +32,14 @@ options:
 EXAMPLES = r"""
 - name: Show what is already out of rotation
   ansible.builtin.debug:
-    msg: "{{ (hostvars | hapgent.agent._drain_plans(['web1'], 'release 4.2')).message }}"
+    msg: "{{ (hostvars | hapgent.agent._drain_plans(['web1'], 'release 4.2')).messages }}"
 """
 
 RETURN = r"""
 _value:
   description:
     - C(hosts) has for each host the C(changes) for C(hapgent_state), C(notes) by service, and the C(refusal), why the
-      host cannot be drained. C(message) is what to show about all of them.
+      host cannot be drained. C(messages) are to be shown.
   type: dict
 """
 

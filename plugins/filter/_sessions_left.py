@@ -33,8 +33,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The report, V('') if no sessions are left.
-  type: str
+  description: A report for each host that has sessions left.
+  type: list
+  elements: str
 """
 
 import typing as t

@@ -28,14 +28,14 @@ options:
 EXAMPLES = r"""
 - name: Show which states the undrain ends, and which it leaves unchanged
   ansible.builtin.debug:
-    msg: "{{ (hostvars | hapgent.agent._undrain_plans(['web1'])).message }}"
+    msg: "{{ (hostvars | hapgent.agent._undrain_plans(['web1'])).messages }}"
 """
 
 RETURN = r"""
 _value:
   description:
     - C(hosts) has for each host the C(changes) for C(hapgent_state), C(notes) by service, and the C(refusal), why the
-      host cannot be undrained. C(message) is what to show about all of them.
+      host cannot be undrained. C(messages) are to be shown.
   type: dict
 """
 

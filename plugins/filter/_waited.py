@@ -28,7 +28,7 @@ options:
 EXAMPLES = r"""
 - name: Show what is waited for
   ansible.builtin.debug:
-    msg: "{{ (wait | hapgent.agent._waited(queried.results)).message }}"
+    msg: "{{ (wait | hapgent.agent._waited(queried.results)).messages }}"
 """
 
 RETURN = r"""

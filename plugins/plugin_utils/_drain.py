@@ -68,10 +68,10 @@ class HostPlan(t.TypedDict):
 
 
 class Plans(t.TypedDict):
-    """The plans of several hosts, and what to show about all of them."""
+    """The plans of several hosts, and what to show about them."""
 
     hosts: dict[str, HostPlan]
-    message: str
+    messages: list[str]
 
 
 Agent = tuple[Service, Fields]
@@ -79,7 +79,7 @@ Agent = tuple[Service, Fields]
 
 def together(plans: dict[str, HostPlan]) -> Plans:
     """Combine the plans of these hosts."""
-    return {"hosts": plans, "message": " ".join(plan["message"] for plan in plans.values() if plan["message"])}
+    return {"hosts": plans, "messages": [plan["message"] for plan in plans.values() if plan["message"]]}
 
 
 def drain_host(

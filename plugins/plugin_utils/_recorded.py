@@ -179,14 +179,14 @@ def fleet_agents(hostvars: Hostvars, name: str, service: Service) -> list[Result
     return [result for result in hostvars[name]["hapgent__fleet"]["agents"] if item_of(result) in wanted]
 
 
-def sessions_left(hostvars: Hostvars, names: t.Iterable[str]) -> str:
-    """Which sessions the drain of these hosts has left after their grace periods, '' if none are left."""
+def sessions_left(hostvars: Hostvars, names: t.Iterable[str]) -> list[str]:
+    """Which sessions the drain of these hosts has left after their grace periods."""
     left = {name: hostvars[name].get("hapgent__drained", {}).get("sessions_left", "") for name in names}
-    return " ".join(
+    return [
         f"The grace period of {settings(hostvars, name)['grace']} s is over, but sessions are left. {name}: {reports}"
         for name, reports in left.items()
         if reports
-    )
+    ]
 
 
 def turn(hostvars: Hostvars, name: str, *, plays: bool) -> Turn:

@@ -19,7 +19,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import Re
 
 # A long wait makes longer queries, because each further round is a file that is included in the one before.
 MIN_ROUND_SECONDS, MAX_ROUNDS = 5.0, 30
-MAX_SHOWN = 400
+MAX_SHOWN, MAX_HOSTS = 400, 10
 # What the module haproxy_server_info adds if a load balancer did not answer the last query.
 OUTDATED = " This is the last known status"
 
@@ -50,7 +50,7 @@ class Wait(t.TypedDict):
 
     C(until) and C(max_sessions) are options of C(haproxy_server_info). C(queries) has the servers to query, by load
     balancer, and is empty if the wait is over. One query takes at most C(round) seconds, and all end at C(deadline).
-    C(message) is for the operator: what is waited for after the first round.
+    C(messages) are for the operator: what is waited for after the first round.
     """
 
     until: str
@@ -59,7 +59,7 @@ class Wait(t.TypedDict):
     queries: dict[str, list[str]]
     round: float
     deadline: float
-    message: str
+    messages: list[str]
 
 
 def host(
@@ -95,7 +95,7 @@ def begin(until: str, hosts: t.Mapping[str, Host], now: float, *, max_sessions: 
         "queries": _queries(hosts),
         "round": max(MIN_ROUND_SECONDS, (deadline - now) / MAX_ROUNDS),
         "deadline": deadline,
-        "message": "",
+        "messages": [],
     }
     return wait
 
@@ -118,14 +118,21 @@ def proceed(wait: Wait, asked: t.Sequence[Result], now: float) -> Wait:
     hosts = {name: _look(one, asked, now) if one["waits"] else one for name, one in wait["hosts"].items()}
     left = {name: one for name, one in hosts.items() if one["waits"]}
     deadline = max((one["deadline"] for one in left.values()), default=now)
-    pending = " ".join(f"{name}: {one['pending']}" for name, one in left.items())
     return {
         **wait,
         "hosts": hosts,
         "queries": _queries(hosts),
         "deadline": deadline,
-        "message": f"{printable(pending, MAX_SHOWN)} Waiting up to {deadline - now:.0f} s more." if left else "",
+        "messages": _messages(left, deadline - now),
     }
+
+
+def _messages(left: t.Mapping[str, Host], seconds: float) -> list[str]:
+    if not left:
+        return []
+    shown = [printable(f"{name}: {one['pending']}", MAX_SHOWN) for name, one in [*left.items()][:MAX_HOSTS]]
+    more = [f"And {len(left) - MAX_HOSTS} other hosts."] if len(left) > MAX_HOSTS else []
+    return [*shown, *more, f"Waiting up to {seconds:.0f} s more."]
 
 
 def _queries(hosts: t.Mapping[str, Host]) -> dict[str, list[str]]:

@@ -59,11 +59,11 @@ def test_wait_continues_only_for_hosts_that_are_left() -> None:
     wait = begin("drained", {"web1": of("web/web1"), "web2": of("web/web2")}, NOW)
     wait = proceed(wait, [asked("lb1", web1=0, web2=0), asked("lb2", ("web2",), web1=0, web2=3)], NOW + 5)
     assert wait["queries"] == {"lb1": ["web/web2"], "lb2": ["web/web2"]}
-    assert "web2 waits" in wait["message"]
-    assert "web1" not in wait["message"]
+    assert any("web2 waits" in line for line in wait["messages"])
+    assert not any("web1" in line for line in wait["messages"])
     assert [wait["hosts"][name]["has_sessions"] for name in ("web1", "web2")] == [False, True]
     wait = proceed(wait, [asked("lb1", web2=0), asked("lb2", web2=0)], NOW + 10)
-    assert (wait["queries"], wait["message"]) == ({}, "")
+    assert (wait["queries"], wait["messages"]) == ({}, [])
     assert not wait["hosts"]["web2"]["has_sessions"]
 
 
@@ -108,3 +108,13 @@ def test_servers_of_other_services_do_not_count() -> None:
     result = asked("lb1", ("other",), other=7)
     wait = proceed(begin("drained", {"web1": of("web/web1", balancers=("lb1",))}, NOW), [result], NOW)
     assert (wait["hosts"]["web1"]["pending"], wait["hosts"]["web1"]["has_sessions"]) == ("", False)
+
+
+def test_messages_about_many_hosts_fit_on_a_screen() -> None:
+    names = [f"web{number}" for number in range(40)]
+    wait = begin("drained", {name: of(f"web/{name}", balancers=("lb1",)) for name in names}, NOW)
+    wait = proceed(wait, [asked("lb1", tuple(names), takes=False, **dict.fromkeys(names, 1))], NOW + 5)
+    *_hosts, more, left = wait["messages"]
+    assert "30 other hosts" in more
+    assert "55 s" in left
+    assert len(wait["messages"]) == 12
