@@ -119,7 +119,12 @@ def leaving(host: Host, described: t.Sequence[Instance], uninstall: bool) -> Lea
     drain_units = [unit for found in host["installed"] for unit in found["drain_units"] if unit not in followers]
     weighed = [] if uninstall else [instance["service"] for instance in described if instance["weight_command"]]
     weights: list[Weight] = [
-        {**{key: found[key] for key in ("service", "python", "state_file")}, "units": found["weight_units"]}
+        {
+            "service": found["service"],
+            "python": found["python"],
+            "state_file": found["state_file"],
+            "units": found["weight_units"],
+        }
         for found in host["installed"]
         if found["weight_units"] and found["service"] not in weighed
     ]

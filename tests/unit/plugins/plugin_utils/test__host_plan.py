@@ -169,7 +169,9 @@ def test_units_that_set_no_weight_any_more_leave(
         "instances": [unit() for _instance in described],
     }
     weight = {
-        **{"service": "hapgent", "python": "/usr/bin/python3", "state_file": "/etc/hapgent/state.json"},
+        "service": "hapgent",
+        "python": "/usr/bin/python3",
+        "state_file": "/etc/hapgent/state.json",
         "units": units_here,
     }
     assert leaving(host, described, uninstall)["weights"] == ([weight] if is_removed else [])
