@@ -219,7 +219,7 @@ def test_cron_sets_the_weight() -> None:
     assert "changed=0" in converge(**WEIGHING).stdout
     assert sorted(on_host("cd /etc/cron.d && ls hapgent*").split()) == ["hapgent-weight-hapgent", "hapgent-weight-shop"]
     # It runs without the rights of root, and a failure is in the syslog.
-    failure = "logread | grep -q 'hapgent@shop: no new weight.*exited with 4: nobody'"
+    failure = "logread | grep -q 'hapgent@shop.*no new weight.*exited with 4: nobody'"
     assert eventually(lambda: run(HOST, failure).returncode, 0, timeout=CRON_SECONDS) == 0
     let_command("echo 42")
     assert eventually(weight, "42", timeout=CRON_SECONDS) == "42"
