@@ -33,13 +33,16 @@ KINDS = ("socket", "service")
 MARK = "# Managed by the role hapgent.agent.hapgent: {}"
 # The same line in the unit that drains an instance before another service stops.
 DRAIN_MARK = "# Managed by the role hapgent.agent.hapgent, for {}"
-# The same line in the service that sets the weight of an instance, and in its timer.
+# The same line in the service that sets the weight of an instance, and in its timer, or in its cron job.
 WEIGHT_MARK = "# Managed by the role hapgent.agent.hapgent, weight of {}"
 TIMER = ".timer"
 # A user without rights, which need not have a name.
 NOBODY = 65534
 # What Debian's runlevels 2 to 5 start.
 STARTED = "/etc/rc2.d"
+JOBS = "/etc/cron.d"
+# Every cron has this program. Packages that only bring jobs also create the folder.
+CRONTAB = "/usr/bin/crontab"
 MAX_UNIT_BYTES = 1024 * 1024
 REAP_SECONDS = 1.0
 
@@ -102,6 +105,11 @@ def service_manager() -> str:
     if _systemd.is_running():
         return "systemd"
     return "sysv" if _sysv.is_running() else printable(_sysv.first_process())
+
+
+def has_cron() -> bool:
+    """Return whether the host has a cron that runs the jobs in C(JOBS)."""
+    return os.path.isdir(JOBS) and os.path.exists(CRONTAB)
 
 
 def path_to(state_file: str, deadline: float) -> list[Found]:
@@ -305,7 +313,7 @@ def installed() -> list[Found]:
                 "service": name,
                 "user": settings.get("user", ""),
                 "group": settings.get("group", ""),
-                "python": settings.get("execstart", "").partition(" ")[0],
+                "python": settings.get("python") or settings.get("execstart", "").partition(" ")[0],
                 "state_file": settings.get("hapgent_state_file", ""),
                 "units": _units(name),
                 "drain_units": [f"{other}.service" for other in files if DRAIN_MARK.format(name) in files[other]],
@@ -316,7 +324,12 @@ def installed() -> list[Found]:
 
 
 def _weight_units(name: str, files: t.Mapping[str, t.Collection[str]]) -> list[str]:
-    """Return the units that set the weight of an instance, the timer first. It may be missing, the service is not."""
+    """Return the units that set the weight of an instance, or its cron job.
+
+    The timer comes first. It may be missing, the service is not.
+    """
+    if _sysv.is_running():
+        return [job for job, lines in _regular_files(JOBS).items() if WEIGHT_MARK.format(name) in lines]
     of_weight = [other for other in files if WEIGHT_MARK.format(name) in files[other]]
     units = [f"{other}{kind}" for other in of_weight for kind in (TIMER, _systemd.SUFFIX)]
     return [unit for unit in units if os.path.lexists(os.path.join(UNITS, unit))]
@@ -360,7 +373,11 @@ def line_with_account(user: str, group: str) -> str:
 
 def _files() -> dict[str, list[str]]:
     """The lines of each regular service file of the administrator, by the name of the service, sorted."""
-    folder, suffix = (_sysv.SCRIPTS, "") if _sysv.is_running() else (UNITS, _systemd.SUFFIX)
+    return _regular_files(_sysv.SCRIPTS) if _sysv.is_running() else _regular_files(UNITS, _systemd.SUFFIX)
+
+
+def _regular_files(folder: str, suffix: str = "") -> dict[str, list[str]]:
+    """The lines of each regular file of a folder with this suffix, by its name without the suffix, sorted."""
     found = {}
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         path = os.path.join(folder, name)

@@ -63,6 +63,10 @@ service_manager:
   returned: always
   type: str
   sample: systemd
+has_cron:
+  description: Whether the host has a cron that runs the jobs in C(/etc/cron.d).
+  returned: always
+  type: bool
 instances:
   description: What the host has for each of the instances, in their order.
   returned: always
@@ -198,7 +202,7 @@ installed:
       type: list
       elements: str
     weight_units:
-      description: The timer and the service that set its weight, if there are any.
+      description: The timer and the service that set its weight, or its cron job, if there are any.
       type: list
       elements: str
 accounts:
@@ -319,6 +323,7 @@ def main() -> None:
     module.exit_json(
         changed=False,
         service_manager=manager,
+        has_cron=_host.has_cron(),
         instances=instances,
         installed=installed,
         accounts=[account(user, group, ours) for user, group in accounts],

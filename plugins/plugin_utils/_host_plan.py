@@ -37,10 +37,11 @@ class Accounts(t.TypedDict):
 
 
 class Weight(t.TypedDict):
-    """The units that set the weight of an instance, the timer first, and the Python that runs it."""
+    """The units that set the weight of an instance, the timer first, or its cron job, and the Python that runs it."""
 
     service: str
     python: str
+    state_file: str
     units: list[str]
 
 
@@ -118,7 +119,12 @@ def leaving(host: Host, described: t.Sequence[Instance], uninstall: bool) -> Lea
     drain_units = [unit for found in host["installed"] for unit in found["drain_units"] if unit not in followers]
     weighed = [] if uninstall else [instance["service"] for instance in described if instance["weight_command"]]
     weights: list[Weight] = [
-        {"service": found["service"], "python": found["python"], "units": found["weight_units"]}
+        {
+            "service": found["service"],
+            "python": found["python"],
+            "state_file": found["state_file"],
+            "units": found["weight_units"],
+        }
         for found in host["installed"]
         if found["weight_units"] and found["service"] not in weighed
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import posixpath
+import re
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._folder import SUFFIXES
@@ -46,12 +47,19 @@ def instances(variables: Variables, listed: t.Sequence[Variables]) -> list[dict[
 
 
 def _instance(name: str | None, service: str, values: Variables) -> dict[str, t.Any]:
-    # The unit that drains the instance before another service stops, and the service and the timer that set its weight.
+    # The unit that drains the instance before another service stops, the service and the timer that set its weight, and
+    # the cron job that does so on a host without systemd.
     units = {
         "drain_unit": f"hapgent-drain@{name or service}.service",
         "weight_unit": f"hapgent-weight@{name or service}",
+        "weight_job": f"hapgent-weight-{_escaped(name or service)}",
     }
     return {"name": name, "service": service, **units, **values}
+
+
+def _escaped(name: str) -> str:
+    """The name in characters that cron accepts in the name of a file. No two names become the same."""
+    return re.sub("[^A-Za-z0-9-]", lambda found: f"_{ord(found[0]):02x}", name)
 
 
 def variable(instance: Variables, key: str) -> str:

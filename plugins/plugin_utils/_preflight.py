@@ -38,10 +38,12 @@ NUMBERS = {
     "weight_fallback": (1, 86400),
 }
 OPTIONAL = ("weight", "maxconn", "server_port")
+CRON_SECONDS = 60
 # Nine digits are more than any limit needs. Leading zeros are rejected, because some programs read them as octal.
 WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
-# The values become part of systemd units, in which % and spaces have a special meaning.
+# The values become part of systemd units, init scripts and cron jobs, in which %, spaces and what is special in a shell
+# have a meaning.
 NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,30}"
 COMPONENT = r"/[A-Za-z0-9_@:+-][A-Za-z0-9_.@:+-]*"
 # The path of a socket must not exceed 107 bytes, and the status socket is /run/hapgent/SERVICE/status.sock.
@@ -185,6 +187,8 @@ def host_problems(
         if not uninstall:
             problems += [_python_problem(found, instance), _account_problem(found, instance, manage_user)]
             problems += [_followed_problem(host["service_manager"], found, instance)]
+            if host["service_manager"] == "sysv":
+                problems.append(_cron_problem(host["has_cron"], instance))
     return list(dict.fromkeys(problem for problem in problems if problem))
 
 
@@ -289,6 +293,30 @@ def _followed_problem(manager: str, host: t.Mapping[str, t.Any], instance: Insta
         f"{variable(instance, 'drain_with')} must be a service of the host, but systemd has no "
         f"{instance['drain_with']}. Install the service first, or correct the name."
     )
+
+
+def _cron_problem(has_cron: bool, instance: Instance) -> str:
+    """Return why cron cannot set the weight of an instance, or ''."""
+    if not instance["weight_command"]:
+        return ""
+    if not has_cron:
+        return (
+            f"{variable(instance, 'weight_command')} needs cron on a host that sysvinit runs, but the host has no "
+            "folder /etc/cron.d or no program /usr/bin/crontab. Install cron, or remove the variable for this host."
+        )
+    interval, fallback = (int(instance[f"weight_{key}"]) for key in ("interval", "fallback"))
+    if interval > CRON_SECONDS:
+        return (
+            f"{variable(instance, 'weight_interval')} must be at most {CRON_SECONDS} on a host that sysvinit runs, "
+            f"where cron runs the command once a minute, not {interval}."
+        )
+    if fallback < CRON_SECONDS:
+        return (
+            f"{variable(instance, 'weight_fallback')} must be at least {CRON_SECONDS} on a host that sysvinit runs, "
+            f"where cron runs the command once a minute, not {fallback}. Otherwise, a single failure would bring the "
+            "configured weight back."
+        )
+    return ""
 
 
 def _python_problem(host: t.Mapping[str, t.Any], instance: Instance) -> str:

@@ -110,7 +110,9 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
         "hapgent.agent.hapgent_change": {"step", "deadline", "reported", "services", "results"},
         "hapgent.agent.hapgent_decision": {"refusal"},
         "hapgent.agent.hapgent_folder": set(),
-        "hapgent.agent.hapgent_host_info": {"service_manager", "instances", "installed", "accounts", "other_agents"},
+        "hapgent.agent.hapgent_host_info": {
+            *("service_manager", "has_cron", "instances", "installed", "accounts", "other_agents"),
+        },
         "hapgent.agent.hapgent_info": {"instances", "services"},
         "hapgent.agent.hapgent_state": {"before", "after", "kept", "answer", "received_by", "not_received_by"},
         "hapgent.agent.haproxy_server_info": {

@@ -24,6 +24,15 @@ SERVICES = ["hapgent", "hapgent@shop"]
 API = {"name": "api", "port": 9779}
 SHOP = {"name": "shop", "port": 9778}
 BOTH = "--extra-vars=hapgent_services=all"
+COMMAND = "/usr/local/bin/weight"
+WEIGHING = {
+    "hapgent_weight": 77,
+    "hapgent_weight_command": COMMAND,
+    "hapgent_weight_step": 255,
+    "hapgent_weight_smoothing": 1,
+}
+# Cron reads new jobs once a minute, and runs them once a minute.
+CRON_SECONDS = 150
 
 
 def converge(**variables: object) -> subprocess.CompletedProcess[str]:
@@ -193,11 +202,47 @@ def test_instances_exchange_their_ports() -> None:
             assert f" port {own}\n" in on_host(f"hapgent status --service {service}")
 
 
+def let_command(script: str) -> None:
+    """Replace the weight command, at once, because cron may run it at this moment."""
+    on_host(
+        f"printf '#!/bin/sh\\n%s\\n' '{script}' >{COMMAND}.new && chmod 755 {COMMAND}.new && mv {COMMAND}.new {COMMAND}"
+    )
+
+
+def weight() -> str:
+    return servers(LOAD_BALANCER)[HOST]["weight"]
+
+
+def test_cron_sets_the_weight() -> None:
+    let_command("id -un >&2; exit 4")
+    assert converge(**WEIGHING).returncode == 0
+    assert "changed=0" in converge(**WEIGHING).stdout
+    assert sorted(on_host("cd /etc/cron.d && ls hapgent*").split()) == ["hapgent-weight-hapgent", "hapgent-weight-shop"]
+    # It runs without the rights of root, and a failure is in the syslog.
+    failure = "logread | grep -q 'hapgent@shop.*no new weight.*exited with 4: nobody'"
+    assert eventually(lambda: run(HOST, failure).returncode, 0, timeout=CRON_SECONDS) == 0
+    let_command("echo 42")
+    assert eventually(weight, "42", timeout=CRON_SECONDS) == "42"
+
+
+def test_without_a_command_the_configured_weight_comes_back_and_no_job_is_left() -> None:
+    # A job that runs at that moment would set its own weight afterwards. This one runs until it is stopped.
+    job = "timeout 3600 /usr/bin/env HAPGENT_STATE_FILE=/etc/hapgent/state.json sleep 3600"
+    on_host(f"nohup sh -c '{job}; touch /tmp/stopped' >/dev/null 2>&1 &")
+    assert eventually(lambda: run(HOST, "pgrep -f '^timeout 3600'").returncode, 0) == 0
+    done = converge(hapgent_weight=77)
+    assert done.returncode == 0, done.stdout
+    assert eventually(lambda: run(HOST, "ls /tmp/stopped").returncode, 0) == 0
+    assert run(HOST, "ls /etc/cron.d/hapgent* /etc/hapgent/state.json.weight").stdout == ""
+    assert eventually(weight, "77") == "77"
+
+
 @pytest.mark.parametrize(
     ("variables", "problem"),
     [
         ({"hapgent_service_manager": "systemd"}, "hapgent_service_manager must be sysv"),
         ({"hapgent_drain_with": "shop.service", "hapgent_server_port": 8080}, "hapgent_drain_with needs systemd"),
+        ({**WEIGHING, "hapgent_weight_interval": 61}, "hapgent_weight_interval must be at most 60"),
     ],
 )
 def test_contradictions_are_refused(variables: dict[str, object], problem: str) -> None:

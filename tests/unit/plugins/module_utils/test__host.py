@@ -413,6 +413,8 @@ def test_the_role_marks_its_units() -> None:
     assert _host.DRAIN_MARK.format("{{ hapgent__instance.service }}") in template.splitlines()
     template = (ROLE / "templates/systemd/weight_service.j2").read_text(encoding="utf-8")
     assert _host.WEIGHT_MARK.format("{{ hapgent__instance.service }}") in template.splitlines()
+    template = (ROLE / "templates/sysv/job.j2").read_text(encoding="utf-8")
+    assert _host.WEIGHT_MARK.format("{{ hapgent__instance.service }}") in template.splitlines()
 
 
 def test_a_host_without_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -425,18 +427,34 @@ def test_a_host_without_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         assert _host.service_manager() == manager
 
 
+def test_a_host_with_cron(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    crontab, jobs = tmp_path / "crontab", tmp_path / "cron.d"
+    monkeypatch.setattr(_host, "CRONTAB", str(crontab))
+    monkeypatch.setattr(_host, "JOBS", str(jobs))
+    # The folder alone is no cron: other packages bring it.
+    for path, has_cron in ((jobs / "job", False), (crontab, True)):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        assert _host.has_cron() is has_cron
+    (jobs / "job").unlink()
+    jobs.rmdir()
+    assert not _host.has_cron()
+
+
 def test_a_host_that_sysvinit_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("init.d", "run", "rc2.d"):
+    for name in ("init.d", "run", "rc2.d", "cron.d"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(_sysv, "is_running", lambda: True)
     monkeypatch.setattr(_sysv, "SCRIPTS", str(tmp_path / "init.d"))
     monkeypatch.setattr(_sysv, "PID_FILES", str(tmp_path / "run"))
     monkeypatch.setattr(_host, "STARTED", str(tmp_path / "rc2.d"))
+    monkeypatch.setattr(_host, "JOBS", str(tmp_path / "cron.d"))
     template = (ROLE / "templates/sysv/script.j2").read_text(encoding="utf-8")
     for key, value in {
         "hapgent__instance.service": "hapgent@shop",
         "hapgent__instance.user": "shop",
         "hapgent__instance.group": "shops",
+        "hapgent__instance.python": "/usr/bin/python3",
         "hapgent__instance.ip": "0.0.0.0",
         "hapgent__instance.port": "9778",
         "hapgent__instance.state_file": "/etc/hapgent/shop/state.json",
@@ -449,7 +467,11 @@ def test_a_host_that_sysvinit_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (installed,) = _host.installed()
     assert (installed["service"], installed["user"], installed["group"]) == ("hapgent@shop", "shop", "shops")
     assert (installed["state_file"], installed["units"]) == ("/etc/hapgent/shop/state.json", ["hapgent@shop"])
+    assert installed["python"] == "/usr/bin/python3"
     assert installed["drain_units"] == installed["weight_units"] == []
+    for job, service in (("hapgent-weight-shop", "hapgent@shop"), ("other", "hapgent@other")):
+        (tmp_path / "cron.d" / job).write_text(f"{_host.WEIGHT_MARK.format(service)}\n", encoding="utf-8")
+    assert _host.installed()[0]["weight_units"] == ["hapgent-weight-shop"]
     assert _host.other_services(["hapgent@shop"], _host.line_with_account("shop", "shops")) == ["cron"]
     assert _host.other_services([], _host.line_with_account("sho", "ops")) == []
     assert _host.other_services([], _host.line_with_program(PROGRAM)) == ["hapgent@shop"]

@@ -168,7 +168,12 @@ def test_units_that_set_no_weight_any_more_leave(
         "installed": [{**installed("hapgent"), "weight_units": units_here}, installed("hapgent@shop")],
         "instances": [unit() for _instance in described],
     }
-    weight = {"service": "hapgent", "python": "/usr/bin/python3", "units": units_here}
+    weight = {
+        "service": "hapgent",
+        "python": "/usr/bin/python3",
+        "state_file": "/etc/hapgent/state.json",
+        "units": units_here,
+    }
     assert leaving(host, described, uninstall)["weights"] == ([weight] if is_removed else [])
 
 

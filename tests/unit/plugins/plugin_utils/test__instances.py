@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def test_the_default_instance_has_the_plain_variables() -> None:
         "service": "hapgent",
         "drain_unit": "hapgent-drain@hapgent.service",
         "weight_unit": "hapgent-weight@hapgent",
+        "weight_job": "hapgent-weight-hapgent",
         **{key: DEFAULTS[f"hapgent_{key}"] for key in OF_INSTANCE},
     }
 
@@ -48,11 +50,19 @@ def test_an_entry_has_the_plain_variables_except_what_it_sets() -> None:
         "service": "hapgent@shop",
         "drain_unit": "hapgent-drain@shop.service",
         "weight_unit": "hapgent-weight@shop",
+        "weight_job": "hapgent-weight-shop",
         "state_file": "/etc/hapgent/shop/state.json",
         "port": 9778,
         "user": "shop",
     }
     assert (seven["service"], seven["weight"], seven["state_file"]) == ("hapgent@7", 50, "/etc/hapgent/7/state.json")
+
+
+def test_cron_accepts_the_names_of_the_jobs() -> None:
+    names = ["shop-2", "shop.2", "shop_2", "shop_2e2"]
+    jobs = [found["weight_job"] for found in described(*({"name": name} for name in names), hapgent_service="a@b")]
+    assert all(re.fullmatch("[A-Za-z0-9_-]+", job) for job in jobs)
+    assert len(set(jobs)) == len(names) + 1
 
 
 def test_the_specs_list_what_an_entry_may_set() -> None:

@@ -296,11 +296,12 @@ def problems_of(
     uninstall: bool = False,
     manager: str = "systemd",
     wanted: str = "auto",
+    has_cron: bool = True,
     **variables: Any,
 ) -> list[str]:
     """The problems of a host with the default instance."""
     values = {**VARIABLES, **variables}
-    found = {"service_manager": manager, "instances": [{**HOST, **(host or {})}]}
+    found = {"service_manager": manager, "has_cron": has_cron, "instances": [{**HOST, **(host or {})}]}
     return host_problems(found, instances(values, []), values["hapgent_manage_user"], uninstall, wanted)
 
 
@@ -383,6 +384,28 @@ def test_draining_with_a_service_needs_systemd() -> None:
     drains: dict[str, Any] = {"hapgent_drain_with": "shop.service", "hapgent_server_port": 8080}
     assert host_problem(manager="sysv", **drains).startswith("hapgent_drain_with needs systemd")
     assert host_problem(uninstall=True, manager="sysv", **drains) == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({}, ""),
+        ({"interval": 60, "fallback": "60"}, ""),
+        ({"interval": "61"}, "hapgent_weight_interval must be at most 60"),
+        ({"fallback": 59}, "hapgent_weight_fallback must be at least 60"),
+        ({"has_cron": False}, "hapgent_weight_command needs cron"),
+    ],
+)
+def test_without_systemd_cron_sets_weights(variables: dict[str, Any], named: str) -> None:
+    has_cron = variables.pop("has_cron", True)
+    settings: dict[str, Any] = {f"hapgent_weight_{key}": value for key, value in variables.items()}
+    settings["hapgent_weight_command"] = "hapgent load"
+    problem = host_problem(manager="sysv", has_cron=has_cron, **settings)
+    assert problem.startswith(named) if named else problem == ""
+    # It does not matter to systemd, to uninstalling, and without a command.
+    assert host_problem(has_cron=has_cron, **settings) == ""
+    assert host_problem(uninstall=True, manager="sysv", has_cron=has_cron, **settings) == ""
+    assert host_problem(manager="sysv", has_cron=has_cron, **{**settings, "hapgent_weight_command": ""}) == ""
 
 
 def test_all_problems_of_a_host_are_reported() -> None:
