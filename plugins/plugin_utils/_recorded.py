@@ -124,7 +124,7 @@ class Changed(t.TypedDict):
     """What the last change of a host's agents has recorded: see C(hapgent_change)."""
 
     step: str
-    deadline: float
+    timeout: float
     reported: str
     services: list[str]
 

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.filter._wait import wait
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 
@@ -145,13 +147,24 @@ def test_states_of_services() -> None:
 
 
 def test_change_counts_only_for_its_step() -> None:
-    recorded = {"step": "drain", "deadline": 1.0, "reported": "DRAIN", "services": ["hapgent"]}
+    recorded = {"step": "drain", "timeout": 60.0, "reported": "DRAIN", "services": ["hapgent"]}
     hostvars = {"web1": {"hapgent__changed": recorded}, "web2": {"hapgent__changed": {**recorded, "failed": True}}}
     assert _recorded.changed(hostvars, "web1", "drain") == recorded
     assert _recorded.changed(hostvars, "web1", "undrain") is None
     # What has failed is not waited for, nor is what has not been changed.
     assert _recorded.changed(hostvars, "web2", "drain") is None
     assert _recorded.changed({"web3": {}}, "web3", "drain") is None
+
+
+def test_load_balancers_are_waited_for_from_the_beginning_of_that_wait() -> None:
+    """Not from the change: the polls of the agents of all hosts may have taken all the time since."""
+    recorded = {"step": "drain", "timeout": 60.0, "reported": "DRAIN", "services": ["hapgent"]}
+    servers = {"titles": {"lb1": {"hapgent": ["web/s1"]}}}
+    hostvars = {"web1": {"hapgent__changed": recorded, "hapgent__servers": servers}}
+    before = time.time()
+    begun = wait(hostvars, ["web1"], "drain")
+    assert before + 60 <= begun["deadline"] <= time.time() + 60
+    assert begun["hosts"]["web1"]["problem"].endswith("web1 stays in DRAIN.")
 
 
 def test_sessions_that_are_left() -> None:
