@@ -31,8 +31,8 @@ class ActionModule(ActionBase):
         plan = self._task.args["plan"]
         if plan["refusal"]:
             return {**result, "failed": True, "msg": plan["refusal"]}
-        deadline = time.time() + float(self._task.args["wait_timeout"])
-        results = self._change(plan["changes"], deadline, variables)
+        timeout = float(self._task.args["wait_timeout"])
+        results = self._change(plan["changes"], time.time() + timeout, variables)
         outcome = self._outcome(results, variables)
         return {
             **result,
@@ -41,7 +41,7 @@ class ActionModule(ActionBase):
             "diff": [changed["diff"] for changed in results if "diff" in changed],
             "warnings": [warning for changed in results for warning in changed.get("warnings", [])],
             "step": self._task.args["step"],
-            "deadline": deadline,
+            "timeout": timeout,
             "reported": outcome["reported"],
             "services": [change["service"] for change in plan["changes"]],
             "results": results,

@@ -65,7 +65,8 @@ def _host(hostvars: _recorded.Hostvars, host: str, changed: _recorded.Changed) -
     return _waiting.host(
         _recorded.titles(hostvars, host),
         changed["services"],
-        changed["deadline"],
+        # This wait has the whole time again, however long the agents of all hosts have waited for polls.
+        time.time() + changed["timeout"],
         OUTCOME[changed["step"]].format(host=host, reported=changed["reported"]),
         _recorded.settings(hostvars, host)["load_balancer_pattern"],
     )

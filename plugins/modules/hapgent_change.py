@@ -70,11 +70,11 @@ step:
   returned: always
   type: str
   sample: drain
-deadline:
-  description: When the time to wait is over, in seconds since 1970.
+timeout:
+  description: The option O(wait_timeout), which also limits the wait for what load balancers do with the states.
   returned: always
   type: float
-  sample: 1767225600.0
+  sample: 60.0
 reported:
   description: The statuses that the agents now report.
   returned: always

@@ -100,11 +100,15 @@ def states(hostvars: Hostvars, name: str) -> list[tuple[Service, Result]]:
 def asked(hostvars: Hostvars, name: str, service: Service) -> list[Result]:
     """What the load balancers of a host report about the backends of a service.
 
-    One host has queried all load balancers for all hosts, see steps/query_for_all.yml.
+    One host has queried all load balancers for all hosts, see steps/query_for_all.yml. If its task has failed, each has
+    a result without servers, as if its query had failed.
     """
-    balancers = settings(hostvars, name)["load_balancers"]
+    results = {name_of(result): result for result in _queried(hostvars, name)}
     return [
-        _narrowed(result, service["backends"]) for result in _queried(hostvars, name) if name_of(result) in balancers
+        _narrowed(
+            results.get(balancer, {"item": balancer, "msg": "the task that queries it failed"}), service["backends"]
+        )
+        for balancer in settings(hostvars, name)["load_balancers"]
     ]
 
 
@@ -124,7 +128,7 @@ class Changed(t.TypedDict):
     """What the last change of a host's agents has recorded: see C(hapgent_change)."""
 
     step: str
-    deadline: float
+    timeout: float
     reported: str
     services: list[str]
 

@@ -22,6 +22,7 @@ MIN_ROUND_SECONDS, MAX_ROUNDS = 5.0, 30
 MAX_SHOWN, MAX_HOSTS = 400, 10
 # What the module haproxy_server_info adds if a load balancer did not answer the last query.
 OUTDATED = " This is the last known status"
+UNFINISHED = "The load balancers could not be queried until the end of the wait, so it is not known what they do."
 
 
 class Host(t.TypedDict):
@@ -29,9 +30,10 @@ class Host(t.TypedDict):
 
     C(waits) is whether it is still waited for, until C(deadline). C(titles) has its servers, as backend/server, by load
     balancer. C(outcome) is a sentence on what this run has changed, and C(pattern) its hapgent_load_balancers.
-    C(pending) describes the load balancers without the wanted status, '' if all have it. C(problem) is why the load
-    balancers of the host cannot be queried, '' if they can. The flags tell whether any of them sends new sessions, and
-    whether any has sessions or queued requests.
+    C(pending) describes the load balancers without the wanted status, '' if all have it. C(problem) is why it is not
+    known what the load balancers of the host do, '' if it is known. A host that is still waited for has one, so that a
+    wait whose tasks fail does not count as a success. The flags are whether any of them sends new sessions, and whether
+    any has sessions or queued requests.
     """
 
     waits: bool
@@ -91,7 +93,7 @@ def begin(until: str, hosts: t.Mapping[str, Host], now: float, *, max_sessions: 
     wait: Wait = {
         "until": until,
         "max_sessions": max_sessions,
-        "hosts": {**hosts},
+        "hosts": {name: {**one, "problem": one["problem"] or _unfinished(one)} for name, one in hosts.items()},
         "queries": _queries(hosts),
         "round": max(MIN_ROUND_SECONDS, (deadline - now) / MAX_ROUNDS),
         "deadline": deadline,
@@ -154,14 +156,18 @@ def _look(one: Host, asked: t.Iterable[Result], now: float) -> Host:
         if f"{row['backend']}/{row['server']}" in one["titles"][name_of(result)]
     ]
     pending = " ".join(text for result in own if (text := _pending(result, one["titles"][name_of(result)])))
-    return {
+    looked: Host = {
         **one,
         "waits": bool(pending) and not problem and now < one["deadline"],
         "pending": pending,
-        "problem": problem and f"{problem} {one['outcome']}",
         "takes_new_sessions": any(row["takes_new_sessions"] for row in rows),
         "has_sessions": any(row["sessions"] or row["queue"] for row in rows),
     }
+    return {**looked, "problem": f"{problem} {one['outcome']}" if problem else _unfinished(looked)}
+
+
+def _unfinished(one: Host) -> str:
+    return f"{UNFINISHED} {one['outcome']}" if one["waits"] else ""
 
 
 def _pending(result: Result, titles: t.Collection[str]) -> str:

@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.filter._host_servers import host_servers
+from ansible_collections.hapgent.agent.plugins.filter._wait import wait
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 
@@ -145,13 +148,34 @@ def test_states_of_services() -> None:
 
 
 def test_change_counts_only_for_its_step() -> None:
-    recorded = {"step": "drain", "deadline": 1.0, "reported": "DRAIN", "services": ["hapgent"]}
+    recorded = {"step": "drain", "timeout": 60.0, "reported": "DRAIN", "services": ["hapgent"]}
     hostvars = {"web1": {"hapgent__changed": recorded}, "web2": {"hapgent__changed": {**recorded, "failed": True}}}
     assert _recorded.changed(hostvars, "web1", "drain") == recorded
     assert _recorded.changed(hostvars, "web1", "undrain") is None
     # What has failed is not waited for, nor is what has not been changed.
     assert _recorded.changed(hostvars, "web2", "drain") is None
     assert _recorded.changed({"web3": {}}, "web3", "drain") is None
+
+
+@pytest.mark.parametrize("queried", [{"failed": True, "msg": "no password"}, {"results": ASKED[:1]}, None])
+def test_load_balancer_that_was_not_queried_is_a_problem(queried: Result | None) -> None:
+    """The task of the host that queries for all may fail, and the other hosts continue."""
+    recorded = {} if queried is None else {"hapgent__queried": queried}
+    own = {"hapgent__settings": settings_of("lb2"), "hapgent__asker": {"name": "web1"}}
+    found = host_servers({"web1": recorded, "web2": own}, "web2")
+    assert "lb2" in found["refusal"]
+    assert "web2" in found["refusal"]
+
+
+def test_load_balancers_are_waited_for_from_the_beginning_of_that_wait() -> None:
+    """Not from the change: the polls of the agents of all hosts may have taken all the time since."""
+    recorded = {"step": "drain", "timeout": 60.0, "reported": "DRAIN", "services": ["hapgent"]}
+    servers = {"titles": {"lb1": {"hapgent": ["web/s1"]}}}
+    hostvars = {"web1": {"hapgent__changed": recorded, "hapgent__servers": servers}}
+    before = time.time()
+    begun = wait(hostvars, ["web1"], "drain")
+    assert before + 60 <= begun["deadline"] <= time.time() + 60
+    assert begun["hosts"]["web1"]["problem"].endswith("web1 stays in DRAIN.")
 
 
 def test_sessions_that_are_left() -> None:

@@ -82,7 +82,25 @@ def test_load_balancer_that_fails_is_a_problem_of_its_hosts_only() -> None:
     assert wait["queries"] == {"lb2": ["web/web2"]}
     assert "lb1" in wait["hosts"]["web1"]["problem"]
     assert wait["hosts"]["web1"]["problem"].endswith("It stays in DRAIN.")
-    assert not wait["hosts"]["web2"]["problem"]
+    assert "lb1" not in wait["hosts"]["web2"]["problem"]
+
+
+def test_host_has_a_problem_until_the_wait_for_it_is_over() -> None:
+    """The tasks that query may fail before the first round, or between two rounds."""
+    wait = begin("drained", {"web1": of("web/web1", balancers=("lb1",))}, NOW, max_sessions=1000)
+    assert wait["hosts"]["web1"]["problem"].endswith("It stays in DRAIN.")
+    aborted = for_sessions(wait, {"web1": 300.0}, NOW)
+    assert (aborted["queries"], bool(aborted["hosts"]["web1"]["problem"])) == ({}, True)
+    for seconds, result, has_problem in (
+        (5, asked("lb1", ("web1",), web1=2), True),
+        (6, asked("lb1", web1=2), False),
+    ):
+        wait = proceed(wait, [result], NOW + seconds)
+        assert bool(wait["hosts"]["web1"]["problem"]) == has_problem
+    wait = for_sessions(wait, {"web1": 300.0}, NOW + 6)
+    assert wait["hosts"]["web1"]["problem"]
+    wait = proceed(wait, [asked("lb1", ("web1",), web1=1)], NOW + 306)
+    assert (wait["hosts"]["web1"]["problem"], wait["hosts"]["web1"]["pending"]) == ("", "lb1: web1 waits.")
 
 
 def test_status_that_may_be_outdated_is_reported_as_such() -> None:
