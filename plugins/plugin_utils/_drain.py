@@ -156,16 +156,18 @@ def _drained_in_haproxy(state: Fields, asked: t.Iterable[Fields], server: str) -
 def after_ready(change: Change, make: t.Callable[[Change], Fields]) -> Change:
     """What is left of a change after all load balancers have received READY, if that ends a drain in HAProxy.
 
-    C(make) makes a change and waits for the load balancers. If it fails, the change to READY is left, to fail again.
+    C(make) makes a change and waits for the load balancers. If it fails, the change to READY is left, to fail again. If
+    the state was changed, only the waiting is left.
     """
     if not change["ready_first"]:
         return change
     # The reason stays until the last step.
     ready: Change = {**change, "status": "READY", "reason": "", "unset": [], "ready_first": False}
     result = make(ready)
-    if _is_not_made(result):
-        return {**ready, "made": bool(result.get("changed"))}
-    return {**change, "ready_first": False, "only_if": {**change["only_if"], "status": ["READY"]}}
+    is_ready: Change = {**change, "ready_first": False, "only_if": {**change["only_if"], "status": ["READY"]}}
+    if not _is_not_made(result):
+        return is_ready
+    return {**is_ready, "made": True, "status": "", "reason": "", "unset": []} if result.get("changed") else ready
 
 
 def _is_not_made(result: Fields) -> bool:
@@ -205,7 +207,7 @@ def to_await(change: Change, result: Fields) -> Change:
     after = result["after"]
     return {
         **change,
-        "made": bool(result["changed"]),
+        "made": change["made"] or bool(result["changed"]),
         "status": "",
         "reason": "",
         "unset": [],
