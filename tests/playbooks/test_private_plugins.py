@@ -36,7 +36,12 @@ def balancer(item: str, **servers: bool) -> Result:
 
 
 def agent(item: str, status: str) -> Result:
-    return {"item": item, "instances": [{"state": {"status": status}, "problem": None, "since": None, "peers": None}]}
+    return {
+        "item": item,
+        "instances": [
+            {"state": {"status": status}, "ramp_weight": None, "problem": None, "since": None, "peers": None}
+        ],
+    }
 
 
 # What the filters read: variables of the inventory, and what the tasks of the role have recorded about the host.

@@ -115,6 +115,8 @@ NOT_RUN_HERE = {
     "hapgent-metrics.timer\n[Unit]": "molecule/default, on a host with systemd",
     "demo-web1   demo-web2   demo-web3   requests  failed": "printed by make demo",
     "hapgent@shop: DRAIN (was UP), received by": "tests/agent/test_commands.py",
+    "weighing    has failed since": "tests/agent/test_commands.py",
+    "* * * * * nobody": "test_documented_cron_jobs_set_a_weight in molecule/default",
     "%deploy ALL =": "nothing: test hosts have no sudo rules of their own",
     "host  state  since": "test_status_playbook_prints_the_documented_table",
 }
@@ -132,6 +134,7 @@ COMMANDS = {
     "pkill hapgent": "test_agent_without_systemd",
     "hapgent status": "test_hapgent_status_prints_what_is_documented",
     "hapgent drain": "tests/agent/test_commands.py, and molecule/default on a host with systemd",
+    "/usr/local/bin/weight": "tests/agent/test_weight.py, with other readings; it is your own command",
     "make ": "test_documented_make_targets_exist; CI runs make test",
     "tests/tools/with-hosts molecule": "what make hosts runs, step by step",
     "systemctl enable --now hapgent-metrics.timer": "molecule/default, on a host with systemd",
