@@ -31,7 +31,8 @@ def _timer() -> Generator[None, None, None]:
     yield
     run(
         HOST,
-        f"systemctl disable --now hapgent-metrics.timer; systemctl stop hapgent-metrics.service; rm -r /var/lib/prometheus {' '.join(UNITS)}; "
+        "systemctl disable --now hapgent-metrics.timer; systemctl stop hapgent-metrics.service; "
+        f"rm -r /var/lib/prometheus {' '.join(UNITS)}; "
         "systemctl daemon-reload; userdel prometheus",
     )
 
