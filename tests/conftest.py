@@ -30,6 +30,9 @@ sys.path.append(str(ROOT / "tests" / "shared"))
 
 from prepared import ZIPAPP, compiled_for  # noqa: E402
 
+# A shell starts background jobs with SIGINT ignored, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The tests disable Hypothesis' example database, but it still creates its storage folder.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".cache" / "hypothesis"))
 

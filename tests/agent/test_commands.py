@@ -783,7 +783,8 @@ def on_terminal(
     )
     os.close(terminal)
     text, has_acted = "", False
-    while select.select([main], [], [], 60)[0]:
+    deadline = time.monotonic() + 60
+    while select.select([main], [], [], 60)[0] and time.monotonic() < deadline:
         try:
             piece = os.read(main, 65536)
         except OSError:
@@ -796,7 +797,7 @@ def on_terminal(
             else:
                 os.write(main, b"\x03")
     os.close(main)
-    assert process.wait(10) == 0
+    assert process.wait(10) == 0, text
     return text
 
 

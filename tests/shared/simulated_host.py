@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
 import subprocess
-import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,21 +21,15 @@ if TYPE_CHECKING:
 
     from tests.conftest import Agent, Agents
 
-# Prints what systemctl show prints for the services in a file. Properties that were not asked for do no harm.
-SYSTEMCTL = """#!{python}
-import json, sys
-with open({asked!r}, "a") as asked:
-    print(*sys.argv[1:], file=asked)
-with open({services!r}) as file:
-    services = json.load(file)
-unit = sys.argv[-1]
-blocks = {{
-    f"{{name}}.service": f"Id={{name}}.service\\nLoadState=loaded\\nActiveState={{state}}\\nMainPID={{pid}}\\n"
-    f"Environment={{environment}}\\n"
-    for name, (state, pid, environment) in services.items()
-}}
-unknown = f"Id={{unit}}\\nMainPID=0\\nLoadState=not-found\\nActiveState=inactive\\n"
-print("\\n".join(blocks.values()) if unit == "*.service" else blocks.get(unit, unknown))
+# Prints what systemctl show prints for the services in a folder. Properties that were not asked for do no harm.
+# A shell starts ten times as fast as Python.
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >>"{folder}/asked"
+for unit; do :; done
+if [ -e "{folder}/services/$unit" ]; then
+    exec cat "{folder}/services/$unit"
+fi
+printf 'Id=%s\\nMainPID=0\\nLoadState=not-found\\nActiveState=inactive\\n' "$unit"
 """
 
 
@@ -95,8 +88,7 @@ class Host:
         subprocess.run([*self.enter(), "sh", "-c", mounts], check=True)
         systemctl = folder / "bin" / "systemctl"
         systemctl.parent.mkdir()
-        text = SYSTEMCTL.format(python=sys.executable, asked=str(folder / "asked"), services=str(folder / "services"))
-        systemctl.write_text(text, encoding="utf-8")
+        systemctl.write_text(SYSTEMCTL.format(folder=folder), encoding="utf-8")
         systemctl.chmod(0o755)
         (folder / "asked").touch()
         (folder / "asked").chmod(0o666)
@@ -110,9 +102,18 @@ class Host:
 
 def set_services(folder: Path, services: Mapping[str, tuple[str, int, str]]) -> None:
     """Let systemctl in this folder report these services: their state, main process and environment."""
-    new = folder / "services.new"
-    new.write_text(json.dumps(services), encoding="utf-8")
-    new.replace(folder / "services")
+    shown = {
+        f"{name}.service": f"Id={name}.service\nLoadState=loaded\nActiveState={state}\nMainPID={pid}\n"
+        f"Environment={environment}\n"
+        for name, (state, pid, environment) in services.items()
+    }
+    new = Path(tempfile.mkdtemp(prefix="services.", dir=folder))
+    new.chmod(0o755)
+    for unit, text in {**shown, "*.service": "\n".join(shown.values())}.items():
+        (new / unit).write_text(text, encoding="utf-8")
+    link = folder / "services.new"
+    link.symlink_to(new)
+    link.replace(folder / "services")
 
 
 def outer_pid(agent: Agent) -> int:

@@ -202,11 +202,20 @@ def recorded_by(role: Path) -> set[str]:
     return found
 
 
+def variables_of_tasks(role: Path) -> set[str]:
+    """Return the variables that the role gives to its tasks and to the files that it imports."""
+    files = sorted((role / "tasks").rglob("*.yml"))
+    return {name for file in files for task in tasks(read(file)) for name in task.get("vars", {})}
+
+
 def test_the_roles_do_not_overwrite_what_the_other_has_recorded() -> None:
     # A play may drain a host, run the role hapgent and undrain the host.
     both = recorded_by(HAPGENT), recorded_by(FLEET)
     assert all(both)
     assert both[0] & both[1] == set()
+    # What is recorded also overrides a variable of a task.
+    assert both[0] & variables_of_tasks(FLEET) == set()
+    assert both[1] & variables_of_tasks(HAPGENT) == set()
     assert all(name.startswith("hapgent__") for names in both for name in names)
 
 
