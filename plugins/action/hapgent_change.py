@@ -44,6 +44,11 @@ class ActionModule(ActionBase):
             "timeout": timeout,
             "reported": outcome["reported"],
             "services": [change["service"] for change in plan["changes"]],
+            "messages": [
+                _balancers.change_line(titled(variables["inventory_hostname"], done["item"]), done)
+                for done in results
+                if done.get("changed") and done.get("after")
+            ],
             "results": results,
         }
 

@@ -86,6 +86,12 @@ services:
   type: list
   elements: str
   sample: [hapgent]
+messages:
+  description: A line for each agent that was changed, which the callback P(hapgent.agent.concise#callback) shows.
+  returned: always
+  type: list
+  elements: str
+  sample: ["web7: DRAIN UP # kernel upgrade (was UP), received by 2 load balancers"]
 results:
   description: What M(hapgent.agent.hapgent_state) has returned for each agent.
   returned: always

@@ -151,6 +151,14 @@ def change_outcome(
     return {"reported": reported, "refusal": refusal}
 
 
+def change_line(title: str, result: Result) -> str:
+    """Report a change of an agent with this title. C(result) is what C(hapgent_state) has returned."""
+    before, after = (printable(State(**result[when]).answer(), MAX_SHOWN) for when in ("before", "after"))
+    number = len(result.get("received_by", []))
+    received = f", received by {number} load balancer{'s' if number != 1 else ''}" if number else ""
+    return f"{title}: {after} (was {before}){received}"
+
+
 def with_names(text: str, known: t.Mapping[str, str]) -> str:
     """The text, with the name of the load balancer added after each known address."""
 

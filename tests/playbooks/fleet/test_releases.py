@@ -138,3 +138,44 @@ def test_hosts_set_in_the_inventory_and_unquoted_reasons_are_refused(fleet: Flee
     assert "hapgent_hosts" in failures["web1"]
     assert "Quote" in failures["web2"]
     assert fleet.state("web1") == fleet.state("web2") == {"status": "UP"}
+
+
+# The callback hapgent.agent.concise
+
+CONCISE = {"ANSIBLE_STDOUT_CALLBACK": "hapgent.agent.concise"}
+TIME = r"\d\d:\d\d:\d\d "
+
+
+@pytest.mark.parametrize("release", EDGES)
+def test_each_thing_that_happens_is_one_line(fleet: Fleet, release: str) -> None:
+    (fleet.project / "tasks.yml").write_text("- name: Deploy\n  ansible.builtin.command: 'false'\n", encoding="utf-8")
+    names = [f"hapgent.agent.{name}" for name in ("drain", "undrain", "status", "rolling")]
+    played = fleet.play(
+        *names,
+        "--limit=web1",
+        variables={"reason": "disk", "hapgent_tasks": "tasks.yml"},
+        ansible=program(release),
+        environment=CONCISE,
+        succeeds=False,
+    )
+    shown = played.output.replace("\x1b[0m", "")
+    before, after = shown.split("TASK [Run your tasks]")
+    assert "TASK [" not in before
+    assert re.search(rf"^{TIME}web1: DRAIN .*# disk .*\bUP\b.*\b2\b", before, re.MULTILINE)
+    assert re.search(rf"^{TIME}web1: UP .*\bDRAIN\b.*# disk.*\b2\b", before, re.MULTILINE)
+    # The lines of a table are below each other.
+    assert re.search(rf"^{TIME}host +state .*\n {{9}}web1 +UP ", before, re.MULTILINE)
+    # The tasks of an update and failures are shown as always.
+    assert "TASK [Deploy]" in after
+    assert re.search(r"fatal: \[web1\]: FAILED! => .*false", after, re.DOTALL)
+    assert re.search(r"The rolling update stopped at web1\b", after)
+    assert fleet.state("web1") == {"status": "DRAIN", "reason": "disk"}
+
+
+def test_drain_of_one_host_fits_on_a_screen(fleet: Fleet) -> None:
+    with fleet.load_balancers["lb1"].session("web1"):
+        variables = {"hapgent_grace": 2}
+        played = fleet.play("hapgent.agent.drain", "--limit=web1", variables=variables, environment=CONCISE)
+    lines = played.output.splitlines()
+    assert any(re.search(r"lb1: web/web1 .*\b1\b", line) for line in lines)
+    assert len(lines) < 20, played.output

@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import (
     addresses,
+    change_line,
     change_outcome,
     change_problem,
     name_of,
@@ -229,6 +230,17 @@ def test_outcome_of_a_change_of_several_agents() -> None:
     assert refusal.startswith("web1 api: the state was changed meanwhile")
     assert refusal.endswith("The state of web1 shop was changed.")
     assert change_outcome([("web1", kept)], {}, [], "lb")["refusal"].startswith("web1: the state was changed meanwhile")
+
+
+@pytest.mark.parametrize(
+    ("received_by", "end"),
+    [([], "(was UP)"), (["192.0.2.1"], "(was UP), received by 1 load balancer"), (["192.0.2.1"] * 2, " balancers")],
+)
+def test_line_about_a_change(received_by: list[str], end: str) -> None:
+    after = {"status": "DRAIN", "reason": "disk"}
+    line = change_line("web1 shop", {"before": {"status": "UP"}, "after": after, "received_by": received_by})
+    assert line.startswith("web1 shop: DRAIN UP # disk (was UP)")
+    assert line.endswith(end)
 
 
 DOWN = "If lb2 is down and sends no sessions, exclude it"
