@@ -128,7 +128,7 @@ def _weigh(found: Found, plan: Plan) -> int:
     else:
         problem = problem or f"{found.state_file} does not exist"
         after, fields = weight.decide_failure(problem, before, plan.limits, state, now)
-    after, change = _apply(found, fields, before, after) if fields else (after, "")
+    after, change = _apply(found, fields, state, before, after) if fields else (after, "")
     try:
         weight_record.save(found.state_file, after)
     except weight_record.SAVE_ERRORS as error:
@@ -139,11 +139,16 @@ def _weigh(found: Found, plan: Plan) -> int:
     return EXIT_FAILED if after.problem else EXIT_OK
 
 
-def _apply(found: Found, fields: weight.Fields, before: Record, after: Record) -> tuple[Record, str]:
-    """Set these fields. Returns the record of that, and the change of the state in words, '' if it has not changed."""
+def _apply(
+    found: Found, fields: weight.Fields, state: State | None, before: Record, after: Record
+) -> tuple[Record, str]:
+    """Set these fields, unless something else has changed the state since they were decided.
+
+    Returns the record of that, and the change of the state in words, '' if it has not changed.
+    """
     now = time.time()
     try:
-        target = _set(found, fields, weight.IN_ROTATION)
+        target = _set(found, fields, state)
     except ProblemError as error:
         problem = str(error).removeprefix(f"{found.label}: ")
         return after._replace(problem=before.problem, since=before.since).failed(problem, now), ""
@@ -157,10 +162,10 @@ def _apply(found: Found, fields: weight.Fields, before: Record, after: Record) -
     return after._replace(applied={**before.applied, **fields}), change
 
 
-def _set(found: Found, fields: weight.Fields, statuses: list[str] | None) -> Target:
-    """Set these fields, and remove those that are None. Raises ProblemError."""
+def _set(found: Found, fields: weight.Fields, known: State | None) -> Target:
+    """Set these fields, and remove those that are None, if the state is still C(known). Raises ProblemError."""
     named = {name: value for name, value in fields.items() if value is not None}
-    change = Change(named, [name for name in fields if name not in named], statuses=statuses)
+    change = Change(named, [name for name in fields if name not in named], known=known)
     target = Target(found, Request(change, None, None, False))
     target.check()
     target.apply()

@@ -32,8 +32,8 @@ class Change(t.NamedTuple):
     """A change of a state.
 
     C(named) has the fields to set with their values, C(unset) the names of the fields to remove. With C(create), they
-    apply only to a new file. C(statuses) and C(reason) are the conditions under which a state may be changed; None
-    means no condition.
+    apply only to a new file. C(statuses), C(reason) and the whole state C(known) are the conditions under which a state
+    may be changed; None means no condition.
     """
 
     named: Fields
@@ -41,13 +41,16 @@ class Change(t.NamedTuple):
     create: bool = False
     statuses: list[str] | None = None
     reason: str | None = None
+    known: State | None = None
 
     def is_for(self, state: State | None) -> bool:
         """Whether this state may be changed. C(state) is None if there is no file."""
         if self.create or state is None:
             return self.create and state is None
-        return (self.statuses is None or state.status in self.statuses) and (
-            self.reason is None or (state.reason or "") == self.reason
+        return (
+            (self.statuses is None or state.status in self.statuses)
+            and (self.reason is None or (state.reason or "") == self.reason)
+            and self.known in (None, state)
         )
 
     def applied_to(self, state: State | None) -> State:

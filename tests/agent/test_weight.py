@@ -38,6 +38,8 @@ with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
     state: Any = importlib.import_module("hapgent._state")
     measure: Any = importlib.import_module("hapgent.measure")
     usage: Any = importlib.import_module("hapgent.usage")
+    instances: Any = importlib.import_module("hapgent.instances")
+    weigh_command: Any = importlib.import_module("hapgent.weigh_command")
     weight: Any = importlib.import_module("hapgent.weight")
     weight_record: Any = importlib.import_module("hapgent.weight_record")
 
@@ -409,6 +411,22 @@ def test_a_drain_stays_and_ends_without_a_jump(weighed: Weighed) -> None:
     weighed.write(status="UP", weight=60)
     assert weighed.run("weigh", "--smoothing=1", "--step=5", "echo", "30").returncode == 0
     assert weighed.saved() == {"status": "UP", "weight": 55}
+
+
+def test_what_was_set_since_the_weight_was_decided_stays(weighed: Weighed) -> None:
+    decide = weight.decide
+
+    def decide_and_set(*arguments: Any) -> Any:
+        """Decide, and let a person set the weight before it is written."""
+        decided = decide(*arguments)
+        weighed.write(status="UP", weight=0)
+        return decided
+
+    plan = weigh_command.Plan(["echo", "42"], weight.Limits(minimum=0, step=255), {}, None)
+    found = instances.serving(str(weighed.file), str(weighed.socket))
+    with mock.patch.object(weight, "decide", decide_and_set):
+        assert weigh_command._weigh(found, plan) == 0
+    assert weighed.saved() == {"status": "UP", "weight": 0}
 
 
 def test_an_agent_that_does_not_run_starts_with_the_weight(weighed: Weighed) -> None:
