@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The tests for HAProxy's own test program, which need nothing else of this project, pass, are complete, and can fail."""
+"""The tests that HAProxy's own test program runs pass, cover each change of status, and can fail."""
 
 from __future__ import annotations
 
