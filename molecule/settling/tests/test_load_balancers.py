@@ -279,8 +279,9 @@ class TestServerState:
     @staticmethod
     def _old_file() -> Generator[None, None, None]:
         """One server is drained, and the other one is back since the file was written."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda agent: set_and_wait(agent, "status=DRAIN"), ("drained", "undrained")))
         for agent in ("drained", "undrained"):
-            set_and_wait(agent, "status=DRAIN")
             await_shown(agent, "DRAIN (agent)")
         run_on_each(f"{operator_command('show servers state')} >{SERVER_STATE}.old")
         set_and_settle("undrained", "status=UP")
