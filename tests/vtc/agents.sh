@@ -9,7 +9,7 @@
 
 set -eu
 trap : TERM HUP
-: "${HAPGENT=$(dirname "$0")/../../roles/hapgent/files/hapgent.pyz}"
+program=$(dirname "$0")/../../roles/hapgent/files/hapgent.pyz
 export HAPGENT_PORT="$2" HAPGENT_STATE_FILE=state.json HAPGENT_SOCKET=status.sock
 # For so many seconds after a change, an agent also sends the keywords that reset the previous state. With 0, it never
 # does, and the tests fail.
@@ -17,7 +17,7 @@ export HAPGENT_SETTLE="${HAPGENT_SETTLE-1}"
 for number in $(seq "$1"); do
     mkdir "$number"
     echo '{"status": "UP"}' >"$number/state.json"
-    (cd "$number" && HAPGENT_IP=127.0.1.$number exec python3 "$HAPGENT") &
+    (cd "$number" && HAPGENT_IP=127.0.1.$number exec python3 "$program") &
 done
 cat >/dev/null || true
 kill 0

@@ -70,6 +70,6 @@ agents = {Agent(Path(str(number))): state(text) for number, text in enumerate(sy
 for agent, new in agents.items():
     agent.change(new)
 wait_until(lambda: all(agent.sends_only(new) for agent, new in agents.items()))
-# HAProxy has acted on a line when it polls again.
+# The next line is sent after all changes, and HAProxy has acted on it when it polls again.
 polls = {agent: agent.polls() for agent in agents}
-wait_until(lambda: all(agent.polls() > polls[agent] for agent in agents))
+wait_until(lambda: all(agent.polls() >= polls[agent] + 2 for agent in agents))
