@@ -19,10 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+DEADLINE = time.monotonic() + 60
+
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait without a limit, because varnishtest has one."""
     while not condition():
+        if time.monotonic() > DEADLINE:
+            sys.exit("HAProxy does not poll all agents, or they do not send the new states")
         time.sleep(0.05)
 
 
