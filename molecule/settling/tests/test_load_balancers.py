@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,18 @@ from lab import HOSTS, agents, ask, eventually, module, operator_command, run, s
 AGENTS_HOST = "settling-bullseye"
 ADDRESSES = sorted(HOSTS.values())
 SETTLE_SECONDS = 6
+
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "haproxy.md"
+DROP_IN = "/etc/systemd/system/haproxy.service.d/server-state.conf"
+SERVER_STATE = "/var/lib/haproxy/server-state"
+# Test hosts have no socat. This does what the drop-in uses it for.
+SOCAT = """#!/usr/bin/python3
+import socket, sys
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect(sys.argv[2])
+    client.sendall(sys.stdin.buffer.read())
+    sys.stdout.buffer.write(b"".join(iter(lambda: client.recv(4096), b"")))
+"""
 
 
 def set_state(agent: str, arguments: str) -> dict[str, Any]:
@@ -230,18 +243,96 @@ def process_ids() -> list[str]:
     return [line for reply in send_to_haproxy("show info") for line in reply.splitlines() if line.startswith("Pid:")]
 
 
+# Kill HAProxy, and wait until systemd has started it again.
+CRASH = """
+restarts() { systemctl show --property=NRestarts haproxy; }
+before=$(restarts)
+systemctl kill --signal=KILL haproxy
+while [ "$(restarts)" = "$before" ]; do sleep 0.1; done
+systemctl start haproxy
+"""
+
+
+def let_haproxy(command: str) -> None:
+    """Let a command of systemctl replace the process of each HAProxy, and wait until it has."""
+    before = process_ids()
+    run_on_each(f"systemctl {command} haproxy")
+    assert eventually(lambda: not set(process_ids()) & set(before), True)
+
+
 def test_drain_survives_a_reload_of_haproxy() -> None:
     set_and_settle("reloading", "status=UP")
     set_and_wait("reloading", "status=DRAIN")
     for _time in ("while it settles", "after that"):
         await_shown("reloading", "DRAIN (agent)")
-        before = process_ids()
-        run_on_each("systemctl reload haproxy")
-        # A reload starts a new process, which has no agent states.
-        assert eventually(lambda: not set(process_ids()) & set(before), True)  # noqa: B023
+        # The new process has no agent states.
+        let_haproxy("reload")
         await_shown("reloading", "DRAIN (agent)")
         await_settled("reloading", "DRAIN")
     await_shown("reloading", "DRAIN (agent)", timeout=0)
+
+
+class TestServerState:
+    """HAProxy reads the states of its servers from a file, which is written as documented."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @staticmethod
+    def _old_file() -> Generator[None, None, None]:
+        """One server is drained, and the other one is back since the file was written."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda agent: set_and_wait(agent, "status=DRAIN"), ("drained", "undrained")))
+        for agent in ("drained", "undrained"):
+            await_shown(agent, "DRAIN (agent)")
+        run_on_each(f"{operator_command('show servers state')} >{SERVER_STATE}.old")
+        set_and_settle("undrained", "status=UP")
+        await_shown("undrained", "UP")
+        # Without its agent, only the file can keep this server drained.
+        run_on_each("systemctl stop hapgent-of@drained", [AGENTS_HOST])
+        yield
+        run_on_each(f"rm -rf {SERVER_STATE}* {Path(DROP_IN).parent} && systemctl daemon-reload")
+        run_on_each("systemctl restart haproxy")
+        run_on_each("systemctl start hapgent-of@drained", [AGENTS_HOST])
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def _drop_in() -> Generator[None, None, None]:
+        (text,) = re.findall(rf"```ini\n(# {DROP_IN}\n.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), re.DOTALL)
+        socat = "/usr/local/bin/socat"
+        for path, content in ((DROP_IN, text), (socat, SOCAT)):
+            run_on_each(f"mkdir -p {Path(path).parent} && cat >{path} <<'END'\n{content}END")
+        # The agent does not listen on the new port either.
+        change_port = r"sed -i.kept 's/\(server drained .* agent-port\) [0-9]*/\1 9/' /etc/haproxy/haproxy.cfg"
+        run_on_each(f"chmod 755 {socat} && systemctl daemon-reload && {change_port}")
+        yield
+        run_on_each("cd /etc/haproxy && mv haproxy.cfg.kept haproxy.cfg")
+
+    def test_old_file_brings_a_drain_back_without_the_drop_in(self) -> None:
+        """This shows that the tests below can fail."""
+        run_on_each(f"cp {SERVER_STATE}.old {SERVER_STATE}")
+        let_haproxy("restart")
+        await_two_polls("undrained")
+        await_shown("undrained", "DRAIN (agent)", timeout=0)
+        send_to_haproxy("set server web/undrained state ready")
+        await_shown("undrained", "UP")
+
+    @pytest.mark.usefixtures("_drop_in")
+    @pytest.mark.parametrize("command", ["reload", "restart"])
+    def test_servers_stay_as_they_are(self, command: str) -> None:
+        let_haproxy(command)
+        await_two_polls("undrained")
+        await_shown("undrained", "UP", timeout=0)
+        await_shown("drained", "DRAIN (agent)", timeout=0)
+        # The agent's port is the configured one, not that of the process before. HAProxy 2.2 does not show it.
+        rows = [line.split() for reply in send_to_haproxy("show servers state web") for line in reply.splitlines()]
+        assert {"9"} == {row[24] for row in rows if row[3:4] == ["drained"] and len(row) > 24}
+
+    @pytest.mark.usefixtures("_drop_in")
+    def test_file_from_before_a_crash_is_not_read(self) -> None:
+        run_on_each(f"cp {SERVER_STATE}.old {SERVER_STATE} && touch --date='1 minute ago' {SERVER_STATE}")
+        run_on_each(CRASH)
+        await_two_polls("undrained")
+        for agent in ("undrained", "drained"):
+            await_shown(agent, "UP", timeout=0)
 
 
 def test_hanging_agent_is_restarted() -> None:

@@ -117,6 +117,7 @@ NOT_RUN_HERE = {
     "hapgent@shop: DRAIN (was UP), received by": "tests/agent/test_commands.py",
     "weighing    has failed since": "tests/agent/test_commands.py",
     "* * * * * nobody": "test_documented_cron_jobs_set_a_weight in molecule/default",
+    "haproxy.service.d/server-state.conf\n[Service]": "TestServerState in molecule/settling, on hosts with systemd",
     "%deploy ALL =": "nothing: test hosts have no sudo rules of their own",
     "host  state  since": "test_status_playbook_prints_the_documented_table",
 }
@@ -138,6 +139,7 @@ COMMANDS = {
     "make ": "test_documented_make_targets_exist; CI runs make test",
     "tests/tools/with-hosts molecule": "what make hosts runs, step by step",
     "systemctl enable --now hapgent-metrics.timer": "molecule/default, on a host with systemd",
+    "HAPROXY_PROGRAM=": "tests/agent/test_vtc.py, with the same arguments",
     "unshare --net": "nothing: it takes minutes, and its figures are meant for people",
 }
 
@@ -581,9 +583,15 @@ def servers_in(config: Path) -> list[str]:
     return [line for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("    server ")]
 
 
-def test_documented_play_and_template_write_the_documented_servers(tmp_path: Path) -> None:
+def documented_template() -> dict[str, Any]:
+    """The task that writes HAProxy's configuration. TestServerState in molecule/settling tests what the others do."""
     (play,) = find("# haproxy.yml\n").parsed()
-    configure(tmp_path, play["tasks"])
+    task: dict[str, Any] = play["tasks"][0]
+    return task
+
+
+def test_documented_play_and_template_write_the_documented_servers(tmp_path: Path) -> None:
+    configure(tmp_path, [documented_template()])
     config = tmp_path / "haproxy.cfg"
     assert "[ALERT]" not in run_haproxy("-c", "-f", config, cwd=tmp_path)
     assert find("    server web7 10.0.0.7:").text.splitlines() == ["backend web", *servers_in(config)]
@@ -591,8 +599,7 @@ def test_documented_play_and_template_write_the_documented_servers(tmp_path: Pat
 
 
 def test_documented_template_for_haproxy_3_1(tmp_path: Path) -> None:
-    (play,) = find("# haproxy.yml\n").parsed()
-    configure(tmp_path, play["tasks"], haproxy_init_state="down")
+    configure(tmp_path, [documented_template()], haproxy_init_state="down")
     lines = (tmp_path / "haproxy.cfg").read_text(encoding="utf-8").splitlines()
     # The HAProxy of the tests is older. Without this line, it accepts the rest.
     lines.remove("    default-server init-state down")

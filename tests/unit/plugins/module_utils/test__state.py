@@ -415,6 +415,32 @@ def test_reset_keywords_leave_nothing_of_two_previous_states(first: State, secon
         assert in_haproxy(*(state.answer() for state in received), line) == in_haproxy(third.answer())
 
 
+# Keywords that a state sends all the time
+
+HEALTH = {"UP", "DOWN", "FAIL", "STOPPED"}
+
+
+def keywords(line: str) -> set[str]:
+    return set(line.partition("#")[0].split())
+
+
+@pytest.mark.parametrize("reason", [None, "kernel upgrade"])
+@pytest.mark.parametrize("status", STATUSES)
+def test_states_without_a_health_keyword(status: str, reason: str | None) -> None:
+    """HAProxy 3.3 and 3.4 may leave a server DOWN until there is one: docs/haproxy.md lists the states."""
+    has_none = status in ("READY", "DRAIN", "MAINT") and reason is None
+    assert (not keywords(State(status, reason=reason).answer()) & HEALTH) is has_none
+
+
+@pytest.mark.parametrize("after", ["UP", "READY"])
+@pytest.mark.parametrize("before", STATUSES)
+def test_return_into_rotation_sends_up(before: str, after: str) -> None:
+    """So a server that HAProxy 3.3 or 3.4 has left DOWN comes back, whatever it was before."""
+    if before != after:
+        new = State(after)
+        assert "UP" in keywords(new.answer(new.undoing(State(before))))
+
+
 # All responses of one state
 
 
