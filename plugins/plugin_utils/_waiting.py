@@ -33,7 +33,7 @@ class Host(t.TypedDict):
     C(pending) describes the load balancers without the wanted status, '' if all have it. C(problem) is why it is not
     known what the load balancers of the host do, '' if it is known. A host that is still waited for has one, so that a
     wait whose tasks fail does not count as a success. The flags are whether any of them sends new sessions, and whether
-    any has sessions or queued requests.
+    any may have sessions or queued requests.
     """
 
     waits: bool
@@ -161,7 +161,8 @@ def _look(one: Host, asked: t.Iterable[Result], now: float) -> Host:
         "waits": bool(pending) and not problem and now < one["deadline"],
         "pending": pending,
         "takes_new_sessions": any(row["takes_new_sessions"] for row in rows),
-        "has_sessions": any(row["sessions"] or row["queue"] for row in rows),
+        # A load balancer that cannot count them may have sessions.
+        "has_sessions": bool(pending) or any(row["sessions"] or row["queue"] or row["old_sessions"] for row in rows),
     }
     return {**looked, "problem": f"{problem} {one['outcome']}" if problem else _unfinished(looked)}
 

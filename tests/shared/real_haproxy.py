@@ -58,6 +58,7 @@ class LoadBalancer:
     def __init__(self, folder: Path, free_port: FreePort) -> None:
         self.folder = folder
         self.socket = folder / "admin.sock"
+        self.master_socket = folder / "master.sock"
         self.tcp = f"127.0.0.1:{free_port()}"
         self.page = f"http://127.0.0.1:{free_port()}/stats"
         self.ports: dict[str, int] = {}
@@ -107,7 +108,7 @@ class LoadBalancer:
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
         with (self.folder / "haproxy.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [HAPROXY, "-W", "-db", "-f", config],
+                [HAPROXY, "-W", "-S", self.master_socket, "-db", "-f", config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -31,8 +31,9 @@ def of(*titles: str, deadline: float = NOW + 60, balancers: tuple[str, ...] = ("
 
 def asked(name: str, left: tuple[str, ...] = (), *, takes: bool = False, **sessions: int) -> Result:
     """The result of a load balancer whose servers have these sessions; those in C(left) are waited for."""
+    usual = {"queue": 0, "old_sessions": None}
     rows = [
-        {"backend": "web", "server": server, "takes_new_sessions": takes, "sessions": count, "queue": 0}
+        {"backend": "web", "server": server, "takes_new_sessions": takes, **usual, "sessions": count}
         for server, count in sessions.items()
     ]
     failed = {"msg": "Not drained after 5 s.", "waiting_for": {f"web/{server}": f"{server} waits" for server in left}}
@@ -136,3 +137,22 @@ def test_messages_about_many_hosts_fit_on_a_screen() -> None:
     assert "30 other hosts" in more
     assert "55 s" in left
     assert len(wait["messages"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("row", "left", "goes_on"),
+    [
+        ({}, (), False),
+        ({"old_sessions": 0}, (), False),
+        ({"old_sessions": 2}, (), True),
+        ({"queue": 1}, (), True),
+        # HAProxy's master did not answer, so that it is not known whether old workers have sessions.
+        ({}, ("web1",), True),
+    ],
+)
+def test_what_may_be_a_session_is_waited_for(row: Result, left: tuple[str, ...], goes_on: bool) -> None:
+    wait = begin("drained", {"web1": of("web/web1", balancers=("lb1",))}, NOW, max_sessions=1000)
+    result = asked("lb1", left, web1=0)
+    result["servers"][0].update(row)
+    wait = for_sessions(proceed(wait, [result], NOW + 60), {"web1": 300.0}, NOW + 60)
+    assert bool(wait["queries"]) == goes_on
