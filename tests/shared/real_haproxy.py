@@ -122,7 +122,8 @@ class LoadBalancer:
 
     def _answers(self) -> bool:
         try:
-            return "Uptime" in self.send("show info")
+            # The master ignores a reload before it answers itself.
+            return "Uptime" in self.send("show info") and "# workers" in self._send("show proc", self.master_socket)
         except OSError:
             return False
 
@@ -146,10 +147,15 @@ class LoadBalancer:
         self._stack.close()
 
     def send(self, command: str) -> str:
+        return self._send(command, self.socket)
+
+    @staticmethod
+    def _send(command: str, path: Path) -> str:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE_SECONDS)
-            connection.connect(str(self.socket))
+            connection.connect(str(path))
             connection.sendall(f"{command}\n".encode())
+            connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
 
     def session(self, backend: str) -> socket.socket:
