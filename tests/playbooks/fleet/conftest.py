@@ -41,6 +41,8 @@ UP = {"status": "UP"}
 WEB = ("web1", "web2", "web3")
 # The source address of each load balancer's checks, by which the agents identify it.
 LOAD_BALANCERS = {"lb1": "127.0.0.11", "lb2": "127.0.0.12"}
+# This one ends the sessions of a server in maintenance.
+CUTS = {"lb2": "on-marked-down shutdown-sessions"}
 
 Variables = dict[str, Any]
 
@@ -119,7 +121,7 @@ class LoadBalancer:
             "    default_backend web",
             "backend web",
             *(f"    use-server {server} if {{ dst_port {port} }}" for server, port in self._ports.items()),
-            f"    default-server {CHECKS} source {self.source}",
+            f"    default-server {CHECKS} source {self.source} {CUTS.get(name, '')}",
             *(f"    server {server} 127.0.0.1:{service} agent-port {port}" for server, port in servers.items()),
             # YAML and Ansible may take these names for numbers.
             "backend 80",

@@ -49,6 +49,7 @@ OTHERS = {
     "hapgent_health_ca_path",
     "hapgent_handlers",
     "hapgent_kept_out",
+    "hapgent_after_grace",
 }
 
 

@@ -62,10 +62,10 @@ def test_wait_continues_only_for_hosts_that_are_left() -> None:
     assert wait["queries"] == {"lb1": ["web/web2"], "lb2": ["web/web2"]}
     assert any("web2 waits" in line for line in wait["messages"])
     assert not any("web1" in line for line in wait["messages"])
-    assert [wait["hosts"][name]["has_sessions"] for name in ("web1", "web2")] == [False, True]
+    assert [wait["hosts"][name]["sessions"] for name in ("web1", "web2")] == [0, 3]
     wait = proceed(wait, [asked("lb1", web2=0), asked("lb2", web2=0)], NOW + 10)
     assert (wait["queries"], wait["messages"]) == ({}, [])
-    assert not wait["hosts"]["web2"]["has_sessions"]
+    assert not wait["hosts"]["web2"]["sessions"]
 
 
 def test_host_whose_time_is_over_is_left_as_it_is() -> None:
