@@ -126,7 +126,7 @@ def test_sessions_are_waited_for_only_on_servers_that_get_no_new_ones() -> None:
 def test_servers_of_other_services_do_not_count() -> None:
     result = asked("lb1", ("other",), other=7)
     wait = proceed(begin("drained", {"web1": of("web/web1", balancers=("lb1",))}, NOW), [result], NOW)
-    assert (wait["hosts"]["web1"]["pending"], wait["hosts"]["web1"]["has_sessions"]) == ("", False)
+    assert (wait["hosts"]["web1"]["pending"], wait["hosts"]["web1"]["sessions"]) == ("", 0)
 
 
 def test_messages_about_many_hosts_fit_on_a_screen() -> None:
@@ -156,3 +156,10 @@ def test_what_may_be_a_session_is_waited_for(row: Result, left: tuple[str, ...],
     result["servers"][0].update(row)
     wait = for_sessions(proceed(wait, [result], NOW + 60), {"web1": 300.0}, NOW + 60)
     assert bool(wait["queries"]) == goes_on
+
+
+def test_hosts_without_a_grace_period_are_not_waited_for() -> None:
+    hosts = {name: of(f"web/{name}", balancers=("lb1",)) for name in ("web1", "web2")}
+    wait = proceed(begin("drained", hosts, NOW, max_sessions=1000), [asked("lb1", web1=1, web2=1)], NOW)
+    wait = for_sessions(wait, {"web2": 60.0}, NOW, max_sessions=3)
+    assert (wait["queries"], wait["deadline"], wait["max_sessions"]) == ({"lb1": ["web/web2"]}, NOW + 60, 3)
