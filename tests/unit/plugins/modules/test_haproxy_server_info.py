@@ -610,14 +610,14 @@ def test_error_if_the_master_socket_is_wrong(
         assert_failed(result, "settings", f"{balancer.master_socket} is HAProxy's master socket", "set master_socket")
     finally:
         other.end()
-    arguments = {"url": balancer.page, "master_socket": str(balancer.master_socket)}
+    arguments: Result = {"url": balancer.page, "master_socket": str(balancer.master_socket)}
     assert_failed(run_module(**arguments, **wait), "", "mutually exclusive: master_socket|url")
 
 
 def test_one_warning_if_sessions_in_old_workers_cannot_be_counted(balancer: LoadBalancer) -> None:
     agent = simple(balancer)
     agent.line = "drain"
-    page = {"url": balancer.page, "url_username": "ada", "url_password": "secret"}
+    page: Result = {"url": balancer.page, "url_username": "ada", "url_password": "secret"}
     for arguments in (page, {"socket": balancer.tcp}):
         result = run_module(wait_until="drained", **arguments)
         assert not result.get("failed"), result
