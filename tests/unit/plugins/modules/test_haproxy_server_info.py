@@ -629,6 +629,77 @@ def test_one_warning_if_sessions_in_old_workers_cannot_be_counted(balancer: Load
     assert balancer.run_module(wait_until="up").get("warnings", []) == []
 
 
+def run_with_default(path: Path, *, as_nobody: bool = False, **arguments: Any) -> Result:
+    """Run the module with another default of master_socket."""
+    code = f"import {MODULE} as module; module.DEFAULT_MASTER_SOCKET = {str(path)!r}; module.main()"
+    _command, given, environment = command_of(sys.executable, arguments)
+    user = 65534 if as_nobody else None
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment,
+        user=user,
+        cwd="/",
+    )
+    assert done.stdout, done.stderr
+    result: Result = json.loads(done.stdout)
+    return result
+
+
+def test_default_master_socket_is_used_if_it_is_that_of_this_haproxy(
+    balancer: LoadBalancer, eventually: Eventually, tmp_path_factory: pytest.TempPathFactory, free_port: FreePort
+) -> None:
+    _session, old = drained_after_a_reload(balancer, eventually)
+    arguments: Result = {"socket": str(balancer.socket)}
+    drained: Result = {**arguments, "wait_until": "drained", "timeout": 3}
+    result = run_with_default(balancer.master_socket, **{**drained, "timeout": 0})
+    assert_failed(result, "timeout", f"1 session in an old worker (pid {old})")
+    assert run_with_default(balancer.master_socket, **arguments)["haproxy"]["old_processes"] == [old]
+    other = LoadBalancer(tmp_path_factory.mktemp("other"), free_port)
+    try:
+        simple(other)
+        for path, why in (
+            (balancer.folder / "none.sock", "there is no "),
+            (balancer.folder / "haproxy.cfg", "is not a socket"),
+            (balancer.socket, "is not HAProxy's master socket"),
+            (other.master_socket, "is the master socket of another HAProxy"),
+        ):
+            result = run_with_default(path, **drained)
+            assert not result.get("failed"), result
+            assert len(result["warnings"]) == 1
+            assert why in warnings(result)
+            result = run_with_default(path, **arguments)
+            assert (result["haproxy"]["old_processes"], result.get("warnings", [])) == (None, [])
+    finally:
+        other.end()
+    # With a socket that an earlier process has left, it cannot be known whether HAProxy has old workers.
+    stale = balancer.folder / "stale.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(stale))
+    assert_failed(run_with_default(stale, **drained), "silent", str(stale), "remove this file")
+    assert run_with_default(stale, **arguments)["haproxy"]["old_processes"] is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_warning_if_the_default_master_socket_is_not_accessible(balancer: LoadBalancer, eventually: Eventually) -> None:
+    drained_after_a_reload(balancer, eventually)
+    for folder in (balancer.folder, *balancer.folder.parents):
+        if "pytest-of-" in str(folder):
+            folder.chmod(0o755)
+    balancer.socket.chmod(0o666)
+    balancer.master_socket.chmod(0o600)
+    arguments: Result = {"socket": str(balancer.socket), "wait_until": "drained", "timeout": 3}
+    result = run_with_default(balancer.master_socket, as_nobody=True, **arguments)
+    assert not result.get("failed"), result
+    assert len(result["warnings"]) == 1
+    assert f"no permission for the master socket {balancer.master_socket}" in warnings(result)
+
+
 # Errors
 
 
