@@ -12,7 +12,7 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: hostvars
+positional: hostvars, step
 options:
   _input:
     description: The wait, as the filter C(_wait) returns it.
@@ -22,12 +22,16 @@ options:
     description: The variable C(hostvars), with what the tasks of the role have recorded.
     type: dict
     required: true
+  step:
+    description: V(drain) to wait for the grace period of each host, or V(cut) for the hosts whose sessions are cut.
+    type: str
+    required: true
 """
 
 EXAMPLES = r"""
 - name: Show which servers have sessions left
   ansible.builtin.debug:
-    msg: "{{ (wait | hapgent.agent._wait_for_sessions(hostvars)).queries }}"
+    msg: "{{ (wait | hapgent.agent._wait_for_sessions(hostvars, 'drain')).queries }}"
 """
 
 RETURN = r"""
@@ -42,10 +46,15 @@ import typing as t
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded, _waiting
 
 
-def wait_for_sessions(wait: _waiting.Wait, hostvars: _recorded.Hostvars) -> _waiting.Wait:
+def wait_for_sessions(wait: _waiting.Wait, hostvars: _recorded.Hostvars, step: str) -> _waiting.Wait:
     """See DOCUMENTATION."""
-    graces = {host: float(_recorded.settings(hostvars, host)["grace"]) for host in wait["hosts"]}
-    return _waiting.for_sessions(wait, graces, time.time())
+    if step == "cut":
+        changed = {host: found for host in wait["hosts"] if (found := _recorded.changed(hostvars, host, step))}
+        return _waiting.for_sessions(wait, {host: found["timeout"] for host, found in changed.items()}, time.time())
+    settings = {host: _recorded.settings(hostvars, host) for host in wait["hosts"]}
+    graces = {host: float(found["grace"]) for host, found in settings.items()}
+    max_sessions = min((int(found["max_sessions"]) for found in settings.values()), default=0)
+    return _waiting.for_sessions(wait, graces, time.time(), max_sessions=max_sessions)
 
 
 class FilterModule:

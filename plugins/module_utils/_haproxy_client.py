@@ -4,7 +4,7 @@
 
 # Note that this module util is **PRIVATE** to the collection. It can have breaking changes at any time.
 
-"""Query HAProxy for its servers, over a stats socket or the CSV page.
+"""Query HAProxy for its servers, over a stats socket or the CSV page, and send commands to its sockets.
 
 One deadline and one size limit apply to a whole conversation: name lookup, connection, TLS, headers and body. Any
 program may respond, and its response may never end.
@@ -13,6 +13,7 @@ program may respond, and its response may never end.
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import io
 import os
@@ -31,6 +32,7 @@ from ._haproxy_stats import (
     FormatError,
     Statistics,
     TruncatedError,
+    UnknownCommandError,
     parse_page,
     parse_socket,
 )
@@ -118,8 +120,14 @@ class Conversation(io.RawIOBase):
         super().close()
 
 
-class StatsSocket:
-    """A stats socket, given as the path of a UNIX socket or as host:port."""
+class CommandSocket:
+    """A socket on which HAProxy takes commands, given as the path of a UNIX socket or as host:port."""
+
+    # The option with the address, what the socket is, what sets its path, and its lowest sufficient level.
+    option: str
+    kind: str
+    origin: str
+    level: str
 
     def __init__(self, address: str) -> None:
         """Raises SourceError if C(address) is neither of them."""
@@ -131,39 +139,45 @@ class StatsSocket:
         parts = re.fullmatch(r"(\[[^\]/]+\]|[^:/]+):([0-9]{1,5})", address)
         if not parts or not 1 <= int(parts[2]) <= 65535:
             raise SourceError(
-                f"socket must be a path with a slash of at most {MAX_PATH_BYTES} bytes, or host:port, not {self.shown}",
+                f"{self.option} must be a path with a slash of at most {MAX_PATH_BYTES} bytes, or host:port, "
+                f"not {self.shown}",
                 "settings",
             )
         self._host_and_port = parts[1].strip("[]"), int(parts[2])
 
-    def read(self, deadline: float) -> Statistics:
+    @property
+    def is_path(self) -> bool:
+        return self._host_and_port is None
+
+    @contextlib.contextmanager
+    def ask(self, commands: str, deadline: float) -> t.Iterator[t.Iterable[str]]:
+        """The lines of the answer to these commands. Raises SourceError, also for problems of the caller's parser."""
         try:
             with self._connect(deadline) as connection:
-                return self._ask(Conversation(connection, deadline))
+                conversation = Conversation(connection, deadline)
+                conversation.sendall(f"{commands}\n".encode())
+                # Only this makes a master of HAProxy 2.2 close the connection after its answer.
+                connection.shutdown(socket.SHUT_WR)
+                answer = conversation.makefile("rb")
+                if not answer.peek(1):
+                    raise TransientError(
+                        f"{self.shown} closed the connection without a response: check that it is HAProxy's {self.kind}"
+                    )
+                yield _lines(answer)
         except OversizeError as error:
             raise _oversize(self.shown) from error
         except OSError as error:
             raise _unknown_host(error, self.shown) or self._failed(error) from error
-
-    def _ask(self, conversation: Conversation) -> Statistics:
-        conversation.sendall(f"{COMMANDS}\n".encode())
-        answer = conversation.makefile("rb")
-        if not answer.peek(1):
-            raise TransientError(
-                f"{self.shown} closed the connection without a response: check that it is HAProxy's stats socket"
-            )
-        try:
-            return parse_socket(_lines(answer))
         except TruncatedError as error:
             raise TransientError(f"incomplete response from {self.shown} ({error}): check HAProxy's log") from error
         except DeniedError as error:
             raise SourceError(
-                f"no permission on the stats socket {self.shown}: {error}. "
-                "The level of the socket must be user or higher",
+                f"no permission on the {self.kind} {self.shown}: {error}. "
+                f"The level of the socket must be {self.level} or higher",
                 "permission",
             ) from error
         except FormatError as error:
-            raise SourceError(f"{self.shown} is not a stats socket of HAProxy: {error}", "answer") from error
+            raise self._wrong(error) from error
 
     def _connect(self, deadline: float) -> socket.socket:
         if self._host_and_port:
@@ -172,21 +186,51 @@ class StatsSocket:
 
     def _failed(self, error: OSError) -> SourceError:
         # For host:port, this error comes from the local firewall.
-        if isinstance(error, PermissionError) and not self._host_and_port:
+        if isinstance(error, PermissionError) and self.is_path:
             return SourceError(
-                f"no permission for the stats socket {self.shown}: run as root (become) or as a member of the socket's "
+                f"no permission for the {self.kind} {self.shown}: run as root (become) or as a member of the socket's "
                 "group",
                 "permission",
             )
-        if not self._host_and_port and _is_something_else(self.address):
+        if self.is_path and _is_something_else(self.address):
             return SourceError(
-                f"socket must be the path set with stats socket in haproxy.cfg: {self.shown} is not a socket",
-                "settings",
+                f"{self.option} must be the path set with {self.origin}: {self.shown} is not a socket", "settings"
             )
+        return self._silent(error)
+
+    def _silent(self, error: OSError) -> SourceError:
+        raise NotImplementedError
+
+    def _wrong(self, error: FormatError) -> SourceError:
+        raise NotImplementedError
+
+
+class StatsSocket(CommandSocket):
+    """A stats socket."""
+
+    option = "socket"
+    kind = "stats socket"
+    origin = "stats socket in haproxy.cfg"
+    level = "user"
+
+    def read(self, deadline: float) -> Statistics:
+        with self.ask(COMMANDS, deadline) as lines:
+            return parse_socket(lines)
+
+    def _silent(self, error: OSError) -> SourceError:
         return TransientError(
             f"HAProxy does not respond on {self.shown} ({error.strerror or error}): check that it is running, and that "
             f"the global section of haproxy.cfg contains: stats socket {self.shown} mode 660 level operator"
         )
+
+    def _wrong(self, error: FormatError) -> SourceError:
+        if isinstance(error, UnknownCommandError):
+            return SourceError(
+                f"{self.shown} is HAProxy's master socket: set master_socket to it, and socket to the path set with "
+                f"{self.origin}",
+                "settings",
+            )
+        return SourceError(f"{self.shown} is not a stats socket of HAProxy: {error}", "answer")
 
 
 class CsvPage:

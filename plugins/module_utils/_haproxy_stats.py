@@ -66,6 +66,10 @@ class DeniedError(FormatError):
     """HAProxy refuses a command on this socket."""
 
 
+class UnknownCommandError(FormatError):
+    """HAProxy does not know the first command, because the socket is that of its master process."""
+
+
 class UnreadableError(FormatError):
     """HAProxy's answer can be read, but not the rows of the requested servers."""
 
@@ -75,11 +79,15 @@ class SelectionError(Exception):
 
 
 class Process(t.NamedTuple):
-    """The HAProxy process that responded. C(uptime) is in seconds."""
+    """The HAProxy process that responded. C(uptime) is in seconds.
+
+    C(old_processes) are the PIDs of the workers from before a reload that still run, None if they are not known.
+    """
 
     version: str
     pid: int
     uptime: int
+    old_processes: list[int] | None = None
 
 
 class Server(t.NamedTuple):
@@ -88,6 +96,7 @@ class Server(t.NamedTuple):
     C(admin) and C(agent_state) are bits. C(user_weight) is the configured weight as changed by the agent or an
     operator. C(weight) is the weight that HAProxy uses for balancing, which is lower during a slow start.
     C(last_change) is in seconds. C(times_down) counts how often the server went out of rotation since HAProxy started.
+    C(old_sessions) are the sessions in workers from before a reload, by the PID of the worker.
     """
 
     backend: str
@@ -108,6 +117,7 @@ class Server(t.NamedTuple):
     agent_check: dict[str, t.Any] | None
     health_check: dict[str, t.Any] | None
     times_down: int | None = None
+    old_sessions: t.Mapping[int, int] | None = None
 
     @property
     def title(self) -> str:
@@ -170,7 +180,8 @@ class Server(t.NamedTuple):
     def meets(self, wanted: str, max_sessions: int) -> bool:
         """Whether the server has the status C(wanted), one of WAITS."""
         if wanted == "drained":
-            return not self.takes_new_sessions and self.sessions + self.queue <= max_sessions
+            left = self.sessions + self.queue + sum((self.old_sessions or {}).values())
+            return not self.takes_new_sessions and left <= max_sessions
         if wanted == "up":
             # After HAProxy starts, it considers a server up until it polls the agent for the first time.
             asked = self.agent_check is None or self.agent_check["result"] != "INI"
@@ -182,6 +193,8 @@ class Server(t.NamedTuple):
         words = [self.status, _count(self.sessions, "session")]
         if self.queue:
             words.append(f"{self.queue} in its queue")
+        if self.old_sessions:
+            words.append(_in_old_workers(self.old_sessions))
         if self.takes_new_sessions:
             words.append("takes new sessions")
         elif self.word in ("UP", "no check"):
@@ -204,6 +217,7 @@ class Server(t.NamedTuple):
             "weight": self.weight,
             "configured_weight": self.configured_weight,
             "sessions": self.sessions,
+            "old_sessions": None if self.old_sessions is None else sum(self.old_sessions.values()),
             "queue": self.queue,
             "last_change": self.last_change,
             "agent_check": self.agent_check,
@@ -274,6 +288,16 @@ class Statistics(t.NamedTuple):
         return f"HAProxy's report about {_listed(titles)} cannot be read ({self.unreadable[titles[0]]})"
 
 
+def with_old_sessions(servers: t.Iterable[Server], old: t.Mapping[int, t.Mapping[str, int]]) -> list[Server]:
+    """The servers with their sessions in old workers. C(old) has the sessions of each worker by PID and by server."""
+    return [
+        server._replace(
+            old_sessions={pid: sessions[server.title] for pid, sessions in old.items() if sessions.get(server.title)}
+        )
+        for server in servers
+    ]
+
+
 def parse_socket(lines: t.Iterable[str]) -> Statistics:
     """Parse the answer of the stats socket to COMMANDS, line by line. Raises FormatError."""
     rest = iter(lines)
@@ -286,19 +310,29 @@ def parse_socket(lines: t.Iterable[str]) -> Statistics:
 def parse_page(lines: t.Iterable[str]) -> Statistics:
     """Parse the CSV page, line by line. Raises FormatError."""
     rest = iter(lines)
-    header = next(rest, "")
+    return _parse_rows(next(rest, ""), rest, ends_with_empty_line=False)
+
+
+def parse_stat(header: str, lines: t.Iterator[str]) -> Statistics:
+    """Parse the answer to C(show stat) alone, line by line. C(header) is its first line. Raises FormatError."""
+    return _parse_rows(header, lines, ends_with_empty_line=True)
+
+
+def _parse_rows(header: str, lines: t.Iterator[str], *, ends_with_empty_line: bool) -> Statistics:
     if not header.startswith(CSV_START):
-        raise _unexpected(header, CSV_START, "statistics")
+        raise unexpected(header, CSV_START, "statistics")
     table = _Table(None)
-    table.read_rows(header, rest, ends_with_empty_line=False)
+    table.read_rows(header, lines, ends_with_empty_line)
     return table.statistics()
 
 
 def _read_process(lines: t.Iterator[str]) -> Process:
     """Read the answer to C(show info), including the empty line at its end."""
     line = next(lines, "")
+    if line.startswith("Unknown command"):
+        raise UnknownCommandError("it does not know show info")
     if not line.startswith("Name: "):
-        raise _unexpected(line, "Name: ", "a stats socket's answer")
+        raise unexpected(line, "Name: ", "a stats socket's answer")
     # The name itself is not checked, because it varies: that of HAProxy Enterprise is hapee-lb.
     found: dict[str, str] = {}
     for line in lines:
@@ -324,10 +358,10 @@ def _find_header(lines: t.Iterator[str]) -> str:
         before = before or line
     if not before:
         raise TruncatedError("the answer ends too early")
-    raise _unexpected(before, CSV_START, "statistics")
+    raise unexpected(before, CSV_START, "statistics")
 
 
-def _unexpected(line: str, start: str, what: str) -> FormatError:
+def unexpected(line: str, start: str, what: str) -> FormatError:
     """The error for a line that does not begin with C(start)."""
     if line.startswith("Permission denied"):
         return DeniedError("HAProxy refuses the command")
@@ -394,12 +428,12 @@ class _Table:
         """Read C(show servers state): the format version, the column names, and one line for each server."""
         version = next(lines, "")
         if version and not version.strip().isdecimal():
-            raise _unexpected(version, "1\n", "the states of servers")
+            raise unexpected(version, "1\n", "the states of servers")
         header = next(lines, "")
         if not header:
             raise TruncatedError("the states of servers end too early")
         if not header.startswith(STATES_START):
-            raise _unexpected(header, STATES_START, "the states of servers")
+            raise unexpected(header, STATES_START, "the states of servers")
         names = header[2:].split()
         if not header.endswith("\n"):
             raise TruncatedError("the states of servers end too early")
@@ -580,6 +614,11 @@ def _integer(text: str) -> int:
     if not INTEGER.fullmatch(text):
         raise ValueError(f"{printable(text, 40)} is not a number")
     return int(text)
+
+
+def _in_old_workers(sessions: t.Mapping[int, int]) -> str:
+    where = "an old worker (pid" if len(sessions) == 1 else "old workers (pids"
+    return f"{_count(sum(sessions.values()), 'session')} in {where} {_listed([*map(str, sessions)])})"
 
 
 def _count(number: int, word: str) -> str:

@@ -35,6 +35,16 @@ options:
       - If neither this option nor O(url) is set, the module uses V(/run/haproxy/admin.sock).
       - Mutually exclusive with O(url).
     type: str
+  master_socket:
+    description:
+      - The socket of HAProxy's master process, as the path of a UNIX socket or as C(host:port). HAProxy opens it if it
+        is started with C(-W -S PATH). Over it, the module counts the sessions in workers from before a reload, which
+        the current worker does not count.
+      - The level C(user) is sufficient, but C(operator) for HAProxy before 2.5.
+      - If this option is not set and O(socket) is a path, the module uses V(/run/haproxy-master.sock) if that exists,
+        may be read, and belongs to the same HAProxy. Debian's unit of HAProxy opens it.
+      - Mutually exclusive with O(url).
+    type: str
   url:
     description:
       - URL of HAProxy's stats page, C(http) or C(https), to use instead of a socket. The module appends C(;csv) if the
@@ -83,9 +93,9 @@ options:
     description:
       - The status to wait for.
       - V(drained) waits until the server takes no new sessions and has at most O(max_sessions) sessions left, including
-        those in its queue. Such a server is in drain or in maintenance, is down, or has weight 0. The sessions of a
-        server that is down or in maintenance also count, because they continue until they end or until a timeout of
-        HAProxy expires.
+        those in its queue and those in workers from before a reload (see O(master_socket)). Such a server is in drain
+        or in maintenance, is down, or has weight 0. The sessions of a server that is down or in maintenance also count,
+        because they continue until they end or until a timeout of HAProxy expires.
       - V(up) waits until the server takes new sessions. Such a server is up or has no health check, and its weight is
         not 0. If it has an agent check, HAProxy must have polled the agent since it was started or reloaded.
       - V(down) waits for a status that begins with C(DOWN), and V(maint) for one that begins with C(MAINT), whatever
@@ -100,9 +110,9 @@ options:
   timeout:
     description:
       - Seconds to wait for O(wait_until), V(0) to V(86400).
-      - For each response of HAProxy, from resolving its host name to the last byte, the module waits as long as is left
-        of this time, but at least 2 and at most 10 seconds. It reads at most 64 MiB, which is enough for a hundred
-        thousand servers.
+      - For each query of HAProxy and its workers, from resolving the host name to the last byte, the module waits as
+        long as is left of this time, but at least 2 and at most 10 seconds. It reads at most 64 MiB of each response,
+        which is enough for a hundred thousand servers.
     type: float
     default: 60
   interval:
@@ -115,8 +125,10 @@ notes:
     load on the servers, query the server for
     RV(hapgent.agent.hapgent_info#module:instances[].peers[].interval).
   - A drain honours persistence. Clients with a cookie or an entry in a stick table are still sent to the server.
-  - After a reload, the old process of HAProxy serves its sessions until they end, and the new process does not count
-    them. If HAProxy is reloaded while the module waits on a socket, the module issues a warning.
+  - After a reload, the old worker of HAProxy serves its sessions until they end, or until C(hard-stop-after). It runs
+    no checks, so it never learns that a server is drained. The module counts its sessions over O(master_socket). If it
+    waits for V(drained) and cannot count them, it issues a warning. A client that keeps its connection to an old worker
+    may still send one more request to a server that has no sessions left.
   - If the module cannot read what HAProxy reports about a server, it issues a warning and returns the other servers. It
     fails if that server is listed in O(server), or if O(wait_until) applies to it.
   - In all returned text, control characters are replaced with escapes such as C(\x1b), and strings are cut after 1000
@@ -274,6 +286,13 @@ servers:
       description: Number of current sessions.
       type: int
       sample: 3
+    old_sessions:
+      description:
+        - Number of sessions in workers from before a reload, including those in the queue of the server there.
+        - Null if they are not counted. See O(master_socket). They are also not counted with O(wait_until) other than
+          V(drained).
+      type: int
+      sample: 0
     queue:
       description: Number of sessions in the queue of the server.
       type: int
@@ -332,7 +351,14 @@ haproxy:
       description: Seconds since HAProxy was started or reloaded.
       type: int
       sample: 86400
-  sample: {"version": "2.6.12-1+deb12u4", "pid": 612, "uptime": 86400}
+    old_processes:
+      description:
+        - Process IDs of the workers from before a reload that still run.
+        - Null in the same cases as RV(servers[].old_sessions).
+      type: list
+      elements: int
+      sample: [598]
+  sample: {"version": "2.6.12-1+deb12u4", "pid": 612, "uptime": 86400, "old_processes": [598]}
 agent_check_warnings:
   description:
     - Problems that make the agent checks of these servers ineffective. The module also issues each one as a warning.
@@ -349,6 +375,7 @@ agent_check_warnings:
   sample: ["web/web9: has no agent-check on its server line: no agent can drain it."]
 """
 
+import os
 import time
 import typing as t
 
@@ -362,12 +389,14 @@ from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_client impo
     StatsSocket,
     TransientError,
 )
+from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_master import DEFAULT_MASTER_SOCKET, MasterSocket
 from ansible_collections.hapgent.agent.plugins.module_utils._haproxy_stats import (
     WAITS,
     SelectionError,
     Server,
     Statistics,
     UnreadableError,
+    with_old_sessions,
 )
 
 # The longest time that a healthy HAProxy needs for one response.
@@ -384,10 +413,13 @@ MAX_SESSIONS = 2147483647
 class HaproxyServerInfo:
     """One query of HAProxy, or as many as the wait takes."""
 
-    def __init__(self, module: AnsibleModule, source: Source) -> None:
+    def __init__(self, module: AnsibleModule, source: Source, master: MasterSocket | None, uncounted: str) -> None:
         self.module = module
         self.source = source
         self.wanted: str | None = module.params["wait_until"]
+        # Where sessions in old workers are counted, and why they are not counted if it is None.
+        self.master = master if self.wanted in (None, "drained") else None
+        self.uncounted = uncounted
         self.started: float = time.monotonic()
         self.deadline: float = self.started + module.params["timeout"]
         # The results of the last successful query, empty before the first one.
@@ -412,8 +444,10 @@ class HaproxyServerInfo:
         params = self.module.params
         try:
             # The last query starts after the deadline, so that it has a minimum time of its own.
-            statistics = self.source.read(self._patience(RELOAD_SECONDS))
+            patience = self._patience(RELOAD_SECONDS)
+            statistics = self.source.read(patience)
             servers = statistics.select(params["backend"], params["server"], all_readable=bool(self.wanted))
+            statistics, servers = self._count_old(statistics, servers, patience)
         except TransientError as error:
             if not (self.wanted and self.was_seen) and time.monotonic() >= self._first_deadline():
                 self.module.fail_json(msg=f"{error}.", cause=error.cause)
@@ -434,6 +468,39 @@ class HaproxyServerInfo:
             self.pids.append(statistics.process.pid)
         return None
 
+    def _count_old(
+        self, statistics: Statistics, servers: list[Server], patience: float
+    ) -> tuple[Statistics, list[Server]]:
+        """Add the sessions in workers from before a reload. Raises SourceError if they must be counted but cannot be.
+
+        The workers are listed after the statistics were read: a worker that is replaced in between is not missed.
+        """
+        process = statistics.process
+        if not self.master or not process:
+            return statistics, servers
+        try:
+            old = self.master.old_sessions(process.pid, [server.title for server in servers], patience)
+        except SourceError as error:
+            if self._must_count(error):
+                if not self.was_seen and error.cause == "silent":
+                    # HAProxy may take long to read its configuration, and the servers are known meanwhile.
+                    self.statistics, self.servers, self.was_seen = statistics, servers, True
+                raise
+            self.master, self.uncounted = None, str(error)
+            return statistics, servers
+        counted = process._replace(old_processes=[*old])
+        return statistics._replace(process=counted), with_old_sessions(servers, old)
+
+    def _must_count(self, error: SourceError) -> bool:
+        """Whether this problem is one of the module, although the default of O(master_socket) may not apply."""
+        if self.module.params["master_socket"] is not None:
+            return True
+        if not self.wanted or error.cause == "permission":
+            return False
+        # A socket may only seem to be the wrong one while HAProxy is reloaded.
+        may_pass = isinstance(error, TransientError) and time.monotonic() < self._first_deadline()
+        return error.cause != "settings" or may_pass
+
     def _patience(self, minimum: float) -> float:
         now = time.monotonic()
         return now + min(ANSWER_SECONDS, max(self.deadline - now, minimum))
@@ -445,7 +512,12 @@ class HaproxyServerInfo:
         """The servers that do not have the requested status yet."""
         if self.wanted is None:
             return []
-        return [server for server in self.servers if not server.meets(self.wanted, self.module.params["max_sessions"])]
+        return [
+            server
+            for server in self.servers
+            if not server.meets(self.wanted, self.module.params["max_sessions"])
+            or (self.master and server.old_sessions is None)
+        ]
 
     def _pause(self, problem: TransientError | None) -> None:
         seconds = RETRY_SECONDS if problem else self.module.params["interval"]
@@ -475,17 +547,22 @@ class HaproxyServerInfo:
     def _warn(self) -> list[str]:
         """Issue all warnings. Returns those about agent checks."""
         warnings = self.statistics.warnings(self.servers)
-        for warning in [*warnings, self.statistics.unreadable_warning(), self._reload_warning()]:
+        for warning in [*warnings, self.statistics.unreadable_warning(), self._uncounted_warning()]:
             if warning:
                 self.module.warn(warning)
         return warnings
 
-    def _reload_warning(self) -> str:
-        if len(self.pids) < 2:
+    def _uncounted_warning(self) -> str:
+        if self.wanted != "drained" or self.master:
             return ""
-        return (
+        reloaded = (
             f"HAProxy was reloaded during the wait (process {self.pids[0]}, now {self.pids[-1]}). "
-            "Sessions of the old process are not counted."
+            if len(self.pids) > 1
+            else ""
+        )
+        return (
+            f"{reloaded}Sessions in HAProxy's workers from before a reload are not counted: {self.uncounted}. "
+            "Set hard-stop-after in haproxy.cfg to limit how long such workers run."
         )
 
     def _see_answers(self) -> None:
@@ -518,6 +595,22 @@ def source_of(params: t.Mapping[str, t.Any]) -> Source:
     )
 
 
+def master_of(params: t.Mapping[str, t.Any], source: Source) -> tuple[MasterSocket | None, str]:
+    """Where to count sessions in old workers, or None and the reason. Raises SourceError."""
+    if params["master_socket"] is not None:
+        return MasterSocket(params["master_socket"]), ""
+    if not isinstance(source, StatsSocket):
+        return None, "the stats page does not report them. Query a stats socket, with master_socket"
+    if not source.is_path:
+        return None, "master_socket is not set. Start HAProxy with -W -S PATH and set master_socket to the path"
+    if not os.path.exists(DEFAULT_MASTER_SOCKET):
+        return None, (
+            f"there is no {DEFAULT_MASTER_SOCKET}. Start HAProxy with -W -S {DEFAULT_MASTER_SOCKET}, or set "
+            "master_socket to the path that it uses"
+        )
+    return MasterSocket(DEFAULT_MASTER_SOCKET), ""
+
+
 class Module(AnsibleModule):
     """A module that hides secrets in C(url), even if it fails for another reason before C(url) is checked."""
 
@@ -546,6 +639,7 @@ def main() -> None:
     module = Module(
         argument_spec={
             "socket": {"type": "str"},
+            "master_socket": {"type": "str"},
             "url": {"type": "str"},
             "url_username": {"type": "str", "aliases": ["user"]},
             "url_password": {"type": "str", "aliases": ["password"], "no_log": True},
@@ -558,16 +652,17 @@ def main() -> None:
             "timeout": {"type": "float", "default": 60},
             "interval": {"type": "float", "default": 1},
         },
-        mutually_exclusive=[("socket", "url")],
+        mutually_exclusive=[("socket", "url"), ("master_socket", "url")],
         required_by={"url_username": "url", "url_password": "url_username", "ca_path": "url"},
         supports_check_mode=True,
     )
     try:
         check_numbers(module.params)
         source = source_of(module.params)
+        master, uncounted = master_of(module.params, source)
     except (ValueError, SourceError) as error:
         module.fail_json(msg=f"{error}.", cause="settings")
-    HaproxyServerInfo(module, source).run()
+    HaproxyServerInfo(module, source, master, uncounted).run()
 
 
 if __name__ == "__main__":

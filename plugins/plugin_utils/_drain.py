@@ -265,6 +265,83 @@ def undrain(state: Fields, reason: str, found_out: str) -> Plan:
     return _plan(change=True, note=f"this ends {answer_of(state)}")
 
 
+class Drained(t.TypedDict):
+    """The end of a drain: which sessions are left, that the host is to be put back into rotation, and why it fails.
+
+    Each is '' if there is nothing to report.
+    """
+
+    sessions_left: str
+    put_back: str
+    refusal: str
+
+
+def drained(host: str, waited: Fields, changed: Fields, when_left: str, left: str) -> Drained:
+    """What follows from the wait for the sessions of a host.
+
+    C(waited) is what the load balancers do with its servers, C(changed) the result of C(hapgent_change), C(when_left)
+    the value of hapgent_after_grace, and C(left) which sessions are left.
+    """
+    is_ours = any(result["item"]["only_if"] for result in changed["results"])
+    if waited["problem"] or waited["takes_new_sessions"]:
+        return {"sessions_left": left, "put_back": "", "refusal": waited["problem"] or _not_out(host, waited, changed)}
+    if left and when_left == "cut" and is_ours:
+        left += _not_cut(waited)
+    if not left or when_left in ("go_on", "cut"):
+        return {"sessions_left": left, "put_back": "", "refusal": ""}
+    why = f"because sessions are left after hapgent_grace: {left.rstrip('.')}."
+    if when_left == "put_back" and is_ours:
+        return {"sessions_left": left, "put_back": f"{host} was put back into rotation, {why}", "refusal": ""}
+    refusal = (
+        f"{host} stays in {changed['reported']}, {why} Run this again to wait longer, or set hapgent_after_grace=go_on."
+    )
+    return {"sessions_left": left, "put_back": "", "refusal": refusal}
+
+
+def _not_out(host: str, waited: Fields, changed: Fields) -> str:
+    return (
+        f"HAProxy still sends new sessions to {host}, although its agent was polled and reports {changed['reported']}. "
+        f"{waited['pending']} Check that this HAProxy polls this agent. {host} stays in {changed['reported']}."
+    )
+
+
+def _not_cut(waited: Fields) -> str:
+    """Why sessions are left although they should have been cut."""
+    current = (
+        " They did not end in MAINT: the server line lacks on-marked-down shutdown-sessions."
+        if waited["sessions"]
+        else ""
+    )
+    old = (
+        " Sessions in old workers cannot be cut. They end by themselves, or after hard-stop-after."
+        if waited["old_sessions"]
+        else ""
+    )
+    return current + old
+
+
+def after_grace(step: str, ours: t.Iterable[tuple[Change, Fields]], before: t.Mapping[str, Fields]) -> list[Change]:
+    """What to change on the agents of a host because sessions are left.
+
+    C(step) is V(cut) to have HAProxy end them, V(drain) to go on after that, or V(put_back). C(ours) has the changes of
+    the drain with the states after them, C(before) the states before it, by service.
+    """
+    if step == "put_back":
+        return [up(_service(made), state, _reason_to_restore(before[made["service"]])) for made, state in ours]
+    status = {"cut": "MAINT", "drain": "DRAIN"}[step]
+    return [change(_service(made), state, status=status, reason=state.get("reason", "")) for made, state in ours]
+
+
+def _service(made: Change) -> Service:
+    names = {"name": made["name"], "service": made["service"], "state_file": made["state_file"]}
+    return t.cast(Service, {**names, "server": "", "backends": []})
+
+
+def _reason_to_restore(state: Fields) -> str:
+    """The reason of a host that was in rotation. If it was drained, the reason was that of the drain."""
+    return str(state.get("reason", "")) if state["status"] in IN_ROTATION else ""
+
+
 def answer_of(state: Fields) -> str:
     """What an agent with this state answers, as printable text."""
     return printable(State(**state).answer())

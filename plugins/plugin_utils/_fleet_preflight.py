@@ -20,6 +20,7 @@ MIN_UP = re.compile("[0-9]{1,6}|([0-9]{1,2}|100)%")
 DAY = 86400
 RANGES = {
     "hapgent_grace": (0, DAY),
+    "hapgent_max_sessions": (0, 2147483647),
     "hapgent_wait_timeout": (0, DAY),
     "hapgent_server_port": (1, 65535),
     "hapgent_health_tries": (1, DAY),
@@ -32,8 +33,8 @@ class Given(t.TypedDict):
     C(names) are the names of its variables, C(own) is the value of hapgent_own_variables, C(play) the name of the play,
     C(stray_words) the words that Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers
     and C(balancers) the hosts that it selects. C(names_there) and C(own_there) are the names and own variables of all
-    these hosts together. C(numbers) is empty, or has hapgent_min_up and the variables of RANGES; None is a port that is
-    not set.
+    these hosts together. C(numbers) is empty, or has hapgent_min_up, hapgent_after_grace and the variables of RANGES;
+    None is a port that is not set.
     """
 
     names: list[str]
@@ -55,6 +56,7 @@ def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]
         *_stray(given),
         *_strange_balancers(given, groups),
         *_numbers(given["numbers"]),
+        *_cannot_cut(given),
     ]
 
 
@@ -107,6 +109,11 @@ def _numbers(given: t.Mapping[str, t.Any]) -> t.Iterator[str]:
         value = given.get(name)
         if value is not None and not _is_within(value, minimum, maximum):
             yield f"{name} must be {minimum} to {maximum}, not {value}."
+
+
+def _cannot_cut(given: Given) -> t.Iterator[str]:
+    if given["numbers"].get("hapgent_after_grace") == "cut" and not given["balancers"]:
+        yield "hapgent_after_grace=cut requires hapgent_load_balancers, because only HAProxy can end the sessions."
 
 
 def _is_within(value: t.Any, minimum: int, maximum: int) -> bool:

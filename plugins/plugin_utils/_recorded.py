@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import item_of, name_of
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change
 from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Turn
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import DEFAULT, DEFAULT_STATE_FILE, Service
 
@@ -46,8 +47,8 @@ def read_once(hostvars: Hostvars) -> Hostvars:
 class Settings(t.TypedDict):
     """What steps/check_variables.yml has recorded.
 
-    C(min_up), C(fleet) and C(grace) are there if the host may be drained. C(found_out) has the notes of a drain in the
-    same run.
+    C(min_up), C(fleet), C(grace) and C(max_sessions) are there if the host may be drained. C(found_out) has the notes
+    of a drain in the same run.
     """
 
     services: list[Service]
@@ -56,6 +57,7 @@ class Settings(t.TypedDict):
     reason: str
     found_out: dict[str, str]
     grace: t.Any
+    max_sessions: t.Any
     min_up: t.Any
     fleet: list[str]
 
@@ -69,6 +71,7 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
         "reason": "",
         "found_out": {},
         "grace": 0,
+        "max_sessions": 0,
         # Nothing may leave by mistake.
         "min_up": "100%",
         "fleet": [],
@@ -139,6 +142,12 @@ def changed(hostvars: Hostvars, name: str, step: str) -> Changed | None:
     return recorded if recorded.get("step") == step and not recorded.get("failed") else None
 
 
+def changed_states(hostvars: Hostvars, name: str) -> list[tuple[Change, Result]]:
+    """The changes that the last change of a host's agents has made or confirmed, with the states after them."""
+    results = hostvars[name]["hapgent__changed"]["results"]
+    return [(result["item"], result["after"]) for result in results if result["item"]["only_if"]]
+
+
 class FleetQuery(t.TypedDict):
     """An agent of the fleet to query: its host, and its service or state file."""
 
@@ -201,6 +210,7 @@ def turn(hostvars: Hostvars, name: str, *, plays: bool) -> Turn:
         "done": recorded.get("done", False),
         "kept_out": recorded.get("kept_out", ""),
         "sessions_left": recorded.get("sessions_left", ""),
+        "put_back": recorded.get("put_back", False),
         "plays": plays,
     }
 

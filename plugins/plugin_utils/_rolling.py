@@ -42,14 +42,16 @@ class Turn(t.TypedDict):
     """What a rolling update has recorded about a host.
 
     C(reason) is the reason of the update in which the host has had its turn, '' before that. C(done) is whether the
-    host is updated, C(kept_out) what else keeps it out of rotation, and C(sessions_left) which sessions its drain has
-    left, both '' if there is nothing. C(plays) is whether Ansible still runs tasks on the host.
+    host is updated, C(kept_out) why it is left alone, such as what else keeps it out of rotation, and C(sessions_left)
+    which sessions its drain has left, both '' if there is nothing. C(put_back) is whether it was put back into rotation
+    because of them, and C(plays) whether Ansible still runs tasks on the host.
     """
 
     reason: str
     done: bool
     kept_out: str
     sessions_left: str
+    put_back: bool
     plays: bool
 
 
@@ -172,10 +174,12 @@ def decision(checks: t.Sequence[HostCheck], reason: str, when_kept_out: str, lim
 def progress(turns: t.Mapping[str, Turn], reason: str) -> Progress:
     """Determine the progress of the rolling update with this reason, from the turns of its hosts in their order."""
     done = [host for host, turn in turns.items() if turn["done"]]
-    kept = [host for host, turn in turns.items() if turn["kept_out"]]
+    put_back = [host for host, turn in turns.items() if turn["put_back"]]
+    kept = [host for host, turn in turns.items() if turn["kept_out"] and not turn["put_back"]]
     started = [host for host, turn in turns.items() if turn["reason"] == reason]
-    unfinished = [host for host in started if host not in (*done, *kept)]
+    unfinished = [host for host in started if host not in (*done, *kept, *put_back)]
     untouched = [host for host in turns if host not in (*started, *done, *kept)]
+    skipped = "".join(f" Skipped: {turns[host]['kept_out']}" for host in put_back)
     reasons = "; ".join(f"{host}: {turns[host]['kept_out']}" for host in kept)
     return {
         "done": done,
@@ -186,7 +190,7 @@ def progress(turns: t.Mapping[str, Turn], reason: str) -> Progress:
             f"{host}: {turn['sessions_left']}" for host, turn in turns.items() if turn["sessions_left"]
         ),
         "summary": f"Done: {_listed(done)}. Not finished: {_listed(unfinished)}. "
-        f"Kept out by something else: {reasons or 'none'}. Not touched: {_listed(untouched)}.",
+        f"Kept out by something else: {reasons or 'none'}. Not touched: {_listed(untouched)}.{skipped}",
     }
 
 

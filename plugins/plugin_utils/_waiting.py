@@ -32,8 +32,8 @@ class Host(t.TypedDict):
     balancer. C(outcome) is a sentence on what this run has changed, and C(pattern) its hapgent_load_balancers.
     C(pending) describes the load balancers without the wanted status, '' if all have it. C(problem) is why it is not
     known what the load balancers of the host do, '' if it is known. A host that is still waited for has one, so that a
-    wait whose tasks fail does not count as a success. The flags are whether any of them sends new sessions, and whether
-    any has sessions or queued requests.
+    wait whose tasks fail does not count as a success. C(takes_new_sessions) is whether any of them sends new sessions,
+    C(sessions) how many sessions and queued requests they have, and C(old_sessions) how many are in old workers.
     """
 
     waits: bool
@@ -44,7 +44,8 @@ class Host(t.TypedDict):
     pending: str
     problem: str
     takes_new_sessions: bool
-    has_sessions: bool
+    sessions: int
+    old_sessions: int
 
 
 class Wait(t.TypedDict):
@@ -83,7 +84,8 @@ def host(
         "pending": "",
         "problem": "",
         "takes_new_sessions": False,
-        "has_sessions": False,
+        "sessions": 0,
+        "old_sessions": 0,
     }
 
 
@@ -102,17 +104,22 @@ def begin(until: str, hosts: t.Mapping[str, Host], now: float, *, max_sessions: 
     return wait
 
 
-def for_sessions(wait: Wait, graces: t.Mapping[str, float], now: float) -> Wait:
-    """Continue with the hosts that have sessions left, until their grace periods, in seconds, are over."""
+def for_sessions(wait: Wait, graces: t.Mapping[str, float], now: float, *, max_sessions: int = 0) -> Wait:
+    """Continue with the hosts that have sessions left, until their grace periods, in seconds, are over.
+
+    Hosts without a grace period are not waited for.
+    """
     hosts: dict[str, Host] = {
-        name: {
-            **one,
-            "waits": one["has_sessions"] and not one["takes_new_sessions"] and not one["problem"],
-            "deadline": now + graces[name],
-        }
+        name: {**one, "waits": name in graces and _may_have_sessions(one), "deadline": now + graces.get(name, 0.0)}
         for name, one in wait["hosts"].items()
     }
-    return begin("drained", hosts, now)
+    return begin("drained", hosts, now, max_sessions=max_sessions)
+
+
+def _may_have_sessions(one: Host) -> bool:
+    # A load balancer that cannot count them is pending.
+    left = one["sessions"] or one["old_sessions"] or one["pending"]
+    return bool(left) and not one["takes_new_sessions"] and not one["problem"]
 
 
 def proceed(wait: Wait, asked: t.Sequence[Result], now: float) -> Wait:
@@ -161,7 +168,8 @@ def _look(one: Host, asked: t.Iterable[Result], now: float) -> Host:
         "waits": bool(pending) and not problem and now < one["deadline"],
         "pending": pending,
         "takes_new_sessions": any(row["takes_new_sessions"] for row in rows),
-        "has_sessions": any(row["sessions"] or row["queue"] for row in rows),
+        "sessions": sum(row["sessions"] + row["queue"] for row in rows),
+        "old_sessions": sum(row["old_sessions"] or 0 for row in rows),
     }
     return {**looked, "problem": f"{problem} {one['outcome']}" if problem else _unfinished(looked)}
 

@@ -58,6 +58,7 @@ class LoadBalancer:
     def __init__(self, folder: Path, free_port: FreePort) -> None:
         self.folder = folder
         self.socket = folder / "admin.sock"
+        self.master_socket = folder / "master.sock"
         self.tcp = f"127.0.0.1:{free_port()}"
         self.page = f"http://127.0.0.1:{free_port()}/stats"
         self.ports: dict[str, int] = {}
@@ -107,7 +108,7 @@ class LoadBalancer:
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
         with (self.folder / "haproxy.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [HAPROXY, "-W", "-db", "-f", config],
+                [HAPROXY, "-W", "-S", self.master_socket, "-db", "-f", config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -121,7 +122,8 @@ class LoadBalancer:
 
     def _answers(self) -> bool:
         try:
-            return "Uptime" in self.send("show info")
+            # The master ignores a reload before it answers itself.
+            return "Uptime" in self.send("show info") and "# workers" in self._send("show proc", self.master_socket)
         except OSError:
             return False
 
@@ -145,10 +147,15 @@ class LoadBalancer:
         self._stack.close()
 
     def send(self, command: str) -> str:
+        return self._send(command, self.socket)
+
+    @staticmethod
+    def _send(command: str, path: Path) -> str:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE_SECONDS)
-            connection.connect(str(self.socket))
+            connection.connect(str(path))
             connection.sendall(f"{command}\n".encode())
+            connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
 
     def session(self, backend: str) -> socket.socket:

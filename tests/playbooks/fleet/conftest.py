@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import socketserver
 import subprocess
@@ -40,6 +41,8 @@ UP = {"status": "UP"}
 WEB = ("web1", "web2", "web3")
 # The source address of each load balancer's checks, by which the agents identify it.
 LOAD_BALANCERS = {"lb1": "127.0.0.11", "lb2": "127.0.0.12"}
+# This one ends the sessions of a server in maintenance.
+CUTS = {"lb2": "on-marked-down shutdown-sessions"}
 
 Variables = dict[str, Any]
 
@@ -100,6 +103,7 @@ class LoadBalancer:
     def __init__(self, name: str, folder: Path, servers: Mapping[str, int], service: int, free_port: FreePort) -> None:
         self.folder = folder
         self.socket = folder / f"{name}.sock"
+        self.master_socket = folder / f"{name}-master.sock"
         self.source = LOAD_BALANCERS[name]
         self._ports = {server: free_port() for server in servers}
         self._config = folder / f"{name}.cfg"
@@ -117,7 +121,7 @@ class LoadBalancer:
             "    default_backend web",
             "backend web",
             *(f"    use-server {server} if {{ dst_port {port} }}" for server, port in self._ports.items()),
-            f"    default-server {CHECKS} source {self.source}",
+            f"    default-server {CHECKS} source {self.source} {CUTS.get(name, '')}",
             *(f"    server {server} 127.0.0.1:{service} agent-port {port}" for server, port in servers.items()),
             # YAML and Ansible may take these names for numbers.
             "backend 80",
@@ -133,7 +137,7 @@ class LoadBalancer:
             return
         with (self.folder / "haproxy.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [HAPROXY_PROGRAM, "-db", "-f", self._config],
+                [HAPROXY_PROGRAM, "-W", "-S", self.master_socket, "-db", "-f", self._config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -147,12 +151,26 @@ class LoadBalancer:
             self._process.wait()
             self._process = None
 
-    def send(self, command: str) -> str:
-        """Send a command to the stats socket and return its answer. Raises OSError."""
+    def reload(self, eventually: Eventually) -> int:
+        """Reload HAProxy, wait until its new worker responds, and return the PID of the old one."""
+        assert self._process
+        old = self._pid()
+        # The master ignores a reload before it answers itself.
+        eventually(lambda: "# workers" in self.send("show proc", self.master_socket), "the master responds")
+        self._process.send_signal(signal.SIGUSR2)
+        eventually(lambda: self._pid() != old and bool(self.statuses()), "another worker responds")
+        return old
+
+    def _pid(self) -> int:
+        return int(self.send("show info").partition("\nPid: ")[2].split()[0])
+
+    def send(self, command: str, path: Path | None = None) -> str:
+        """Send a command to the stats socket, or to another one, and return its answer. Raises OSError."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE_SECONDS)
-            connection.connect(str(self.socket))
+            connection.connect(str(path or self.socket))
             connection.sendall(f"{command}\n".encode())
+            connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
 
     def statuses(self) -> dict[str, str]:
@@ -216,7 +234,10 @@ class Fleet:
         self.project.mkdir()
         local = {"ansible_connection": "local", "ansible_python_interpreter": str(self._ansible_playbook.module_python)}
         web = {name: {"hapgent_state_file": str(self._state_file(name))} for name in WEB}
-        balancers = {name: {"hapgent_haproxy_socket": str(lb.socket)} for name, lb in self.load_balancers.items()}
+        balancers = {
+            name: {"hapgent_haproxy_socket": str(lb.socket), "hapgent_haproxy_master_socket": str(lb.master_socket)}
+            for name, lb in self.load_balancers.items()
+        }
         of_web = {
             "hapgent_load_balancers": "lb",
             # systemd does not manage these agents, so modules find them by their state files.
@@ -280,6 +301,11 @@ class Fleet:
         played = Played(done, records)
         assert (played.exit_code == 0) == succeeds, played.output
         return played
+
+    def recorded(self) -> str:
+        """The results of the tasks that the running ansible-playbook has recorded so far."""
+        records = self._folder / "records.json"
+        return records.read_text(encoding="utf-8") if records.exists() else ""
 
     def state(self, name: str) -> Variables:
         """The content of a host's state file."""

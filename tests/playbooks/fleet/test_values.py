@@ -39,6 +39,7 @@ OTHERS = {
     # Without systemd, only the default instance can be found. See test__services.py.
     "hapgent_services",
     "hapgent_haproxy_socket",
+    "hapgent_haproxy_master_socket",
     "hapgent_haproxy_url",
     "hapgent_haproxy_url_username",
     "hapgent_haproxy_url_password",
@@ -48,6 +49,7 @@ OTHERS = {
     "hapgent_health_ca_path",
     "hapgent_handlers",
     "hapgent_kept_out",
+    "hapgent_after_grace",
 }
 
 

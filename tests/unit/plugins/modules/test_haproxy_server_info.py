@@ -10,6 +10,7 @@ import contextlib
 import http.server
 import json
 import os
+import signal
 import socket
 import socketserver
 import subprocess
@@ -498,6 +499,207 @@ def test_server_is_not_up_before_its_agent_was_polled(balancer: LoadBalancer) ->
         assert (server["status"], server["agent_check"]["result"]) == ("no check", "L7OK")
 
 
+# Workers from before a reload
+
+
+def reloaded(balancer: LoadBalancer, eventually: Eventually) -> int:
+    """Reload HAProxy, wait until its new worker responds, and return the PID of the old one."""
+
+    def pid() -> int:
+        return int(balancer.send("show info").partition("\nPid: ")[2].split()[0])
+
+    old = pid()
+    balancer.reload()
+    eventually(lambda: pid() != old, "another worker responds")
+    return old
+
+
+def drained_after_a_reload(balancer: LoadBalancer, eventually: Eventually) -> tuple[socket.socket, int]:
+    """Start HAProxy, reload it during a session, and drain the server. Returns the session and the old worker's PID."""
+    agent = simple(balancer)
+    session = balancer.session("web")
+    old = reloaded(balancer, eventually)
+    agent.line = "drain"
+    balancer.await_status(eventually, web7="DRAIN (agent)")
+    return session, old
+
+
+def test_session_in_an_old_worker_is_waited_for(balancer: LoadBalancer, eventually: Eventually) -> None:
+    session, old = drained_after_a_reload(balancer, eventually)
+    # Without the master socket, the server seems to have no sessions.
+    result = balancer.run_module(wait_until="drained", timeout=10)
+    assert not result.get("failed"), result
+    assert (result["servers"][0]["old_sessions"], result["haproxy"]["old_processes"]) == (None, None)
+    assert "hard-stop-after" in warnings(result)
+    assert len(result["warnings"]) == 1
+    master = str(balancer.master_socket)
+    result = balancer.run_module(master_socket=master, wait_until="drained", timeout=0)
+    left = f"web/web7 (DRAIN (agent), 0 sessions, 1 session in an old worker (pid {old}))"
+    assert_failed(result, "timeout", left)
+    assert result["waiting_for"] == {"web/web7": left}
+    result = balancer.run_module(master_socket=master)
+    assert (result["servers"][0]["old_sessions"], result["haproxy"]["old_processes"]) == (1, [old])
+    assert not balancer.run_module(master_socket=master, wait_until="drained", max_sessions=1).get("failed")
+    with balancer.waiting(master_socket=master, wait_until="drained", timeout=30) as waiting:
+        assert waiting.still_waits()
+        session.close()
+        result = waiting.result()
+    assert not result.get("failed"), result
+    assert result["servers"][0]["old_sessions"] == 0
+    assert warnings(result) == "[]"
+
+
+def test_sessions_that_get_into_old_workers_during_the_wait_are_waited_for(
+    balancer: LoadBalancer, eventually: Eventually
+) -> None:
+    agent = simple(balancer)
+    sessions, pids = [], []
+    agent.line = "up"
+    with balancer.waiting(master_socket=str(balancer.master_socket), wait_until="drained", timeout=60) as waiting:
+        for _reload in range(2):
+            sessions.append(balancer.session("web"))
+            pids.append(reloaded(balancer, eventually))
+            assert waiting.still_waits()
+        agent.line = "drain"
+        balancer.await_status(eventually, web7="DRAIN (agent)")
+        failed = balancer.run_module(
+            master_socket=str(balancer.master_socket), wait_until="drained", timeout=0, interval=0.1
+        )
+        assert_failed(failed, "timeout", f"2 sessions in old workers (pids {pids[1]}, {pids[0]})")
+        for session in sessions:
+            assert waiting.still_waits()
+            session.close()
+        result = waiting.result()
+    assert not result.get("failed"), result
+    assert warnings(result) == "[]"
+
+
+def test_old_worker_that_hangs_does_not_end_the_wait(balancer: LoadBalancer, eventually: Eventually) -> None:
+    session, old = drained_after_a_reload(balancer, eventually)
+    session.close()
+    os.kill(old, signal.SIGSTOP)
+    try:
+        result = balancer.run_module(master_socket=str(balancer.master_socket), wait_until="drained", timeout=1)
+        assert_failed(result, "silent", "Not drained", str(balancer.master_socket))
+        assert "web/web7" in result["waiting_for"]
+        # A query without a wait has no last known status.
+        result = balancer.run_module(master_socket=str(balancer.master_socket))
+        assert_failed(result, "silent", str(balancer.master_socket))
+    finally:
+        os.kill(old, signal.SIGCONT)
+    assert not balancer.run_module(master_socket=str(balancer.master_socket), wait_until="drained").get("failed")
+
+
+@pytest.mark.parametrize("wait", [{}, {"wait_until": "drained", "timeout": 60}])
+def test_error_if_the_master_socket_is_wrong(
+    balancer: LoadBalancer, wait: Result, tmp_path_factory: pytest.TempPathFactory, free_port: FreePort
+) -> None:
+    agent = simple(balancer)
+    agent.line = "drain"
+    other = LoadBalancer(tmp_path_factory.mktemp("other"), free_port)
+    try:
+        simple(other)
+        for path, named in (
+            (balancer.folder / "none.sock", "there is no master socket"),
+            (balancer.folder / "haproxy.cfg", "is not a socket"),
+            (balancer.socket, "is not HAProxy's master socket"),
+            (other.master_socket, "is the master socket of another HAProxy"),
+        ):
+            assert_failed(balancer.run_module(master_socket=str(path), **wait), "settings", named, str(path))
+        result = run_module(socket=str(balancer.master_socket), **wait)
+        assert_failed(result, "settings", f"{balancer.master_socket} is HAProxy's master socket", "set master_socket")
+    finally:
+        other.end()
+    arguments: Result = {"url": balancer.page, "master_socket": str(balancer.master_socket)}
+    assert_failed(run_module(**arguments, **wait), "", "mutually exclusive: master_socket|url")
+
+
+def test_one_warning_if_sessions_in_old_workers_cannot_be_counted(balancer: LoadBalancer) -> None:
+    agent = simple(balancer)
+    agent.line = "drain"
+    page: Result = {"url": balancer.page, "url_username": "ada", "url_password": "secret"}
+    for arguments in (page, {"socket": balancer.tcp}):
+        result = run_module(wait_until="drained", **arguments)
+        assert not result.get("failed"), result
+        assert len(result["warnings"]) == 1
+        assert "hard-stop-after" in warnings(result)
+        assert result["servers"][0]["old_sessions"] is None
+        assert run_module(**arguments).get("warnings", []) == []
+    agent.line = "up ready"
+    assert balancer.run_module(wait_until="up").get("warnings", []) == []
+
+
+def run_with_default(path: Path, *, as_nobody: bool = False, **arguments: Any) -> Result:
+    """Run the module with another default of master_socket."""
+    code = f"import {MODULE} as module; module.DEFAULT_MASTER_SOCKET = {str(path)!r}; module.main()"
+    _command, given, environment = command_of(sys.executable, arguments)
+    user = 65534 if as_nobody else None
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment,
+        user=user,
+        cwd="/",
+    )
+    assert done.stdout, done.stderr
+    result: Result = json.loads(done.stdout)
+    return result
+
+
+def test_default_master_socket_is_used_if_it_is_that_of_this_haproxy(
+    balancer: LoadBalancer, eventually: Eventually, tmp_path_factory: pytest.TempPathFactory, free_port: FreePort
+) -> None:
+    _session, old = drained_after_a_reload(balancer, eventually)
+    arguments: Result = {"socket": str(balancer.socket)}
+    drained: Result = {**arguments, "wait_until": "drained", "timeout": 3}
+    result = run_with_default(balancer.master_socket, **{**drained, "timeout": 0})
+    assert_failed(result, "timeout", f"1 session in an old worker (pid {old})")
+    assert run_with_default(balancer.master_socket, **arguments)["haproxy"]["old_processes"] == [old]
+    other = LoadBalancer(tmp_path_factory.mktemp("other"), free_port)
+    try:
+        simple(other)
+        for path, why in (
+            (balancer.folder / "none.sock", "there is no "),
+            (balancer.folder / "haproxy.cfg", "is not a socket"),
+            (balancer.socket, "is not HAProxy's master socket"),
+            (other.master_socket, "is the master socket of another HAProxy"),
+        ):
+            result = run_with_default(path, **drained)
+            assert not result.get("failed"), result
+            assert len(result["warnings"]) == 1
+            assert why in warnings(result)
+            result = run_with_default(path, **arguments)
+            assert (result["haproxy"]["old_processes"], result.get("warnings", [])) == (None, [])
+    finally:
+        other.end()
+    # With a socket that an earlier process has left, it cannot be known whether HAProxy has old workers.
+    stale = balancer.folder / "stale.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(stale))
+    assert_failed(run_with_default(stale, **drained), "silent", str(stale), "remove this file")
+    assert run_with_default(stale, **arguments)["haproxy"]["old_processes"] is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_warning_if_the_default_master_socket_is_not_accessible(balancer: LoadBalancer, eventually: Eventually) -> None:
+    drained_after_a_reload(balancer, eventually)
+    for folder in (balancer.folder, *balancer.folder.parents):
+        if "pytest-of-" in str(folder):
+            folder.chmod(0o755)
+    balancer.socket.chmod(0o666)
+    balancer.master_socket.chmod(0o600)
+    arguments: Result = {"socket": str(balancer.socket), "wait_until": "drained", "timeout": 3}
+    result = run_with_default(balancer.master_socket, as_nobody=True, **arguments)
+    assert not result.get("failed"), result
+    assert len(result["warnings"]) == 1
+    assert f"no permission for the master socket {balancer.master_socket}" in warnings(result)
+
+
 # Errors
 
 
@@ -634,6 +836,7 @@ INFO = b"Name: HAProxy\nVersion: 2.6.12\nPid: 7\n\n"
         (INFO, "silent", "incomplete"),
         (b"Permission denied\n\n", "permission", "level"),
         (INFO + b"Permission denied\n\n", "permission", "level"),
+        (b"Unknown command: 'show'\n\n", "settings", "is HAProxy's master socket"),
         (INFO + b"Unknown command\n\n", "answer", "'Unknown command'"),
         (INFO.replace(b"Pid: 7", b"Pid: seven"), "answer", "Pid"),
     ],

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils._state import STATUSES
 from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import (
+    after_grace,
     after_ready,
     change,
     drain,
     drain_host,
+    drained,
     to_await,
     undrain,
     undrain_host,
@@ -219,3 +221,62 @@ def test_text_from_agents_and_haproxy_is_escaped() -> None:
         assert plan["note"].isprintable()
     hostile = asked(row(), {**row("maint", "agent_or_operator"), "backend": "\x1b[2J"})
     assert drain({"status": "UP"}, "", hostile, "web1")["refusal"].isprintable()
+
+
+WEB: Service = {"name": "", "service": "hapgent", "state_file": "/srv/state.json", "server": "s1", "backends": []}
+QUIET = {"problem": "", "pending": "", "takes_new_sessions": False, "sessions": 0, "old_sessions": 0}
+BUSY = {**QUIET, "pending": "lb1: 2 sessions.", "sessions": 2}
+OLD = {**QUIET, "pending": "lb1: 1 session in an old worker.", "old_sessions": 1}
+CHANGED = {"reported": "DRAIN", "results": [{"item": change(WEB, {"status": "UP"}, status="DRAIN")}]}
+LEFT_ALONE = {"reported": "MAINT", "results": [{"item": change(WEB)}]}
+
+# What the load balancers do, what was changed and hapgent_after_grace; parts of sessions_left, put_back and refusal.
+ENDS: dict[str, tuple[Row, Row, str, tuple[str, str, str]]] = {
+    **{f"no sessions, {mode}": (QUIET, CHANGED, mode, ("", "", "")) for mode in ("go_on", "fail", "put_back", "cut")},
+    **{
+        f"a problem, {mode}": (
+            {**BUSY, "problem": "lb1 is silent."},
+            CHANGED,
+            mode,
+            ("2 sessions", "", "lb1 is silent."),
+        )
+        for mode in ("go_on", "fail", "put_back", "cut")
+    },
+    "new sessions": ({**BUSY, "takes_new_sessions": True}, CHANGED, "put_back", ("2 sessions", "", "still sends new")),
+    "go on": (BUSY, CHANGED, "go_on", ("lb1: 2 sessions.", "", "")),
+    "fail": (BUSY, CHANGED, "fail", ("2 sessions", "", "web1 stays in DRAIN, because sessions are left")),
+    "put back": (BUSY, CHANGED, "put_back", ("2 sessions", "web1 was put back into rotation", "")),
+    "not ours to put back": (BUSY, LEFT_ALONE, "put_back", ("2 sessions", "", "web1 stays in MAINT")),
+    "not cut": (BUSY, CHANGED, "cut", ("lacks on-marked-down shutdown-sessions", "", "")),
+    "not ours to cut": (BUSY, LEFT_ALONE, "cut", ("lb1: 2 sessions.", "", "")),
+    "in an old worker": (OLD, CHANGED, "cut", ("Sessions in old workers cannot be cut", "", "")),
+}
+
+
+@pytest.mark.parametrize(("waited", "changed", "when_left", "expected"), ENDS.values(), ids=ENDS)
+def test_end_of_a_drain(waited: Row, changed: Row, when_left: str, expected: tuple[str, str, str]) -> None:
+    found = drained("web1", waited, changed, when_left, waited["pending"])
+    for part, text in zip(expected, (found["sessions_left"], found["put_back"], found["refusal"]), strict=True):
+        assert bool(text) == bool(part)
+        assert part in text
+    if waited is OLD:
+        assert "on-marked-down" not in found["sessions_left"]
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "now", "expected"),
+    [
+        ("cut", {"status": "UP"}, {"status": "DRAIN", "reason": OURS}, ("MAINT", OURS, [])),
+        ("drain", {"status": "UP"}, {"status": "MAINT"}, ("DRAIN", "", [])),
+        ("put_back", {"status": "UP"}, {"status": "DRAIN", "reason": OURS}, ("UP", "", ["reason"])),
+        ("put_back", {"status": "READY", "reason": "a"}, {"status": "DRAIN", "reason": OURS}, ("UP", "a", [])),
+        # An earlier run has drained it. With its reason, it would count as updated.
+        ("put_back", {"status": "DRAIN", "reason": OURS}, {"status": "DRAIN", "reason": OURS}, ("UP", "", ["reason"])),
+    ],
+)
+def test_changes_after_the_grace_period(step: str, before: Row, now: Row, expected: tuple[str, str, list[str]]) -> None:
+    made = change(WEB, before, status="DRAIN", reason=OURS)
+    (found,) = after_grace(step, [(made, now)], {"hapgent": before})
+    assert (found["status"], found["reason"], found["unset"]) == expected
+    assert found["only_if"] == {"status": [now["status"]], "reason": now.get("reason", "")}
+    assert (found["service"], found["state_file"]) == ("hapgent", "/srv/state.json")

@@ -25,6 +25,8 @@ GIVEN: Given = {
 }
 FROM_THE_INVENTORY = {"play": "Drain the hosts of --limit, one at a time"}
 
+NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "60", "hapgent_server_port": None}
+
 # The changed inputs, and parts of each problem.
 CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
     "nothing": ({}, []),
@@ -54,6 +56,11 @@ CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
     "a pattern that matches nothing": ({"pattern": "lbs", "balancers": []}, [["lbs matches none"]]),
     "a name that is not in the inventory": ({"pattern": "lb,lb9"}, [["hapgent_load_balancers must", "has no lb9."]]),
     "a list that excludes a name that is not in the inventory": ({"pattern": ["lb", "!lb9"]}, [["lb9."]]),
+    "sessions cut by load balancers": ({"numbers": {**NUMBERS, "hapgent_after_grace": "cut"}}, []),
+    "sessions cut without load balancers": (
+        {"pattern": "", "balancers": [], "names_there": [], "numbers": {**NUMBERS, "hapgent_after_grace": "cut"}},
+        [["hapgent_after_grace=cut requires hapgent_load_balancers"]],
+    ),
     "two problems": ({"stray_words": "x", "pattern": "lb9", "balancers": []}, [["'x'"], ["lb9"]]),
 }
 
@@ -67,9 +74,6 @@ def test_problems_of_variables(given: Any, expected: list[list[str]]) -> None:
         assert all(part in problem for part in parts)
 
 
-NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "60", "hapgent_server_port": None}
-
-
 @pytest.mark.parametrize(
     ("name", "value", "is_right"),
     [
@@ -77,6 +81,8 @@ NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "6
         *(("hapgent_min_up", value, False) for value in (-1, "two", "101%", "", None, "1 ", "7\n", "5%%", 1.5)),
         *(("hapgent_grace", value, True) for value in (0, "0", 86400)),
         *(("hapgent_grace", value, False) for value in (-1, 86401, "x", "nan", "inf", "")),
+        *(("hapgent_max_sessions", value, True) for value in (0, "5", 2147483647)),
+        *(("hapgent_max_sessions", value, False) for value in (-1, 2147483648, "x")),
         *(("hapgent_wait_timeout", value, True) for value in (0.5, "86400")),
         *(("hapgent_wait_timeout", value, False) for value in (-0.1, 1e10)),
         *(("hapgent_server_port", value, True) for value in (None, 1, "65535")),

@@ -126,6 +126,7 @@ def test_host_before_its_turn() -> None:
         "done": False,
         "kept_out": "",
         "sessions_left": "",
+        "put_back": False,
         "plays": True,
     }
 
@@ -184,6 +185,13 @@ def test_sessions_that_are_left() -> None:
     (report,) = _recorded.sessions_left(hostvars, hostvars)
     assert "5 s" in report
     assert report.endswith("web1: lb1: 2 sessions.")
+
+
+def test_states_after_a_change() -> None:
+    changed = {"item": {"service": "hapgent", "only_if": {"status": ["UP"]}}, "after": {"status": "DRAIN"}}
+    kept = {"item": {"service": "hapgent@api", "only_if": {}}, "after": {"status": "MAINT"}}
+    hostvars = {"web1": {"hapgent__changed": {"results": [changed, kept]}}}
+    assert _recorded.changed_states(hostvars, "web1") == [(changed["item"], {"status": "DRAIN"})]
 
 
 def test_variables_are_computed_once() -> None:

@@ -182,7 +182,18 @@ def test_advised_limit_excludes_the_named_hosts(limit: str) -> None:
 
 
 def turn(reason: str = "", done: bool = False, kept_out: str = "", sessions_left: str = "", plays: bool = True) -> Turn:
-    return {"reason": reason, "done": done, "kept_out": kept_out, "sessions_left": sessions_left, "plays": plays}
+    return {
+        "reason": reason,
+        "done": done,
+        "kept_out": kept_out,
+        "sessions_left": sessions_left,
+        "put_back": False,
+        "plays": plays,
+    }
+
+
+def put_back(turned: Turn) -> Turn:
+    return {**turned, "put_back": True}
 
 
 # The turns of hosts; those that are done, unfinished, kept out and halted.
@@ -198,6 +209,7 @@ PROGRESS: dict[str, tuple[dict[str, Turn], tuple[str, str, str, str]]] = {
     ),
     "one is kept out": ({"web1": turn(OURS, kept_out="a"), "web2": turn()}, ("", "", "web1", "")),
     "one is done and kept out since": ({"web1": turn(OURS, done=True, kept_out="a")}, ("web1", "", "web1", "")),
+    "one was put back": ({"web1": put_back(turn(OURS, kept_out="a")), "web2": turn()}, ("", "", "", "")),
     "another update in the same run": ({"web1": turn("release 9"), "web2": turn(OURS)}, ("", "web2", "", "web2")),
 }
 
@@ -215,6 +227,11 @@ def test_summary_of_an_update_names_all_hosts() -> None:
     assert progress(turns, OURS)["summary"] == (
         "Done: web1. Not finished: web2. Kept out by something else: web3: disk. Not touched: web4."
     )
+
+
+def test_summary_of_an_update_names_hosts_that_were_put_back() -> None:
+    turns = {"web1": turn(OURS, done=True), "web2": put_back(turn(OURS, kept_out="web2 was put back."))}
+    assert progress(turns, OURS)["summary"].endswith("Not touched: none. Skipped: web2 was put back.")
 
 
 def test_sessions_that_were_left_are_listed_by_host() -> None:

@@ -31,8 +31,9 @@ def of(*titles: str, deadline: float = NOW + 60, balancers: tuple[str, ...] = ("
 
 def asked(name: str, left: tuple[str, ...] = (), *, takes: bool = False, **sessions: int) -> Result:
     """The result of a load balancer whose servers have these sessions; those in C(left) are waited for."""
+    usual = {"queue": 0, "old_sessions": None}
     rows = [
-        {"backend": "web", "server": server, "takes_new_sessions": takes, "sessions": count, "queue": 0}
+        {"backend": "web", "server": server, "takes_new_sessions": takes, **usual, "sessions": count}
         for server, count in sessions.items()
     ]
     failed = {"msg": "Not drained after 5 s.", "waiting_for": {f"web/{server}": f"{server} waits" for server in left}}
@@ -61,10 +62,10 @@ def test_wait_continues_only_for_hosts_that_are_left() -> None:
     assert wait["queries"] == {"lb1": ["web/web2"], "lb2": ["web/web2"]}
     assert any("web2 waits" in line for line in wait["messages"])
     assert not any("web1" in line for line in wait["messages"])
-    assert [wait["hosts"][name]["has_sessions"] for name in ("web1", "web2")] == [False, True]
+    assert [wait["hosts"][name]["sessions"] for name in ("web1", "web2")] == [0, 3]
     wait = proceed(wait, [asked("lb1", web2=0), asked("lb2", web2=0)], NOW + 10)
     assert (wait["queries"], wait["messages"]) == ({}, [])
-    assert not wait["hosts"]["web2"]["has_sessions"]
+    assert not wait["hosts"]["web2"]["sessions"]
 
 
 def test_host_whose_time_is_over_is_left_as_it_is() -> None:
@@ -125,7 +126,7 @@ def test_sessions_are_waited_for_only_on_servers_that_get_no_new_ones() -> None:
 def test_servers_of_other_services_do_not_count() -> None:
     result = asked("lb1", ("other",), other=7)
     wait = proceed(begin("drained", {"web1": of("web/web1", balancers=("lb1",))}, NOW), [result], NOW)
-    assert (wait["hosts"]["web1"]["pending"], wait["hosts"]["web1"]["has_sessions"]) == ("", False)
+    assert (wait["hosts"]["web1"]["pending"], wait["hosts"]["web1"]["sessions"]) == ("", 0)
 
 
 def test_messages_about_many_hosts_fit_on_a_screen() -> None:
@@ -136,3 +137,29 @@ def test_messages_about_many_hosts_fit_on_a_screen() -> None:
     assert "30 other hosts" in more
     assert "55 s" in left
     assert len(wait["messages"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("row", "left", "goes_on"),
+    [
+        ({}, (), False),
+        ({"old_sessions": 0}, (), False),
+        ({"old_sessions": 2}, (), True),
+        ({"queue": 1}, (), True),
+        # HAProxy's master did not answer, so that it is not known whether old workers have sessions.
+        ({}, ("web1",), True),
+    ],
+)
+def test_what_may_be_a_session_is_waited_for(row: Result, left: tuple[str, ...], goes_on: bool) -> None:
+    wait = begin("drained", {"web1": of("web/web1", balancers=("lb1",))}, NOW, max_sessions=1000)
+    result = asked("lb1", left, web1=0)
+    result["servers"][0].update(row)
+    wait = for_sessions(proceed(wait, [result], NOW + 60), {"web1": 300.0}, NOW + 60)
+    assert bool(wait["queries"]) == goes_on
+
+
+def test_hosts_without_a_grace_period_are_not_waited_for() -> None:
+    hosts = {name: of(f"web/{name}", balancers=("lb1",)) for name in ("web1", "web2")}
+    wait = proceed(begin("drained", hosts, NOW, max_sessions=1000), [asked("lb1", web1=1, web2=1)], NOW)
+    wait = for_sessions(wait, {"web2": 60.0}, NOW, max_sessions=3)
+    assert (wait["queries"], wait["deadline"], wait["max_sessions"]) == ({"lb1": ["web/web2"]}, NOW + 60, 3)
