@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import typing as t
 
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers, _recorded
 from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change, after_ready, to_await
@@ -27,12 +28,20 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: Result | None = None) -> Result:
         """Return the result of the task."""
         result: Result = super().run(tmp, task_vars)
+        self._made: list[str] = []
         variables = task_vars or {}
         plan = self._task.args["plan"]
         if plan["refusal"]:
             return {**result, "failed": True, "msg": plan["refusal"]}
         timeout = float(self._task.args["wait_timeout"])
-        results = self._change(plan["changes"], time.time() + timeout, variables)
+        try:
+            results = self._change(plan["changes"], time.time() + timeout, variables)
+        except AnsibleConnectionFailure as error:
+            # Ansible adds what it knows about the connection, but not what was done before it was lost.
+            if not self._made:
+                raise
+            text = f"{str(error).rstrip('.: ')}. The state of {', '.join(self._made)} was changed"
+            raise AnsibleConnectionFailure(text) from None
         outcome = self._outcome(results, variables)
         return {
             **result,
@@ -75,6 +84,8 @@ class ActionModule(ActionBase):
         given = {name: change[name] for name in ("status", "reason", "only_if", "state_file") if change[name]}
         arguments = {**given, "unset": change["unset"], "service": change["service"], **waiting}
         done: Result = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=variables)
+        if done.get("changed"):
+            self._made.append(titled(variables["inventory_hostname"], change))
         return done
 
     def _outcome(self, results: t.Sequence[Result], variables: Result) -> _balancers.ChangeOutcome:

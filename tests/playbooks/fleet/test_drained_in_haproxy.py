@@ -43,3 +43,30 @@ def test_load_balancer_that_does_not_receive_ready_is_named(fleet: Fleet) -> Non
     assert "127.0.0.99" in failure
     assert "The agent stays in READY." in failure
     assert "something else" not in failure
+
+
+# Runs two modules on this machine, and then loses the connection.
+SSH = """#!/bin/sh
+for command; do :; done
+case "$command" in
+*python*) ;;
+*) exec sh -c "$command" ;;
+esac
+[ "$(cat {folder}/runs 2>/dev/null)" != 11 ] || exit 255
+printf 1 >>{folder}/runs
+exec sh -c "$command"
+"""
+
+
+def test_what_was_changed_before_the_connection_was_lost_is_reported(fleet: Fleet) -> None:
+    ssh = fleet.project / "ssh"
+    ssh.write_text(SSH.format(folder=fleet.project), encoding="utf-8")
+    ssh.chmod(0o755)
+    fleet.host_vars("web1").update(ansible_connection="ssh", ansible_ssh_executable=str(ssh))
+    with fleet.settled("web1"):
+        fleet.load_balancers["lb1"].send("set server web/web1 state drain")
+        # The state is read, and set to READY.
+        played = fleet.play("hapgent.agent.undrain", "--limit=web1", succeeds=False)
+        assert fleet.state("web1") == {"status": "READY"}
+    assert played.hosts("unreachable") == {"web1"}
+    assert "The state of web1 was changed" in played.failures()["web1"]
