@@ -23,6 +23,8 @@ RANGES = {
     "hapgent_wait_timeout": (0, DAY),
     "hapgent_server_port": (1, 65535),
     "hapgent_health_tries": (1, DAY),
+    "hapgent_bake": (0, DAY),
+    "hapgent_bake_errors": (0, 1_000_000),
 }
 
 

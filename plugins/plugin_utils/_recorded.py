@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import item_of, name_of
 from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Turn
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import DEFAULT, DEFAULT_STATE_FILE, Service
 
 Result = t.Mapping[str, t.Any]
 Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
+
+HEALTHY = 200
+MAX_SHOWN = 400
 
 
 class _Once(dict[str, t.Any]):
@@ -46,8 +50,8 @@ def read_once(hostvars: Hostvars) -> Hostvars:
 class Settings(t.TypedDict):
     """What steps/check_variables.yml has recorded.
 
-    C(min_up), C(fleet) and C(grace) are there if the host may be drained. C(found_out) has the notes of a drain in the
-    same run.
+    C(min_up), C(fleet) and C(grace) are there if the host may be drained, C(bake) and C(bake_errors) in a rolling
+    update. C(found_out) has the notes of a drain in the same run.
     """
 
     services: list[Service]
@@ -58,6 +62,8 @@ class Settings(t.TypedDict):
     grace: t.Any
     min_up: t.Any
     fleet: list[str]
+    bake: t.Any
+    bake_errors: t.Any
 
 
 def settings(hostvars: Hostvars, name: str) -> Settings:
@@ -72,6 +78,8 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
         # Nothing may leave by mistake.
         "min_up": "100%",
         "fleet": [],
+        "bake": 0,
+        "bake_errors": 0,
     }
     return t.cast(Settings, {**empty, **hostvars[name].get("hapgent__settings", {})})
 
@@ -191,6 +199,14 @@ def sessions_left(hostvars: Hostvars, names: t.Iterable[str]) -> list[str]:
         for name, reports in left.items()
         if reports
     ]
+
+
+def unhealthy(hostvars: Hostvars, name: str) -> str:
+    """Why the service of a host was not healthy when it was last requested during a bake, '' if it was."""
+    result = hostvars[name].get("hapgent__bake_health", {"skipped": True})
+    if result.get("skipped") or result.get("status") == HEALTHY:
+        return ""
+    return f"hapgent_health_url: {printable(result.get('msg', 'unknown'), MAX_SHOWN).rstrip('.')}."
 
 
 def turn(hostvars: Hostvars, name: str, *, plays: bool) -> Turn:
