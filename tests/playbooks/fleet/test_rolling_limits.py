@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.playbooks.fleet.conftest import ANSIBLE
+from tests.playbooks.fleet.test_releases import EDGES, program
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.playbooks.fleet.conftest import Fleet, Played
 
 UP = {"status": "UP"}
@@ -23,10 +28,17 @@ DRAINED = {"status": "DRAIN", "reason": REASON}
 DONE = {"status": "UP", "reason": REASON}
 
 
-def roll(fleet: Fleet, *arguments: str, succeeds: bool = True, tasks: Any = (), **variables: object) -> Played:
+def roll(
+    fleet: Fleet,
+    *arguments: str,
+    succeeds: bool = True,
+    tasks: Any = (),
+    ansible: Path = ANSIBLE,
+    **variables: object,
+) -> Played:
     (fleet.project / "tasks.yml").write_text(json.dumps([{"name": "Work", "ansible.builtin.command": "true"}, *tasks]))
     given = {"hapgent_hosts": "web", "hapgent_tasks": "tasks.yml", "hapgent_reason": REASON, **variables}
-    return fleet.play("hapgent.agent.rolling", *arguments, succeeds=succeeds, variables=given)
+    return fleet.play("hapgent.agent.rolling", *arguments, succeeds=succeeds, ansible=ansible, variables=given)
 
 
 def worked_on(played: Played) -> list[str]:
@@ -90,3 +102,107 @@ def test_host_that_fails_while_it_bakes_is_drained(fleet: Fleet, site: Site) -> 
         assert part in failures[host]
         assert not any(other in failures[host] for other in parts.values() if other != part), failures[host]
     assert fleet.states() == dict.fromkeys(fleet.states(), DRAINED)
+
+
+def named(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "ansible.builtin.command": "true", **more}
+
+
+# The failure of a host's tasks, after they have notified a handler.
+FAIL = [
+    named("Break", changed_when=True, notify="Restart"),
+    {"name": "Fail", "ansible.builtin.fail": {"msg": "No disk."}, "when": "inventory_hostname in failing"},
+]
+FILES = {f"hapgent_{name}": f"{name}.yml" for name in ("before_tasks", "after_tasks", "rollback_tasks", "handlers")}
+
+
+def write_files(fleet: Fleet, **more: list[Any]) -> None:
+    """Write a file with one task for each of FILES, and these tasks."""
+    for name in FILES.values():
+        stem = name.partition(".")[0]
+        task = named("Restart" if stem == "handlers" else stem)
+        (fleet.project / name).write_text(json.dumps([task, *more.get(stem, [])]))
+
+
+def own_tasks(played: Played) -> list[tuple[str, str]]:
+    """The names and hosts of the tasks in the files of the user that ran, in their order."""
+    names = {"Work", "Restart", *(name.partition(".")[0] for name in FILES.values())}
+    return [(record["task"], record["host"]) for record in played.records if record["task"] in names]
+
+
+@pytest.mark.parametrize("release", EDGES)
+def test_update_tolerates_a_failure_pauses_and_continues(fleet: Fleet, site: Site, release: str) -> None:
+    """The first run fails on web1, rolls it back, waits, and stops after web2. The next run begins with web1 again."""
+    fleet.web_vars["hapgent_load_balancers"] = "lb1"
+    write_files(fleet)
+    given = {**FILES, "hapgent_max_failed": 1, "hapgent_stop_after": 1}
+    first = {"hapgent_pause": 1, "hapgent_bake": 1, "hapgent_health_url": f"{site.url}/{{{{ inventory_hostname }}}}"}
+    played = roll(
+        fleet, tasks=FAIL, succeeds=False, ansible=program(release), failing="web1", **first, **given
+    )
+    assert own_tasks(played) == [
+        *(("before_tasks", "web1"), ("Work", "web1"), ("rollback_tasks", "web1")),
+        *(("before_tasks", "web2"), ("Work", "web2"), ("Restart", "web2"), ("after_tasks", "web2")),
+    ]
+    (waited,) = played.results("Wait before the next batch")
+    assert waited["delta"] >= 1
+    assert "No disk." in played.failures()["web1"]
+    assert fleet.states() == {"web1": DRAINED, "web2": DONE, "web3": UP}
+    (ends,) = played.results("Show the result of the rolling update")
+    assert ends["msg"].startswith("Paused: 1 of 3 done.")
+    # Before web2 comes back, right after that, and at the end of its bake.
+    assert site.requests.count("web2") >= 3
+    if release != "of the tests":
+        return
+
+    played = roll(fleet, tasks=FAIL, failing="none", **given)
+    assert worked_on(played) == ["web1"]
+    assert fleet.states() == {"web1": DONE, "web2": DONE, "web3": UP}
+    (ends,) = played.results("Show the result of the rolling update")
+    assert ends["msg"].startswith("Paused: 2 of 3 done.")
+
+    played = roll(fleet, tasks=FAIL, failing="none", **given)
+    assert worked_on(played) == ["web3"]
+    assert fleet.states() == dict.fromkeys(fleet.states(), UP)
+
+
+def test_update_stops_after_too_many_failures(fleet: Fleet) -> None:
+    """One host fails before it is drained and stays in rotation, and one fails with its tasks and its rollback."""
+    fleet.web_vars["hapgent_load_balancers"] = "lb1"
+    broken = {"name": "Break", "ansible.builtin.fail": {"msg": "No mail."}}
+    write_files(fleet, before_tasks=[{**broken, "when": "inventory_hostname == 'web1'"}], rollback_tasks=[broken])
+    given = {**FILES, "hapgent_serial": 2, "hapgent_max_failed": 1}
+    played = roll(fleet, tasks=FAIL, succeeds=False, failing="web2", **given)
+    ran = own_tasks(played)
+    assert {("before_tasks", "web1"), ("before_tasks", "web2"), ("Work", "web2"), ("rollback_tasks", "web2")} == set(ran)
+    failures = played.failures()
+    assert set(failures) == {"web1", "web2"}
+    assert "No mail." in failures["web1"]
+    assert "No disk." in failures["web2"]
+    assert "roll back failed too" in failures["web2"]
+    assert fleet.states() == {"web1": UP, "web2": DRAINED, "web3": UP}
+
+
+def test_check_mode_waits_for_nothing(fleet: Fleet) -> None:
+    fleet.web_vars["hapgent_load_balancers"] = "lb1"
+    write_files(fleet)
+    waits = {"hapgent_bake": 86400, "hapgent_pause": 86400, "hapgent_stop_after": "50%"}
+    played = roll(fleet, "--check", **waits, **FILES)
+    assert played.results("Show the result of the rolling update")[0]["msg"].startswith("Paused: 2 of 3 done.")
+    assert fleet.states() == dict.fromkeys(fleet.states(), UP)
+
+
+def test_invalid_limits_and_missing_files_are_refused(fleet: Fleet) -> None:
+    values = {"web1": ("hapgent_stop_after", "half"), "web2": ("hapgent_max_failed", -1), "web3": ("hapgent_bake", -1)}
+    for host, (name, value) in values.items():
+        fleet.host_vars(host)[name] = value
+    failures = roll(fleet, succeeds=False).failures()
+    for host, (name, value) in values.items():
+        for part in (name, str(value), "Nothing was changed"):
+            assert part in failures[host]
+    for host, (name, _value) in values.items():
+        del fleet.host_vars(host)[name]
+    failure = roll(fleet, succeeds=False, hapgent_rollback_tasks="back.yml").failures()["web1"]
+    for part in ("hapgent_rollback_tasks", "back.yml", "Nothing was changed"):
+        assert part in failure
+    assert fleet.states() == dict.fromkeys(fleet.states(), UP)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible.inventory.manager import InventoryManager
 from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import (
+    Limits,
     Turn,
     changes,
     decision,
@@ -181,8 +182,12 @@ def test_advised_limit_excludes_the_named_hosts(limit: str) -> None:
 # Progress during the update
 
 
-def turn(reason: str = "", done: bool = False, kept_out: str = "", sessions_left: str = "", plays: bool = True) -> Turn:
-    return {"reason": reason, "done": done, "kept_out": kept_out, "sessions_left": sessions_left, "plays": plays}
+def turn(reason: str = "", **fields: Any) -> Turn:
+    usual: Any = {"done": False, "was_done": False, "kept_out": "", "failed": "", "sessions_left": "", "plays": True}
+    return {**usual, "reason": reason, **fields}
+
+
+NO_LIMITS: Limits = {"max_failed": 0, "stop_after": "0"}
 
 
 # The turns of hosts; those that are done, unfinished, kept out and halted.
@@ -204,19 +209,57 @@ PROGRESS: dict[str, tuple[dict[str, Turn], tuple[str, str, str, str]]] = {
 
 @pytest.mark.parametrize(("turns", "expected"), PROGRESS.values(), ids=PROGRESS)
 def test_progress_of_the_update(turns: dict[str, Turn], expected: tuple[str, ...]) -> None:
-    found = progress(turns, OURS)
+    found = progress(turns, OURS, NO_LIMITS)
     assert (found["done"], found["unfinished"], found["kept_out"], found["halted"]) == tuple(
         hosts.split() for hosts in expected
     )
 
 
+DONE_NOW, DONE_BEFORE = turn(OURS, done=True), turn(OURS, done=True, was_done=True)
+FAILED = turn(OURS, failed="No disk.")
+# The limits and the turns of hosts a, b ...; the halted hosts, whether the rescue stops, and whether the run is paused.
+LIMITS: dict[str, tuple[Any, Any, list[Turn], tuple[str, bool, bool]]] = {
+    "no failure is allowed": (0, 0, [DONE_NOW, FAILED, turn()], ("b", True, False)),
+    "one is allowed": (1, 0, [DONE_NOW, FAILED, turn()], ("", False, False)),
+    "one is allowed, two failed": ("1", 0, [FAILED, FAILED, turn()], ("a b", True, False)),
+    "one that was lost counts": (1, 0, [turn(plays=False), FAILED, turn()], ("a b", True, False)),
+    "one whose play ended counts for the next batch": (1, 0, [turn(OURS), FAILED, turn()], ("a b", False, False)),
+    "one that is done can fail": (0, 0, [turn(OURS, done=True, failed="No mail."), turn()], ("a", True, False)),
+    "a percentage is rounded down": ("50%", 0, [FAILED, FAILED, turn()], ("a b", True, False)),
+    "a percentage of all hosts": ("50%", 0, [FAILED, FAILED, turn(), turn()], ("", False, False)),
+    "pause after one": (0, 1, [DONE_NOW, turn()], ("", False, True)),
+    "pause after more than one": (0, "1", [DONE_NOW, DONE_NOW, turn()], ("", False, True)),
+    "pause after two": (0, 2, [DONE_NOW, turn()], ("", False, False)),
+    "what an earlier run has done does not count": (0, 1, [DONE_BEFORE, turn()], ("", False, False)),
+    "pause after what earlier runs have done": (0, 1, [DONE_BEFORE, DONE_NOW, turn()], ("", False, True)),
+    "one that is kept out now was updated": (0, 1, [turn(OURS, done=True, kept_out="x"), turn()], ("", False, True)),
+    "one that was skipped does not count": (0, 1, [turn(OURS, kept_out="x"), turn()], ("", False, False)),
+    "failures do not count": (1, 1, [FAILED, turn()], ("", False, False)),
+    "nothing is left": (0, 1, [DONE_NOW, turn(kept_out="x"), turn(done=True)], ("", False, False)),
+    "a percentage is rounded up": (0, "10%", [DONE_NOW, turn(), turn()], ("", False, True)),
+    "a failure comes first": (0, 1, [DONE_NOW, FAILED, turn()], ("b", True, False)),
+}
+
+
+@pytest.mark.parametrize(("max_failed", "stop_after", "turns", "expected"), LIMITS.values(), ids=LIMITS)
+def test_limits_of_the_update(max_failed: Any, stop_after: Any, turns: list[Turn], expected: tuple[Any, ...]) -> None:
+    found = progress(dict(zip("abcd", turns, strict=False)), OURS, {"max_failed": max_failed, "stop_after": stop_after})
+    assert (" ".join(found["halted"]), found["stops"], bool(found["paused"])) == expected
+
+
+def test_pause_is_reported_with_what_all_runs_have_done() -> None:
+    found = progress({"a": DONE_BEFORE, "b": DONE_NOW, "c": turn()}, OURS, {"max_failed": 0, "stop_after": 1})
+    assert found["paused"] == "Paused: 2 of 3 done. Run the same command to go on."
+    assert (found["worked"], found["open"]) == (["b"], ["c"])
+
+
 def test_summary_of_an_update_names_all_hosts() -> None:
     turns = {"web1": turn(OURS, done=True), "web2": turn(OURS), "web3": turn(kept_out="disk"), "web4": turn()}
-    assert progress(turns, OURS)["summary"] == (
+    assert progress(turns, OURS, NO_LIMITS)["summary"] == (
         "Done: web1. Not finished: web2. Kept out by something else: web3: disk. Not touched: web4."
     )
 
 
 def test_sessions_that_were_left_are_listed_by_host() -> None:
     turns = {"web1": turn(OURS, sessions_left="lb1: 2 sessions"), "web2": turn(OURS), "web3": turn(sessions_left="x")}
-    assert progress(turns, OURS)["sessions_left"] == "web1: lb1: 2 sessions web3: x"
+    assert progress(turns, OURS, NO_LIMITS)["sessions_left"] == "web1: lb1: 2 sessions web3: x"
