@@ -21,6 +21,7 @@ SHARES = ("hapgent_min_up", "hapgent_max_failed", "hapgent_stop_after")
 SHARE = re.compile("[0-9]{1,6}|([0-9]{1,2}|100)%")
 DAY = 86400
 RANGES = {
+    "hapgent_min_up_wait": (0, DAY),
     "hapgent_grace": (0, DAY),
     "hapgent_wait_timeout": (0, DAY),
     "hapgent_server_port": (1, 65535),

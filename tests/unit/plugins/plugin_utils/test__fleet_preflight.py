@@ -83,6 +83,8 @@ NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "6
         *(("hapgent_stop_after", value, False) for value in (-1, "101%", [1])),
         *(("hapgent_pause", value, True) for value in (0, 600)),
         *(("hapgent_pause", value, False) for value in (-1, "long", 86401)),
+        *(("hapgent_min_up_wait", value, True) for value in (0, "60")),
+        *(("hapgent_min_up_wait", value, False) for value in (-1, 86401, "long")),
         *(("hapgent_bake", value, True) for value in (0, 86400)),
         *(("hapgent_bake", value, False) for value in (-1, 86401)),
         *(("hapgent_bake_errors", value, True) for value in (0, "5")),
