@@ -66,13 +66,28 @@ class Limits(t.TypedDict):
     stop_after: t.Any
 
 
+class Data(t.TypedDict):
+    """The progress as data for the next job of a workflow. C(status) is V(finished), V(paused) or V(stopped).
+
+    C(failed) is why each host failed, C(kept_out) what else keeps a host out of rotation.
+    """
+
+    status: str
+    reason: str
+    done: list[str]
+    not_finished: list[str]
+    not_touched: list[str]
+    failed: dict[str, str]
+    kept_out: dict[str, str]
+
+
 class Progress(t.TypedDict):
     """The hosts that are done, not finished, kept out of rotation by something else, and open; and a summary of these.
 
     C(worked) are the hosts on which this run has worked, C(failed) those on which it failed. C(stops) is whether these
     are too many, and C(halted) are the hosts because of which no other batch may begin: those of C(failed)
     and those whose tasks ended the play. C(paused) is why the run ends although nothing failed, '' if it does not.
-    C(sessions_left) names the sessions that were left on all hosts.
+    C(sessions_left) names the sessions that were left on all hosts. C(data) is the same for programs.
     """
 
     done: list[str]
@@ -86,6 +101,7 @@ class Progress(t.TypedDict):
     paused: str
     sessions_left: str
     summary: str
+    data: Data
 
 
 class Decision(t.TypedDict):
@@ -205,6 +221,7 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
     updated = len([host for host in worked if host in done])
     stop_after = _part(limits["stop_after"], len(turns), rounds_up=True)
     is_paused = not halted and untouched and 0 < stop_after <= updated
+    stops = len(failed) > max_failed
     return {
         "done": done,
         "unfinished": unfinished,
@@ -212,7 +229,7 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
         "open": untouched,
         "worked": worked,
         "failed": failed,
-        "stops": len(failed) > max_failed,
+        "stops": stops,
         "halted": halted,
         "paused": f"Paused: {len(done)} of {len(turns)} done. Run the same command to go on." if is_paused else "",
         "sessions_left": " ".join(
@@ -220,6 +237,15 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
         ),
         "summary": f"Done: {_listed(done)}. Not finished: {_listed(unfinished)}. "
         f"Kept out by something else: {reasons or 'none'}. Not touched: {_listed(untouched)}.",
+        "data": {
+            "status": "stopped" if halted or stops else "paused" if is_paused else "finished",
+            "reason": reason,
+            "done": done,
+            "not_finished": unfinished,
+            "not_touched": untouched,
+            "failed": {host: turns[host]["failed"] or "Ansible does not run tasks on it any more." for host in failed},
+            "kept_out": {host: turns[host]["kept_out"] for host in kept},
+        },
     }
 
 

@@ -96,7 +96,7 @@ def test_module_defaults_apply_to_the_action_group(stripped: Path, agents: Agent
 
 
 def test_playbooks_work_when_stripped(stripped: Path) -> None:
-    names = [f"hapgent.agent.{name}" for name in ("drain", "rolling", "status", "undrain")]
+    names = [f"hapgent.agent.{name}" for name in ("drain", "reboot", "rolling", "status", "undrain")]
     checked = run("ansible-playbook", "--syntax-check", *names, ANSIBLE_COLLECTIONS_PATH=str(stripped))
     assert checked.count("playbook: ") == len(names)
 
@@ -140,5 +140,5 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
     rolling = {"rolling_check", "rolling_batch", "rolling_finish"}
     assert entry_points == {
         "hapgent.agent.hapgent": {"main"},
-        "hapgent.agent.fleet": {"drain", "undrain", "status", *rolling},
+        "hapgent.agent.fleet": {"drain", "undrain", "status", "reboot_check", *rolling},
     }

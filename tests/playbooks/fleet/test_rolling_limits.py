@@ -45,6 +45,11 @@ def worked_on(played: Played) -> list[str]:
     return [record["host"] for record in played.records if record["task"] == "Work"]
 
 
+def passed_on(played: Played) -> Any:
+    """The result that the next job of a workflow gets."""
+    return played.results("Pass the result to the next job")[-1]["ansible_stats"]["data"]["hapgent_rolling"]
+
+
 class Site(http.server.ThreadingHTTPServer):
     """The service of all hosts: /web1 is healthy until C(answer) returns another status for its request."""
 
@@ -150,6 +155,7 @@ def test_update_tolerates_a_failure_pauses_and_continues(fleet: Fleet, site: Sit
     assert fleet.states() == {"web1": DRAINED, "web2": DONE, "web3": UP}
     (ends,) = played.results("Show the result of the rolling update")
     assert ends["msg"].startswith("Paused: 1 of 3 done.")
+    assert (passed_on(played)["status"], passed_on(played)["not_touched"]) == ("paused", ["web3"])
     # Before web2 comes back, right after that, and at the end of its bake.
     assert site.requests.count("web2") >= 3
     if release != "of the tests":
@@ -180,6 +186,7 @@ def test_update_stops_after_too_many_failures(fleet: Fleet) -> None:
     assert "No mail." in failures["web1"]
     assert "No disk." in failures["web2"]
     assert "roll back failed too" in failures["web2"]
+    assert (passed_on(played)["status"], set(passed_on(played)["failed"])) == ("stopped", {"web1", "web2"})
     assert fleet.states() == {"web1": UP, "web2": DRAINED, "web3": UP}
 
 

@@ -53,6 +53,7 @@ OTHERS = {
     "hapgent_before_tasks",
     "hapgent_after_tasks",
     "hapgent_rollback_tasks",
+    "hapgent_reboot_command",
     "hapgent_kept_out",
 }
 

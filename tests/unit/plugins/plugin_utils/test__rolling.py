@@ -253,6 +253,19 @@ def test_pause_is_reported_with_what_all_runs_have_done() -> None:
     assert (found["worked"], found["open"]) == (["b"], ["c"])
 
 
+@pytest.mark.parametrize(
+    ("last", "status"), [(turn(), "paused"), (turn(plays=False), "stopped"), (turn(done=True), "finished")]
+)
+def test_result_as_data(last: Turn, status: str) -> None:
+    turns = {"a": FAILED, "b": DONE_NOW, "c": turn(kept_out="disk"), "d": last}
+    data = progress(turns, OURS, {"max_failed": 1, "stop_after": 1})["data"]
+    assert (data["status"], data["reason"], data["kept_out"]) == (status, OURS, {"c": "disk"})
+    assert data["failed"]["a"] == "No disk."
+    assert data["not_finished"] == ["a"]
+    assert "b" in data["done"]
+    assert ("d" in data["not_touched"]) == (not last["done"])
+
+
 def test_summary_of_an_update_names_all_hosts() -> None:
     turns = {"web1": turn(OURS, done=True), "web2": turn(OURS), "web3": turn(kept_out="disk"), "web4": turn()}
     assert progress(turns, OURS, NO_LIMITS)["summary"] == (
