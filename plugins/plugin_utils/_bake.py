@@ -67,9 +67,7 @@ class Bake(t.TypedDict):
     messages: list[str]
 
 
-def host(
-    titles: t.Mapping[str, t.Mapping[str, list[str]]], seconds: float, max_errors: int, pattern: str
-) -> Host:
+def host(titles: t.Mapping[str, t.Mapping[str, list[str]]], seconds: float, max_errors: int, pattern: str) -> Host:
     """A host that is about to come back. C(titles) has its servers by load balancer and by service."""
     return {
         "seconds": seconds,

@@ -42,9 +42,9 @@ class Turn(t.TypedDict):
     """What a rolling update has recorded about a host.
 
     C(reason) is the reason of the update in which the host has had its turn, '' before that. C(done) is whether the
-    host is updated, C(was_done) whether an earlier run has done that. C(kept_out) is what else keeps it out of rotation,
-    C(failed) what failed on it, and C(sessions_left) which sessions its drain has left, each '' if there is nothing.
-    C(plays) is whether Ansible still runs tasks on the host.
+    host is updated, C(was_done) whether an earlier run has done that. C(kept_out) is what else keeps it out of
+    rotation, C(failed) what failed on it, and C(sessions_left) which sessions its drain has left, each '' if there is
+    nothing. C(plays) is whether Ansible still runs tasks on the host.
     """
 
     reason: str

@@ -99,7 +99,7 @@ def test_host_that_fails_while_it_bakes_is_drained(fleet: Fleet, site: Site) -> 
         return 503 if before == 1 and host == "web3" else 200
 
     site.answer = answer
-    given = {"hapgent_serial": 3, "hapgent_min_up": 0, "hapgent_bake": 60}
+    given: dict[str, Any] = {"hapgent_serial": 3, "hapgent_min_up": 0, "hapgent_bake": 60}
     played = roll(fleet, succeeds=False, hapgent_health_url=f"{site.url}/{{{{ inventory_hostname }}}}", **given)
     parts = {"web1": "econ 1", "web2": "DOWN", "web3": "503"}
     failures = played.failures()
@@ -140,11 +140,13 @@ def test_update_tolerates_a_failure_pauses_and_continues(fleet: Fleet, site: Sit
     """The first run fails on web1, rolls it back, waits, and stops after web2. The next run begins with web1 again."""
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
     write_files(fleet)
-    given = {**FILES, "hapgent_max_failed": 1, "hapgent_stop_after": 1}
-    first = {"hapgent_pause": 1, "hapgent_bake": 1, "hapgent_health_url": f"{site.url}/{{{{ inventory_hostname }}}}"}
-    played = roll(
-        fleet, tasks=FAIL, succeeds=False, ansible=program(release), failing="web1", **first, **given
-    )
+    given: dict[str, Any] = {**FILES, "hapgent_max_failed": 1, "hapgent_stop_after": 1}
+    first: dict[str, Any] = {
+        "hapgent_pause": 1,
+        "hapgent_bake": 1,
+        "hapgent_health_url": f"{site.url}/{{{{ inventory_hostname }}}}",
+    }
+    played = roll(fleet, tasks=FAIL, succeeds=False, ansible=program(release), failing="web1", **first, **given)
     assert own_tasks(played) == [
         *(("before_tasks", "web1"), ("Work", "web1"), ("rollback_tasks", "web1")),
         *(("before_tasks", "web2"), ("Work", "web2"), ("Restart", "web2"), ("after_tasks", "web2")),
@@ -177,10 +179,10 @@ def test_update_stops_after_too_many_failures(fleet: Fleet) -> None:
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
     broken = {"name": "Break", "ansible.builtin.fail": {"msg": "No mail."}}
     write_files(fleet, before_tasks=[{**broken, "when": "inventory_hostname == 'web1'"}], rollback_tasks=[broken])
-    given = {**FILES, "hapgent_serial": 2, "hapgent_max_failed": 1}
+    given: dict[str, Any] = {**FILES, "hapgent_serial": 2, "hapgent_max_failed": 1}
     played = roll(fleet, tasks=FAIL, succeeds=False, failing="web2", **given)
-    ran = own_tasks(played)
-    assert {("before_tasks", "web1"), ("before_tasks", "web2"), ("Work", "web2"), ("rollback_tasks", "web2")} == set(ran)
+    ran = {(task, host) for task, host in own_tasks(played) if task != "before_tasks"}
+    assert ran == {("Work", "web2"), ("rollback_tasks", "web2")}
     failures = played.failures()
     assert set(failures) == {"web1", "web2"}
     assert "No mail." in failures["web1"]
@@ -193,8 +195,8 @@ def test_update_stops_after_too_many_failures(fleet: Fleet) -> None:
 def test_check_mode_waits_for_nothing(fleet: Fleet) -> None:
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
     write_files(fleet)
-    waits = {"hapgent_bake": 86400, "hapgent_pause": 86400, "hapgent_stop_after": "50%"}
-    played = roll(fleet, "--check", **waits, **FILES)
+    given: dict[str, Any] = {**FILES, "hapgent_bake": 86400, "hapgent_pause": 86400, "hapgent_stop_after": "50%"}
+    played = roll(fleet, "--check", **given)
     assert played.results("Show the result of the rolling update")[0]["msg"].startswith("Paused: 2 of 3 done.")
     assert fleet.states() == dict.fromkeys(fleet.states(), UP)
 

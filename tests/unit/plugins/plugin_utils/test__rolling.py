@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import typing as t
 from typing import Any
 
 import pytest
@@ -183,8 +184,8 @@ def test_advised_limit_excludes_the_named_hosts(limit: str) -> None:
 
 
 def turn(reason: str = "", **fields: Any) -> Turn:
-    usual: Any = {"done": False, "was_done": False, "kept_out": "", "failed": "", "sessions_left": "", "plays": True}
-    return {**usual, "reason": reason, **fields}
+    usual = {"done": False, "was_done": False, "kept_out": "", "failed": "", "sessions_left": "", "plays": True}
+    return t.cast(Turn, {**usual, "reason": reason, **fields})
 
 
 NO_LIMITS: Limits = {"max_failed": 0, "stop_after": "0"}

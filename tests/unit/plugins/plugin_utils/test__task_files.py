@@ -264,7 +264,10 @@ GIVEN = {"hapgent_tasks": "deploy.yml", "hapgent_after_tasks": "", "hapgent_roll
         ({"hapgent_tasks": 3}, []),
         ({"hapgent_tasks": ""}, ["hapgent_tasks"]),
         ({"hapgent_tasks": "."}, ["hapgent_tasks"]),
-        ({"hapgent_after_tasks": "after.yml", "hapgent_rollback_tasks": 0}, ["hapgent_after_tasks", "hapgent_rollback"]),
+        (
+            {"hapgent_after_tasks": "a.yml", "hapgent_rollback_tasks": 0},
+            ["hapgent_after_tasks", "hapgent_rollback_tasks"],
+        ),
     ],
 )
 def test_files_are_found_where_ansible_runs(
