@@ -57,7 +57,7 @@ def test_only_hosts_that_need_it_are_rebooted(fleet: Fleet, release: str) -> Non
     assert shown(played) == "Hosts to reboot: none."
     assert not any("Drain" in record["task"] for record in played.records)
 
-    # One host cannot say whether it needs a reboot.
+    # The command of one host fails.
     fleet.host_vars("web1")["hapgent_reboot_command"] = "exit 127"
     needed.touch()
     command = given.pop("hapgent_reboot_command")
