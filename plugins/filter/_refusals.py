@@ -41,14 +41,18 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.hapgent.agent.plugins.plugin_utils import _fleet, _recorded
+from ansible_collections.hapgent.agent.plugins.plugin_utils import _balancers, _fleet, _recorded
 
 
 def refusals(hostvars: _recorded.Hostvars, leaving: t.Iterable[str]) -> list[str]:
     """Return why these hosts must stay in rotation. Raises AnsibleFilterError."""
     hostvars = _recorded.read_once(hostvars)
+    views = [view for host in leaving for view in _views(hostvars, host)]
+    # While others are waited for, a load balancer may stop answering.
+    asked = {_balancers.name_of(result): result for view in views for result in view["asked"]}
+    unanswered = _balancers.query_problems(asked.values(), "")
     try:
-        return _fleet.refusals([view for host in leaving for view in _views(hostvars, host)])
+        return [*([unanswered] if unanswered else []), *_fleet.refusals(views)]
     except _fleet.FleetError as error:
         raise AnsibleFilterError(str(error)) from error
 

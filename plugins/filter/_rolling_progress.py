@@ -58,7 +58,9 @@ def rolling_progress(
     hostvars: _recorded.Hostvars, hosts: t.Sequence[str], plays: t.Collection[str], reason: str
 ) -> Progress:
     """See DOCUMENTATION."""
-    return progress({host: _recorded.turn(hostvars, host, plays=host in plays) for host in hosts}, reason)
+    turns = {host: _recorded.turn(hostvars, host, plays=host in plays) for host in hosts}
+    # All hosts have the limits of the first one.
+    return progress(turns, reason, _recorded.limits(hostvars, hosts[0]))
 
 
 class FilterModule:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: _task_problems
-short_description: Report problems in a task file
+short_description: Report problems in task files
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
@@ -15,8 +15,9 @@ description:
 positional: handlers, playbook_dir
 options:
   _input:
-    description: The absolute path of the task file.
-    type: str
+    description: The absolute paths of the task files.
+    type: list
+    elements: str
     required: true
   handlers:
     description: The absolute path of a file with handlers. V('') means no file.
@@ -31,7 +32,7 @@ options:
 EXAMPLES = r"""
 - name: Fail before anything is changed
   ansible.builtin.assert:
-    that: not '/srv/deploy.yml' | hapgent.agent._task_problems('/srv/handlers.yml', playbook_dir)
+    that: not ['/srv/deploy.yml'] | hapgent.agent._task_problems('/srv/handlers.yml', playbook_dir)
 """
 
 RETURN = r"""

@@ -40,6 +40,9 @@ LOW_WEIGHT = 10
 
 WAITS = ("drained", "up", "down", "maint")
 
+# Columns of C(show stat) that count since HAProxy was started or reloaded.
+COUNTERS = ("chkdown", "econ", "eresp", "hrsp_5xx")
+
 INTEGER = re.compile("-?[0-9]{1,19}")
 # Text of a health check is cut to this length, because it may be the body of a page.
 MAX_CHARACTERS = 1000
@@ -95,8 +98,8 @@ class Server(t.NamedTuple):
 
     C(admin) and C(agent_state) are bits. C(user_weight) is the configured weight as changed by the agent or an
     operator. C(weight) is the weight that HAProxy uses for balancing, which is lower during a slow start.
-    C(last_change) is in seconds. C(times_down) counts how often the server went out of rotation since HAProxy started.
-    C(old_sessions) are the sessions in workers from before a reload, by the PID of the worker.
+    C(last_change) is in seconds. C(counters) has COUNTERS. C(old_sessions) are the sessions in workers from before a
+    reload, by the PID of the worker.
     """
 
     backend: str
@@ -116,7 +119,7 @@ class Server(t.NamedTuple):
     agent_state: int | None
     agent_check: dict[str, t.Any] | None
     health_check: dict[str, t.Any] | None
-    times_down: int | None = None
+    counters: t.Mapping[str, int | None] = {}
     old_sessions: t.Mapping[int, int] | None = None
 
     @property
@@ -157,7 +160,7 @@ class Server(t.NamedTuple):
                 return []
             return ["resolution" if self.status == "MAINT (resolution)" else "tracking"]
         # The configuration bit stays set after the server was enabled. A server that went down must have been enabled.
-        configured = self.admin & CONFIGURED_MAINT and not self.times_down
+        configured = self.admin & CONFIGURED_MAINT and not self.counters.get("chkdown")
         forced = "configuration" if configured else self._operator_or_agent()
         causes = {FORCED_MAINT: forced, INHERITED_MAINT: "tracking", UNRESOLVED_MAINT: "resolution"}
         return [cause for bit, cause in causes.items() if self.admin & bit]
@@ -222,6 +225,7 @@ class Server(t.NamedTuple):
             "last_change": self.last_change,
             "agent_check": self.agent_check,
             "health_check": self.health_check,
+            "counters": {**self.counters},
         }
 
 
@@ -509,7 +513,7 @@ def _server(row: t.Mapping[str, str]) -> Server:
         agent_state=None,
         agent_check=_check(row, "agent_status", "agent_code", "last_agt"),
         health_check=_check(row, "check_status", "check_code", "last_chk"),
-        times_down=_optional(row["chkdown"]),
+        counters={name: _optional(row.get(name)) for name in COUNTERS},
     )
 
 

@@ -334,6 +334,29 @@ servers:
           maintenance.
       type: dict
       sample: {"result": "L7OK", "code": 200, "text": "OK", "running": false}
+    counters:
+      description:
+        - What HAProxy has counted for the server since it was started or reloaded. Values that it does not report are
+          null.
+      type: dict
+      contains:
+        chkdown:
+          description: How often the server went down.
+          type: int
+          sample: 1
+        econ:
+          description: Requests for which no connection to the server could be made.
+          type: int
+          sample: 0
+        eresp:
+          description: Requests whose response failed, for example because it was cut.
+          type: int
+          sample: 0
+        hrsp_5xx:
+          description: Responses with an HTTP status from 500 to 599. Null in a TCP backend.
+          type: int
+          sample: 3
+      sample: {"chkdown": 1, "econ": 0, "eresp": 0, "hrsp_5xx": 3}
 haproxy:
   description: The HAProxy process that responded. Null on the page.
   returned: on success, and on failure after a timeout

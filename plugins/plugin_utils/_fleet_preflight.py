@@ -16,14 +16,20 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import ho
 # A playbook puts the text into the name of a play if the variable is not defined when Ansible creates the play. If the
 # host does have the variable, it is defined in the inventory, where it has no effect.
 MISSING = {"hapgent_hosts": "the hosts of --limit", "hapgent_serial": "one at a time"}
-MIN_UP = re.compile("[0-9]{1,6}|([0-9]{1,2}|100)%")
+# Numbers of hosts that may also be percentages.
+SHARES = ("hapgent_min_up", "hapgent_max_failed", "hapgent_stop_after")
+SHARE = re.compile("[0-9]{1,6}|([0-9]{1,2}|100)%")
 DAY = 86400
 RANGES = {
+    "hapgent_min_up_wait": (0, DAY),
     "hapgent_grace": (0, DAY),
     "hapgent_max_sessions": (0, 2147483647),
     "hapgent_wait_timeout": (0, DAY),
     "hapgent_server_port": (1, 65535),
     "hapgent_health_tries": (1, DAY),
+    "hapgent_bake": (0, DAY),
+    "hapgent_bake_errors": (0, 1_000_000),
+    "hapgent_pause": (0, DAY),
 }
 
 
@@ -33,8 +39,8 @@ class Given(t.TypedDict):
     C(names) are the names of its variables, C(own) is the value of hapgent_own_variables, C(play) the name of the play,
     C(stray_words) the words that Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers
     and C(balancers) the hosts that it selects. C(names_there) and C(own_there) are the names and own variables of all
-    these hosts together. C(numbers) is empty, or has hapgent_min_up, hapgent_after_grace and the variables of RANGES;
-    None is a port that is not set.
+    these hosts together. C(numbers) is empty, or has hapgent_after_grace and variables of SHARES and RANGES; None is a
+    port that is not set.
     """
 
     names: list[str]
@@ -103,8 +109,9 @@ def _strange_balancers(given: Given, groups: t.Mapping[str, t.Sequence[str]]) ->
 
 def _numbers(given: t.Mapping[str, t.Any]) -> t.Iterator[str]:
     """Problems with numeric variables. Without this check, they would fail only after the host has been drained."""
-    if "hapgent_min_up" in given and not MIN_UP.fullmatch(str(given["hapgent_min_up"])):
-        yield f"hapgent_min_up must be a number from 0, or a percentage from 0% to 100%, not {given['hapgent_min_up']}."
+    for name in SHARES:
+        if name in given and not SHARE.fullmatch(str(given[name])):
+            yield f"{name} must be a number from 0, or a percentage from 0% to 100%, not {given[name]}."
     for name, (minimum, maximum) in RANGES.items():
         value = given.get(name)
         if value is not None and not _is_within(value, minimum, maximum):

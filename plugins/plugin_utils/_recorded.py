@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import item_of, name_of
 from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change
-from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Turn
+from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Limits, Turn
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import DEFAULT, DEFAULT_STATE_FILE, Service
 
 Result = t.Mapping[str, t.Any]
 Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
+
+HEALTHY = 200
+MAX_SHOWN = 400
 
 
 class _Once(dict[str, t.Any]):
@@ -47,8 +51,8 @@ def read_once(hostvars: Hostvars) -> Hostvars:
 class Settings(t.TypedDict):
     """What steps/check_variables.yml has recorded.
 
-    C(min_up), C(fleet), C(grace) and C(max_sessions) are there if the host may be drained. C(found_out) has the notes
-    of a drain in the same run.
+    C(min_up), C(fleet), C(grace) and C(max_sessions) are there if the host may be drained, C(bake), C(bake_errors),
+    C(max_failed) and C(stop_after) in a rolling update. C(found_out) has the notes of a drain in the same run.
     """
 
     services: list[Service]
@@ -60,6 +64,10 @@ class Settings(t.TypedDict):
     max_sessions: t.Any
     min_up: t.Any
     fleet: list[str]
+    bake: t.Any
+    bake_errors: t.Any
+    max_failed: t.Any
+    stop_after: t.Any
 
 
 def settings(hostvars: Hostvars, name: str) -> Settings:
@@ -75,6 +83,10 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
         # Nothing may leave by mistake.
         "min_up": "100%",
         "fleet": [],
+        "bake": 0,
+        "bake_errors": 0,
+        "max_failed": 0,
+        "stop_after": 0,
     }
     return t.cast(Settings, {**empty, **hostvars[name].get("hapgent__settings", {})})
 
@@ -202,13 +214,29 @@ def sessions_left(hostvars: Hostvars, names: t.Iterable[str]) -> list[str]:
     ]
 
 
+def unhealthy(hostvars: Hostvars, name: str) -> str:
+    """Why the service of a host was not healthy when it was last requested during a bake, '' if it was."""
+    result = hostvars[name].get("hapgent__bake_health", {"skipped": True})
+    if result.get("skipped") or result.get("status") == HEALTHY:
+        return ""
+    return f"hapgent_health_url: {printable(result.get('msg', 'unknown'), MAX_SHOWN).rstrip('.')}."
+
+
+def limits(hostvars: Hostvars, name: str) -> Limits:
+    """The limits of a rolling update, as this host has them."""
+    found = settings(hostvars, name)
+    return {"max_failed": found["max_failed"], "stop_after": found["stop_after"]}
+
+
 def turn(hostvars: Hostvars, name: str, *, plays: bool) -> Turn:
     """The progress of a host in a rolling update. C(plays) is whether Ansible still runs tasks on the host."""
     recorded = hostvars[name].get("hapgent__turn", {})
     return {
         "reason": recorded.get("reason", ""),
         "done": recorded.get("done", False),
+        "was_done": recorded.get("was_done", False),
         "kept_out": recorded.get("kept_out", ""),
+        "failed": recorded.get("failed", ""),
         "sessions_left": recorded.get("sessions_left", ""),
         "put_back": recorded.get("put_back", False),
         "plays": plays,

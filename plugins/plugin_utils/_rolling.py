@@ -42,32 +42,70 @@ class Turn(t.TypedDict):
     """What a rolling update has recorded about a host.
 
     C(reason) is the reason of the update in which the host has had its turn, '' before that. C(done) is whether the
-    host is updated, C(kept_out) why it is left alone, such as what else keeps it out of rotation, and C(sessions_left)
-    which sessions its drain has left, both '' if there is nothing. C(put_back) is whether it was put back into rotation
-    because of them, and C(plays) whether Ansible still runs tasks on the host.
+    host is updated, C(was_done) whether an earlier run has done that. C(kept_out) is why it is left alone, such as what
+    else keeps it out of rotation, C(failed) what failed on it, and C(sessions_left) which sessions its drain has left,
+    each '' if there is nothing. C(put_back) is whether it was put back into rotation because of them, and C(plays)
+    whether Ansible still runs tasks on the host.
     """
 
     reason: str
     done: bool
+    was_done: bool
     kept_out: str
+    failed: str
     sessions_left: str
     put_back: bool
     plays: bool
 
 
-class Progress(t.TypedDict):
-    """The hosts that are done, not finished, and kept out of rotation by something else; and a summary of these.
+class Limits(t.TypedDict):
+    """On how many hosts an update may fail, and on how many a run updates: numbers or percentages of all its hosts.
 
-    C(halted) are the hosts because of which the update must not continue: those whose tasks failed or ended the play.
-    C(sessions_left) names the sessions that were left on all hosts.
+    A run with 0 for C(stop_after) updates all.
+    """
+
+    max_failed: t.Any
+    stop_after: t.Any
+
+
+class Data(t.TypedDict):
+    """The progress as data for the next job of a workflow. C(status) is V(finished), V(paused) or V(stopped).
+
+    C(failed) is why each host failed, C(kept_out) what else keeps a host out of rotation, and C(put_back) why a host was
+    put back into rotation before your tasks.
+    """
+
+    status: str
+    reason: str
+    done: list[str]
+    not_finished: list[str]
+    not_touched: list[str]
+    failed: dict[str, str]
+    kept_out: dict[str, str]
+    put_back: dict[str, str]
+
+
+class Progress(t.TypedDict):
+    """The hosts that are done, not finished, kept out of rotation by something else, and open; and a summary of these.
+
+    C(worked) are the hosts on which this run has worked, C(failed) those on which it failed. C(stops) is whether these
+    are too many, and C(halted) are the hosts because of which no other batch may begin: those of C(failed)
+    and those whose tasks ended the play. C(paused) is why the run ends although nothing failed, '' if it does not.
+    C(sessions_left) names the sessions that were left on all hosts. C(data) is the same for programs.
     """
 
     done: list[str]
     unfinished: list[str]
     kept_out: list[str]
+    open: list[str]
+    worked: list[str]
+    failed: list[str]
+    stops: bool
     halted: list[str]
+    paused: str
     sessions_left: str
     summary: str
+    data: Data
 
 
 class Decision(t.TypedDict):
@@ -171,7 +209,7 @@ def decision(checks: t.Sequence[HostCheck], reason: str, when_kept_out: str, lim
     return {"refusal": "", "summary": _summary(checks, reason)}
 
 
-def progress(turns: t.Mapping[str, Turn], reason: str) -> Progress:
+def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progress:
     """Determine the progress of the rolling update with this reason, from the turns of its hosts in their order."""
     done = [host for host, turn in turns.items() if turn["done"]]
     put_back = [host for host, turn in turns.items() if turn["put_back"]]
@@ -181,17 +219,50 @@ def progress(turns: t.Mapping[str, Turn], reason: str) -> Progress:
     untouched = [host for host in turns if host not in (*started, *done, *kept)]
     skipped = "".join(f" Skipped: {turns[host]['kept_out']}" for host in put_back)
     reasons = "; ".join(f"{host}: {turns[host]['kept_out']}" for host in kept)
+    worked = [host for host in started if not turns[host]["was_done"] and (host in done or host not in kept)]
+    failed = [host for host, turn in turns.items() if turn["failed"] or not turn["plays"]]
+    stuck = [host for host in turns if host in failed or host in unfinished]
+    max_failed = _part(limits["max_failed"], len(turns))
+    halted = stuck if len(stuck) > max_failed else []
+    updated = len([host for host in worked if host in done])
+    stop_after = _part(limits["stop_after"], len(turns), rounds_up=True)
+    is_paused = not halted and untouched and 0 < stop_after <= updated
+    stops = len(failed) > max_failed
     return {
         "done": done,
         "unfinished": unfinished,
         "kept_out": kept,
-        "halted": [host for host, turn in turns.items() if host in unfinished or not turn["plays"]],
+        "open": untouched,
+        "worked": worked,
+        "failed": failed,
+        "stops": stops,
+        "halted": halted,
+        "paused": f"Paused: {len(done)} of {len(turns)} done. Run the same command to go on." if is_paused else "",
         "sessions_left": " ".join(
             f"{host}: {turn['sessions_left']}" for host, turn in turns.items() if turn["sessions_left"]
         ),
         "summary": f"Done: {_listed(done)}. Not finished: {_listed(unfinished)}. "
         f"Kept out by something else: {reasons or 'none'}. Not touched: {_listed(untouched)}.{skipped}",
+        "data": {
+            "status": "stopped" if halted or stops else "paused" if is_paused else "finished",
+            "reason": reason,
+            "done": done,
+            "not_finished": unfinished,
+            "not_touched": untouched,
+            "failed": {host: turns[host]["failed"] or "Ansible does not run tasks on it any more." for host in failed},
+            "kept_out": {host: turns[host]["kept_out"] for host in kept},
+            "put_back": {host: turns[host]["kept_out"] for host in put_back},
+        },
     }
+
+
+def _part(share: t.Any, total: int, *, rounds_up: bool = False) -> int:
+    """How many of C(total) hosts this number or percentage is."""
+    text = str(share)
+    if not text.endswith("%"):
+        return int(text)
+    hundredfold = total * int(text[:-1])
+    return -(-hundredfold // 100) if rounds_up else hundredfold // 100
 
 
 def _listed(hosts: t.Sequence[str]) -> str:

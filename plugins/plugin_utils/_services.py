@@ -110,6 +110,6 @@ def _of_each(variable: str, value: t.Any, names: t.Sequence[str]) -> dict[str, t
     return {name: by_name[name] for name in names}
 
 
-def titled(host: str, service: Service) -> str:
-    """How messages name an agent of a host."""
+def titled(host: str, service: t.Mapping[str, object]) -> str:
+    """How messages name an agent of a host. C(service) has its C(name), see Service."""
     return f"{host} {service['name']}" if service["name"] else host

@@ -195,15 +195,41 @@ def _tasks_in(blocks: t.Iterable[Block]) -> t.Iterator[Task]:
                     yield task
 
 
-def problems(tasks: str, handlers: str, playbook_dir: str) -> list[str]:
-    """The problems of a task file and of a file with handlers, V('') for none. Both paths are absolute.
+class Files(t.TypedDict):
+    """The absolute path of each file by the name of its variable, '' if it is not set; and what is wrong, or ''."""
+
+    paths: dict[str, str]
+    problem: str
+
+
+def find(given: t.Mapping[str, t.Any], required: str) -> Files:
+    """Find the files that these variables name, absolute or relative to the folder in which Ansible runs.
+
+    They are not looked up beside the playbook, which may be in a folder of the collection. C(required) is the variable
+    that must not be empty.
+    """
+    paths = {name: os.path.abspath(str(value)) if value not in ("", None) else "" for name, value in given.items()}
+    wrong = [name for name, path in paths.items() if (path or name == required) and not os.path.isfile(path)]
+    return {
+        "paths": paths,
+        "problem": " ".join(
+            f"{name} must be the path of a file with tasks, absolute or relative to the folder in which "
+            f"ansible-playbook runs, not '{printable(given[name], MAX_SHOWN)}'."
+            for name in wrong
+        ),
+    }
+
+
+def problems(tasks: t.Iterable[str], handlers: str, playbook_dir: str) -> list[str]:
+    """The problems of task files and of a file with handlers, V('') for none. All paths are absolute.
 
     C(playbook_dir) is the variable of this name, which Ansible uses to find roles.
     """
     reader = _Reader(playbook_dir)
     if handlers:
         reader.read(handlers, handlers=True)
-    reader.read(tasks)
+    for path in tasks:
+        reader.read(path)
     if not reader.is_open:
         reader.problems += [
             f"{printable(path)}: it notifies {printable(name)}, but no handler has this name: "

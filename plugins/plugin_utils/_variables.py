@@ -22,6 +22,8 @@ from ansible.module_utils.common.yaml import yaml_load
 OF_PLAYS = ("hapgent_hosts", "hapgent_serial")
 # Variables of hosts that only the filter haproxy_servers reads.
 OF_FILTERS = ("hapgent_haproxy_server",)
+# What a rolling update passes to the next job of a workflow, which gets it as an extra variable.
+OF_RESULTS = ("hapgent_rolling",)
 ROLES = Path(__file__).parents[2] / "roles"
 
 
@@ -139,7 +141,7 @@ def serial(value: t.Any) -> list[str]:
 
 def known() -> set[str]:
     """All public variables of the collection. Source: the argument specs of its roles, and the constants above."""
-    names = {*OF_PLAYS, *OF_FILTERS}
+    names = {*OF_PLAYS, *OF_FILTERS, *OF_RESULTS}
     for path in ROLES.glob("*/meta/argument_specs.yml"):
         specs = yaml_load(path.read_text(encoding="utf-8"))["argument_specs"]
         names.update(*(entry_point["options"] for entry_point in specs.values()))

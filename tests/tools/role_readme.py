@@ -19,6 +19,7 @@ PLAYBOOKS = {
     "drain": ["drain"],
     "undrain": ["undrain"],
     "rolling": ["rolling_check", "rolling_batch", "rolling_finish"],
+    "reboot": ["reboot_check", "rolling_check", "rolling_batch", "rolling_finish"],
     "status": ["status"],
 }
 # Ansible's markup, O(a=b), V(a), M(a.b.c), C(a): https://docs.ansible.com/ansible/latest/dev_guide/ansible_markup.html

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import OF_FILTERS
+from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import OF_FILTERS, OF_RESULTS
 
 ROOT = Path(__file__).parents[2]
 HAPGENT, FLEET = ROOT / "roles" / "hapgent", ROOT / "roles" / "fleet"
@@ -176,7 +176,7 @@ def test_playbooks_use_all_entry_points_and_only_their_own_variables() -> None:
 
 def test_variables_without_argument_specs_are_documented() -> None:
     readme = (FLEET / "README.md").read_text(encoding="utf-8")
-    assert [name for name in [*OF_PLAYBOOKS, *OF_FILTERS, "reason"] if f"`{name}`" not in readme] == []
+    assert [name for name in [*OF_PLAYBOOKS, *OF_FILTERS, *OF_RESULTS, "reason"] if f"`{name}`" not in readme] == []
 
 
 # Names in tasks

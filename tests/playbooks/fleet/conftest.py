@@ -114,6 +114,7 @@ class LoadBalancer:
             "defaults",
             "    mode tcp",
             "    timeout connect 2s",
+            "    retries 0",
             "    timeout client 10m",
             "    timeout server 10m",
             "frontend to_web",
@@ -188,6 +189,16 @@ class LoadBalancer:
             client.sendall(b"hello")
             assert client.recv(64) == b"hello"
             yield
+
+    def fail_session(self, server: str) -> None:
+        """Let HAProxy count a failed connection to a server that stays UP."""
+        (row,) = [line.split(",") for line in self.send("show stat").splitlines() if line.startswith(f"web,{server},")]
+        self.send(f"disable health web/{server}")
+        self.send(f"set server web/{server} addr 127.0.0.1 port 1")
+        with socket.create_connection(("127.0.0.1", self._ports[server]), PATIENCE_SECONDS) as client:
+            assert client.recv(64) == b""
+        self.send(f"set server web/{server} addr 127.0.0.1 port {row[73].rpartition(':')[2]}")
+        self.send(f"enable health web/{server}")
 
     def reset(self) -> None:
         """Undo all manual changes to the servers."""

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tests.conftest import Eventually
     from tests.playbooks.fleet.conftest import Fleet
 
 UP = {"status": "UP"}
@@ -24,4 +26,28 @@ def test_refusal_is_reported_once_and_changes_nothing(fleet: Fleet) -> None:
     assert list(fleet.states().values()) == [UP] * 3
     # The same servers may leave one at a time.
     fleet.play("hapgent.agent.drain", variables={**variables, "hapgent_hosts": "web1"})
+    assert fleet.state("web1")["status"] == "DRAIN"
+
+
+def test_others_are_waited_for(fleet: Fleet, eventually: Eventually) -> None:
+    """web2 comes back as soon as the playbook waits for it."""
+    fleet.set_state("web2", status="DRAIN", reason="disk")
+    fleet.await_statuses(web2="DRAIN (agent)")
+    variables = {"hapgent_hosts": "web1", "hapgent_min_up": 2, "hapgent_load_balancers": "lb1"}
+    refused = fleet.play("hapgent.agent.drain", succeeds=False, variables={**variables, "hapgent_min_up_wait": 1})
+    (waited,) = refused.results("Wait before the next look")
+    assert waited["elapsed"] >= 1
+    assert "Leaving: web1" in refused.failures()["web1"]
+
+    records = fleet.project.parent / "records.json"
+    records.unlink()
+
+    def come_back() -> None:
+        eventually(lambda: records.exists() and "Show which servers" in records.read_text(), "the playbook waits")
+        fleet.set_state("web2", **UP)
+
+    back = threading.Thread(target=come_back)
+    back.start()
+    fleet.play("hapgent.agent.drain", variables={**variables, "hapgent_min_up_wait": 60})
+    back.join()
     assert fleet.state("web1")["status"] == "DRAIN"

@@ -356,6 +356,8 @@ def documented_fleet(fleet: Fleet) -> Fleet:
     # Only the host is renamed: its server and its agent keep their names.
     group["hosts"] = {"web7": {**group["hosts"]["web1"], "hapgent_server": "web1"}, "web2": group["hosts"]["web2"]}
     group["vars"]["hapgent_load_balancers"] = "lb1"
+    # The machine that runs the tests may need a reboot.
+    group["vars"]["hapgent_reboot_command"] = "false"
     supply_files(fleet.project)
     return fleet
 
@@ -371,6 +373,9 @@ def assert_documented_effect(fleet: Fleet, command: str, played: Played) -> None
     elif playbook in ("undrain", "rolling"):
         assert states == dict.fromkeys(states, up)
         fleet.await_statuses(web1="UP", web2="UP", web3="UP")
+    elif playbook == "reboot":
+        assert "Hosts to reboot: none." in played.output
+        assert states == dict.fromkeys(states, up)
     else:
         assert playbook == "status"
         assert "web7" in played.output
@@ -392,7 +397,7 @@ def test_documented_playbook_commands(documented_fleet: Fleet) -> None:
     ]
     commands = list(dict.fromkeys(command.replace(" -i inventory.yml", "") for command in documented))
     assert {command.split()[1].removeprefix(OF_COLLECTION) for command in commands} == {
-        *["drain", "undrain", "rolling", "status"]
+        *["drain", "undrain", "rolling", "reboot", "status"]
     }
     for command in commands:
         played = documented_fleet.play(*shlex.split(command)[1:])

@@ -29,6 +29,8 @@ NUMBERS = {
     "hapgent_server": 7,
     "hapgent_fleet": 7,
     "hapgent_tasks": 3,
+    "hapgent_stop_after": 1,
+    "hapgent_max_failed": 1,
     "hapgent_wait_for": 2,
     "hapgent_min_up": 0,
 }
@@ -48,6 +50,11 @@ OTHERS = {
     "hapgent_health_url",
     "hapgent_health_ca_path",
     "hapgent_handlers",
+    # Found in the same way as hapgent_tasks.
+    "hapgent_before_tasks",
+    "hapgent_after_tasks",
+    "hapgent_rollback_tasks",
+    "hapgent_reboot_command",
     "hapgent_kept_out",
     "hapgent_after_grace",
 }

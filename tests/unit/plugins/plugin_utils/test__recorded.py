@@ -124,7 +124,9 @@ def test_host_before_its_turn() -> None:
     assert _recorded.turn(HOSTVARS, "web1", plays=True) == {
         "reason": "",
         "done": False,
+        "was_done": False,
         "kept_out": "",
+        "failed": "",
         "sessions_left": "",
         "put_back": False,
         "plays": True,

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import typing as t
 from typing import Any
 
 import pytest
 from ansible.inventory.manager import InventoryManager
 from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import (
+    Limits,
     Turn,
     changes,
     decision,
@@ -181,19 +183,12 @@ def test_advised_limit_excludes_the_named_hosts(limit: str) -> None:
 # Progress during the update
 
 
-def turn(reason: str = "", done: bool = False, kept_out: str = "", sessions_left: str = "", plays: bool = True) -> Turn:
-    return {
-        "reason": reason,
-        "done": done,
-        "kept_out": kept_out,
-        "sessions_left": sessions_left,
-        "put_back": False,
-        "plays": plays,
-    }
+def turn(reason: str = "", **fields: Any) -> Turn:
+    usual = {"done": False, "was_done": False, "kept_out": "", "failed": "", "sessions_left": ""}
+    return t.cast(Turn, {**usual, "put_back": False, "plays": True, "reason": reason, **fields})
 
 
-def put_back(turned: Turn) -> Turn:
-    return {**turned, "put_back": True}
+NO_LIMITS: Limits = {"max_failed": 0, "stop_after": "0"}
 
 
 # The turns of hosts; those that are done, unfinished, kept out and halted.
@@ -209,31 +204,82 @@ PROGRESS: dict[str, tuple[dict[str, Turn], tuple[str, str, str, str]]] = {
     ),
     "one is kept out": ({"web1": turn(OURS, kept_out="a"), "web2": turn()}, ("", "", "web1", "")),
     "one is done and kept out since": ({"web1": turn(OURS, done=True, kept_out="a")}, ("web1", "", "web1", "")),
-    "one was put back": ({"web1": put_back(turn(OURS, kept_out="a")), "web2": turn()}, ("", "", "", "")),
+    "one was put back": ({"web1": turn(OURS, kept_out="a", put_back=True), "web2": turn()}, ("", "", "", "")),
     "another update in the same run": ({"web1": turn("release 9"), "web2": turn(OURS)}, ("", "web2", "", "web2")),
 }
 
 
 @pytest.mark.parametrize(("turns", "expected"), PROGRESS.values(), ids=PROGRESS)
 def test_progress_of_the_update(turns: dict[str, Turn], expected: tuple[str, ...]) -> None:
-    found = progress(turns, OURS)
+    found = progress(turns, OURS, NO_LIMITS)
     assert (found["done"], found["unfinished"], found["kept_out"], found["halted"]) == tuple(
         hosts.split() for hosts in expected
     )
 
 
+DONE_NOW, DONE_BEFORE = turn(OURS, done=True), turn(OURS, done=True, was_done=True)
+FAILED = turn(OURS, failed="No disk.")
+# The limits and the turns of hosts a, b ...; the halted hosts, whether the rescue stops, and whether the run is paused.
+LIMITS: dict[str, tuple[Any, Any, list[Turn], tuple[str, bool, bool]]] = {
+    "no failure is allowed": (0, 0, [DONE_NOW, FAILED, turn()], ("b", True, False)),
+    "one is allowed": (1, 0, [DONE_NOW, FAILED, turn()], ("", False, False)),
+    "one is allowed, two failed": ("1", 0, [FAILED, FAILED, turn()], ("a b", True, False)),
+    "one that was lost counts": (1, 0, [turn(plays=False), FAILED, turn()], ("a b", True, False)),
+    "one whose play ended counts for the next batch": (1, 0, [turn(OURS), FAILED, turn()], ("a b", False, False)),
+    "one that is done can fail": (0, 0, [turn(OURS, done=True, failed="No mail."), turn()], ("a", True, False)),
+    "a percentage is rounded down": ("50%", 0, [FAILED, FAILED, turn()], ("a b", True, False)),
+    "a percentage of all hosts": ("50%", 0, [FAILED, FAILED, turn(), turn()], ("", False, False)),
+    "pause after one": (0, 1, [DONE_NOW, turn()], ("", False, True)),
+    "pause after more than one": (0, "1", [DONE_NOW, DONE_NOW, turn()], ("", False, True)),
+    "pause after two": (0, 2, [DONE_NOW, turn()], ("", False, False)),
+    "what an earlier run has done does not count": (0, 1, [DONE_BEFORE, turn()], ("", False, False)),
+    "pause after what earlier runs have done": (0, 1, [DONE_BEFORE, DONE_NOW, turn()], ("", False, True)),
+    "one that is kept out now was updated": (0, 1, [turn(OURS, done=True, kept_out="x"), turn()], ("", False, True)),
+    "one that was skipped does not count": (0, 1, [turn(OURS, kept_out="x"), turn()], ("", False, False)),
+    "failures do not count": (1, 1, [FAILED, turn()], ("", False, False)),
+    "nothing is left": (0, 1, [DONE_NOW, turn(kept_out="x"), turn(done=True)], ("", False, False)),
+    "a percentage is rounded up": (0, "10%", [DONE_NOW, turn(), turn()], ("", False, True)),
+    "a failure comes first": (0, 1, [DONE_NOW, FAILED, turn()], ("b", True, False)),
+}
+
+
+@pytest.mark.parametrize(("max_failed", "stop_after", "turns", "expected"), LIMITS.values(), ids=LIMITS)
+def test_limits_of_the_update(max_failed: Any, stop_after: Any, turns: list[Turn], expected: tuple[Any, ...]) -> None:
+    found = progress(dict(zip("abcd", turns, strict=False)), OURS, {"max_failed": max_failed, "stop_after": stop_after})
+    assert (" ".join(found["halted"]), found["stops"], bool(found["paused"])) == expected
+
+
+def test_pause_is_reported_with_what_all_runs_have_done() -> None:
+    found = progress({"a": DONE_BEFORE, "b": DONE_NOW, "c": turn()}, OURS, {"max_failed": 0, "stop_after": 1})
+    assert found["paused"] == "Paused: 2 of 3 done. Run the same command to go on."
+    assert (found["worked"], found["open"]) == (["b"], ["c"])
+
+
+@pytest.mark.parametrize(
+    ("last", "status"), [(turn(), "paused"), (turn(plays=False), "stopped"), (turn(done=True), "finished")]
+)
+def test_result_as_data(last: Turn, status: str) -> None:
+    turns = {"a": FAILED, "b": DONE_NOW, "c": turn(kept_out="disk"), "d": last}
+    data = progress(turns, OURS, {"max_failed": 1, "stop_after": 1})["data"]
+    assert (data["status"], data["reason"], data["kept_out"]) == (status, OURS, {"c": "disk"})
+    assert data["failed"]["a"] == "No disk."
+    assert data["not_finished"] == ["a"]
+    assert "b" in data["done"]
+    assert ("d" in data["not_touched"]) == (not last["done"])
+
+
 def test_summary_of_an_update_names_all_hosts() -> None:
     turns = {"web1": turn(OURS, done=True), "web2": turn(OURS), "web3": turn(kept_out="disk"), "web4": turn()}
-    assert progress(turns, OURS)["summary"] == (
+    assert progress(turns, OURS, NO_LIMITS)["summary"] == (
         "Done: web1. Not finished: web2. Kept out by something else: web3: disk. Not touched: web4."
     )
 
 
 def test_summary_of_an_update_names_hosts_that_were_put_back() -> None:
-    turns = {"web1": turn(OURS, done=True), "web2": put_back(turn(OURS, kept_out="web2 was put back."))}
-    assert progress(turns, OURS)["summary"].endswith("Not touched: none. Skipped: web2 was put back.")
+    turns = {"web1": turn(OURS, done=True), "web2": turn(OURS, kept_out="web2 was put back.", put_back=True)}
+    assert progress(turns, OURS, NO_LIMITS)["summary"].endswith("Not touched: none. Skipped: web2 was put back.")
 
 
 def test_sessions_that_were_left_are_listed_by_host() -> None:
     turns = {"web1": turn(OURS, sessions_left="lb1: 2 sessions"), "web2": turn(OURS), "web3": turn(sessions_left="x")}
-    assert progress(turns, OURS)["sessions_left"] == "web1: lb1: 2 sessions web3: x"
+    assert progress(turns, OURS, NO_LIMITS)["sessions_left"] == "web1: lb1: 2 sessions web3: x"

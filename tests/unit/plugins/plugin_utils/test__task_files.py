@@ -234,7 +234,7 @@ def problems(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
                 path = project / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-            arguments.append((str(project / "deploy.yml"), str(project / handlers) if handlers else "", str(project)))
+            arguments.append(([str(project / "deploy.yml")], str(project / handlers) if handlers else "", str(project)))
         with (folder / "problems.json").open("w") as output:
             subprocess.run(
                 [PYTHONS[request.param], "-c", PROGRAM],
@@ -252,6 +252,36 @@ def problems(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     checked = made_once(tmp_path_factory, f"task-files-{request.param}", check) / "problems.json"
     return dict(zip(CASES, json.loads(checked.read_text(encoding="utf-8")), strict=True))
+
+
+GIVEN = {"hapgent_tasks": "deploy.yml", "hapgent_after_tasks": "", "hapgent_rollback_tasks": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({}, []),
+        ({"hapgent_tasks": 3}, []),
+        ({"hapgent_tasks": ""}, ["hapgent_tasks"]),
+        ({"hapgent_tasks": "."}, ["hapgent_tasks"]),
+        (
+            {"hapgent_after_tasks": "a.yml", "hapgent_rollback_tasks": 0},
+            ["hapgent_after_tasks", "hapgent_rollback_tasks"],
+        ),
+    ],
+)
+def test_files_are_found_where_ansible_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], wrong: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("deploy.yml", "3"):
+        (tmp_path / name).touch()
+    found = _task_files.find({**GIVEN, **given}, "hapgent_tasks")
+    assert found["problem"].count(" must be ") == len(wrong)
+    assert all(name in found["problem"] for name in wrong)
+    if not wrong:
+        path = str(tmp_path / str(given.get("hapgent_tasks", "deploy.yml")))
+        assert found["paths"] == {"hapgent_tasks": path, "hapgent_after_tasks": "", "hapgent_rollback_tasks": ""}
 
 
 @pytest.mark.parametrize("case", WRONG)
