@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import re
+import time
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._state import StateError, moment, timestamp
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern, strangers, unknown, words
 
 # A playbook puts the text into the name of a play if the variable is not defined when Ansible creates the play. If the
@@ -32,8 +34,8 @@ class Given(t.TypedDict):
     C(names) are the names of its variables, C(own) is the value of hapgent_own_variables, C(play) the name of the play,
     C(stray_words) the words that Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers
     and C(balancers) the hosts that it selects. C(names_there) and C(own_there) are the names and own variables of all
-    these hosts together. C(numbers) is empty, or has hapgent_min_up and the variables of RANGES; None is a port that is
-    not set.
+    these hosts together. C(numbers) is empty, or has hapgent_min_up, hapgent_until and the variables of RANGES; None is
+    a port that is not set.
     """
 
     names: list[str]
@@ -55,6 +57,7 @@ def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]
         *_stray(given),
         *_strange_balancers(given, groups),
         *_numbers(given["numbers"]),
+        *_until(given["numbers"].get("hapgent_until", "")),
     ]
 
 
@@ -107,6 +110,18 @@ def _numbers(given: t.Mapping[str, t.Any]) -> t.Iterator[str]:
         value = given.get(name)
         if value is not None and not _is_within(value, minimum, maximum):
             yield f"{name} must be {minimum} to {maximum}, not {value}."
+
+
+def _until(given: str) -> t.Iterator[str]:
+    """A moment that is over is an error, because it may be one of another time zone."""
+    now = time.time()
+    try:
+        until = moment(given, now) if given else ""
+    except StateError as error:
+        yield f"hapgent_{error}."
+    else:
+        if until and timestamp(until) < now:
+            yield f"hapgent_until must be in the future, not {until}."
 
 
 def _is_within(value: t.Any, minimum: int, maximum: int) -> bool:

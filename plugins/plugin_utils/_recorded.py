@@ -8,9 +8,13 @@
 
 from __future__ import annotations
 
+import time
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
+from ansible_collections.hapgent.agent.plugins.module_utils._state import moment
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import item_of, name_of
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Notes
 from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Turn
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import DEFAULT, DEFAULT_STATE_FILE, Service
 
@@ -46,8 +50,8 @@ def read_once(hostvars: Hostvars) -> Hostvars:
 class Settings(t.TypedDict):
     """What steps/check_variables.yml has recorded.
 
-    C(min_up), C(fleet) and C(grace) are there if the host may be drained. C(found_out) has the notes of a drain in the
-    same run.
+    C(min_up), C(fleet), C(grace) and C(until) are there if the host may be drained. C(found_out) has the notes of a
+    drain in the same run.
     """
 
     services: list[Service]
@@ -56,6 +60,7 @@ class Settings(t.TypedDict):
     reason: str
     found_out: dict[str, str]
     grace: t.Any
+    until: str
     min_up: t.Any
     fleet: list[str]
 
@@ -69,11 +74,18 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
         "reason": "",
         "found_out": {},
         "grace": 0,
+        "until": "",
         # Nothing may leave by mistake.
         "min_up": "100%",
         "fleet": [],
     }
     return t.cast(Settings, {**empty, **hostvars[name].get("hapgent__settings", {})})
+
+
+def notes(hostvars: Hostvars, name: str, reason: str) -> Notes:
+    """The notes of a drain of this host with this reason that begins now."""
+    until = settings(hostvars, name)["until"]
+    return {"reason": reason, "by": _who.current(), "until": moment(until, time.time()) if until else ""}
 
 
 def balancers(hostvars: Hostvars, names: t.Iterable[str]) -> list[tuple[str, t.Any, t.Any]]:

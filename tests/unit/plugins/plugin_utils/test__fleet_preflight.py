@@ -67,7 +67,13 @@ def test_problems_of_variables(given: Any, expected: list[list[str]]) -> None:
         assert all(part in problem for part in parts)
 
 
-NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "60", "hapgent_server_port": None}
+NUMBERS = {
+    "hapgent_until": "",
+    "hapgent_min_up": 1,
+    "hapgent_grace": 300,
+    "hapgent_wait_timeout": "60",
+    "hapgent_server_port": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +87,8 @@ NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "6
         *(("hapgent_wait_timeout", value, False) for value in (-0.1, 1e10)),
         *(("hapgent_server_port", value, True) for value in (None, 1, "65535")),
         *(("hapgent_server_port", value, False) for value in (0, 65536, "http")),
+        *(("hapgent_until", value, True) for value in ("2h", "2999-01-01T00:00:00Z", "2999-01-01 00:00:00+00:00")),
+        *(("hapgent_until", value, False) for value in ("2", "06:00", "2999-01-01T00:00:00", "2020-01-01T00:00:00Z")),
     ],
 )
 def test_problems_of_numbers(name: str, value: Any, is_right: bool) -> None:
