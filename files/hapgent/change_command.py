@@ -299,8 +299,10 @@ class Target:
             )
             _print_error(f"{label}: {done}.")
             return
-        planned = described(self.agent.planned)
-        done = f"{label}: {planned} (was {self.was})" if self.was else f"{label}: already {planned}"
+        planned = self.agent.planned
+        # Who runs the command needs no name.
+        new = described(planned._replace(by=None))
+        done = f"{label}: {new} (was {self.was})" if self.was else f"{label}: already {described(planned)}"
         received = self.agent.received
         if self._stopped:
             _print_error(f"{done} in {self.found.state_file}, but the agent does not run{self._stopped}.")

@@ -374,6 +374,29 @@ def test_since_stays_when_a_reason_is_removed(agents: Agents, path: Path) -> Non
     assert status(path)["since"] > first
 
 
+def test_who_and_until_when_change_nothing_for_haproxy(agents: Agents, path: Path, eventually: Eventually) -> None:
+    agent = start(agents, path, b'{"status": "DRAIN", "reason": "disk"}')
+    ask_from(agent, "127.0.0.2")
+    first = status(path)["since"]
+    noted = {"status": "DRAIN", "reason": "disk", "by": "ada@control1", "until": "2026-11-28T06:00:00Z"}
+    agent.write_state(json.dumps(noted).encode())
+    agent.send(signal.SIGHUP)
+    eventually(lambda: status(path)["state"] == noted, "the agent reports the notes")
+    assert status(path)["answer"] == "DRAIN UP # disk"
+    assert status(path)["since"] == first
+    # The load balancer need not poll again.
+    assert peers(path)["127.0.0.2"]["received"] is True
+    agent.await_log(": DRAIN UP # disk -> DRAIN UP # disk, by ada@control1, until 2026-11-28T06:00:00Z (SIGHUP)")
+    # It dates from the same moment after a restart, even if they have changed while the agent was stopped.
+    end(agent)
+    agent = start(agents, path, b'{"status": "DRAIN", "reason": "disk", "by": "bob"}', state_file=agent.state_file)
+    assert status(path)["since"] == first
+    assert peers(path)["127.0.0.2"]["received"] is True
+    # A new status removes them.
+    agent.send(signal.SIGUSR1)
+    eventually(lambda: agent.saved() == {"status": "UP"}, "the new status is saved")
+
+
 def test_reports_the_last_error_of_the_state_file(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path)
 
@@ -600,7 +623,8 @@ def test_table(agents: Agents, python: str, path: Path, eventually: Eventually) 
         ask_from(agent, "127.0.0.2")
     ask_from(agent, "127.0.0.3")
     reason = "Grüße, \"q\" \\ 'p'"
-    reload(agent, path, {"status": "DRAIN", "weight": 25, "maxconn": 8, "reason": reason}, eventually)
+    notes = {"reason": reason, "by": "ada@control1", "until": "2999-11-28T06:00:00Z"}
+    reload(agent, path, {"status": "DRAIN", "weight": 25, "maxconn": 8, **notes}, eventually)
     ask_from(agent, "127.0.0.2")
     table = shown(path, python=python)
     lines = table.splitlines()
@@ -608,6 +632,7 @@ def test_table(agents: Agents, python: str, path: Path, eventually: Eventually) 
     date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+, \d+ s ago"
     facts = [
         *["state       DRAIN", "weight      25%", "maxconn     8", f"reason      {re.escape(reason)}"],
+        *["by          ada@control1", r"until       2999-11-2\d \d\d:\d\d:\d\d \S+, in \d+ d"],
         *[f"since       {date}", f"answers on  127.0.0.1 port {agent.port}"],
         f"state file  {re.escape(str(agent.state_file))}",
         "",
@@ -620,8 +645,8 @@ def test_table(agents: Agents, python: str, path: Path, eventually: Eventually) 
         assert re.fullmatch(fact, line), table
     # Each column is aligned with its title.
     for title in ["polls every", "checks", "state"]:
-        column = lines[8].index(title)
-        assert all(row[column - 1] == " " != row[column] for row in lines[9:])
+        column = lines[10].index(title)
+        assert all(row[column - 1] == " " != row[column] for row in lines[11:])
 
 
 def test_table_leaves_out_fields_that_are_not_set(agents: Agents, path: Path) -> None:
@@ -827,7 +852,7 @@ def test_metrics_match_the_status(agents: Agents, tmp_path: Path, promtool: Prom
     agent = start(agents, odd, b'{"status": "UP", "weight": 50, "maxconn": 9}', settle=60)
     for address in ["127.0.0.2", "127.0.0.2", "127.0.0.2", "127.0.0.3"]:
         ask_from(agent, address)
-    reload(agent, odd, {"status": "DRAIN", "weight": 25}, eventually)
+    reload(agent, odd, {"status": "DRAIN", "weight": 25, "until": "2026-11-27T12:00:00Z"}, eventually)
     ask_from(agent, "127.0.0.2")
     # From now on, only the remaining settling time changes.
     eventually(lambda: not peers(odd)["127.0.0.2"]["polls"], "the load balancer counts as no longer polling")
@@ -847,6 +872,7 @@ def test_metrics_match_the_status(agents: Agents, tmp_path: Path, promtool: Prom
         f'hapgent_info{{{label},version="{reported["version"]}"}}': 1,
         **{f'hapgent_state{{{label},status="{name}"}}': int(name == "DRAIN") for name in STATUSES},
         f"hapgent_weight{{{label}}}": 25,
+        f"hapgent_until_timestamp_seconds{{{label}}}": 1795780800,
         f"hapgent_start_timestamp_seconds{{{label}}}": reported["started"],
         f"hapgent_state_file_ok{{{label}}}": 1,
         **{f"hapgent_{name}_total{{{label}}}": count for name, count in reported["counters"].items()},
@@ -894,7 +920,8 @@ def documented_alerts() -> list[dict[str, Any]]:
 def metrics_of_all_kinds(agents: Agents, path: Path) -> str:
     environment = {"HAPGENT_SOCKET": str(path), "HAPGENT_RAMP": "10,100", "HAPGENT_RAMP_SECONDS": "3600"}
     agent = agents.start(b'{"status": "DRAIN"}', environment=environment)
-    agent.reload(b'{"status": "UP", "weight": 50, "maxconn": 9}', b"UP 5% maxconn:9\n")
+    state = b'{"status": "UP", "weight": 50, "maxconn": 9, "until": "2026-11-28T06:00:00Z"}'
+    agent.reload(state, b"UP 5% maxconn:9\n")
     for _check in range(2):
         ask_from(agent, "127.0.0.2")
     return shown("--prometheus", path)
@@ -918,6 +945,54 @@ def test_promtool_accepts_the_alerts(tmp_path: Path, promtool: Promtool) -> None
     assert done.returncode == 0, done.stdout
     assert f"{len(documented_alerts())} rules found" in done.stdout
     assert "FAILED" not in done.stdout
+
+
+def test_alerts_about_drains(tmp_path: Path, promtool: Promtool) -> None:
+    # The time in these tests begins at 0.
+    series = {
+        'hapgent_state{instance="forgotten",socket="s",status="DRAIN"}': "1",
+        'hapgent_state{instance="over",socket="s",status="DRAIN"}': "1",
+        'hapgent_until_timestamp_seconds{instance="over",socket="s"}': "3600",
+        'hapgent_state{instance="expected",socket="s",status="MAINT"}': "1",
+        'hapgent_until_timestamp_seconds{instance="expected",socket="s"}': "604800",
+    }
+
+    def alerts(moment: str, name: str, *instances: str) -> dict[str, Any]:
+        rule = next(rule for rule in documented_alerts() if rule["alert"] == name)
+        summary = rule["annotations"]["summary"].replace(
+            "{{ $value | humanizeTimestamp }}", "1970-01-01 01:00:00 +0000 UTC"
+        )
+        return {
+            "eval_time": moment,
+            "alertname": name,
+            "exp_alerts": [
+                {
+                    "exp_labels": {
+                        "instance": instance,
+                        "socket": "s",
+                        **({"status": "DRAIN"} if name == "HapgentDrainedForLong" else {}),
+                    },
+                    "exp_annotations": {"summary": summary},
+                }
+                for instance in instances
+            ],
+        }
+
+    (tmp_path / "rules.yml").write_text(documented_block("yaml"), encoding="utf-8")
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": f"{value}x3000"} for name, value in series.items()],
+        "alert_rule_test": [
+            alerts("59m", "HapgentOverdue"),
+            alerts("61m", "HapgentOverdue", "over"),
+            alerts("23h", "HapgentDrainedForLong"),
+            alerts("25h", "HapgentDrainedForLong", "forgotten"),
+        ],
+    }
+    content = {"rule_files": ["rules.yml"], "tests": [test]}
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    done = promtool("test", "rules", tmp_path / "test.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def systemd_command() -> Sequence[str]:
