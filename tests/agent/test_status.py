@@ -947,54 +947,6 @@ def test_promtool_accepts_the_alerts(tmp_path: Path, promtool: Promtool) -> None
     assert "FAILED" not in done.stdout
 
 
-def test_alerts_about_drains(tmp_path: Path, promtool: Promtool) -> None:
-    # The time in these tests begins at 0.
-    series = {
-        'hapgent_state{instance="forgotten",socket="s",status="DRAIN"}': "1",
-        'hapgent_state{instance="over",socket="s",status="DRAIN"}': "1",
-        'hapgent_until_timestamp_seconds{instance="over",socket="s"}': "3600",
-        'hapgent_state{instance="expected",socket="s",status="MAINT"}': "1",
-        'hapgent_until_timestamp_seconds{instance="expected",socket="s"}': "604800",
-    }
-
-    def alerts(moment: str, name: str, *instances: str) -> dict[str, Any]:
-        rule = next(rule for rule in documented_alerts() if rule["alert"] == name)
-        summary = rule["annotations"]["summary"].replace(
-            "{{ $value | humanizeTimestamp }}", "1970-01-01 01:00:00 +0000 UTC"
-        )
-        return {
-            "eval_time": moment,
-            "alertname": name,
-            "exp_alerts": [
-                {
-                    "exp_labels": {
-                        "instance": instance,
-                        "socket": "s",
-                        **({"status": "DRAIN"} if name == "HapgentDrainedForLong" else {}),
-                    },
-                    "exp_annotations": {"summary": summary},
-                }
-                for instance in instances
-            ],
-        }
-
-    (tmp_path / "rules.yml").write_text(documented_block("yaml"), encoding="utf-8")
-    test = {
-        "interval": "1m",
-        "input_series": [{"series": name, "values": f"{value}x3000"} for name, value in series.items()],
-        "alert_rule_test": [
-            alerts("59m", "HapgentOverdue"),
-            alerts("61m", "HapgentOverdue", "over"),
-            alerts("23h", "HapgentDrainedForLong"),
-            alerts("25h", "HapgentDrainedForLong", "forgotten"),
-        ],
-    }
-    content = {"rule_files": ["rules.yml"], "tests": [test]}
-    (tmp_path / "test.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    done = promtool("test", "rules", tmp_path / "test.yml")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def systemd_command() -> Sequence[str]:
     (line,) = re.findall(r"^ExecStart=(.*)$", documented_block("ini", "ExecStart="), re.MULTILINE)
     # This line uses quotes as a shell does.
@@ -1068,6 +1020,7 @@ def agent_metrics(
     peers: Mapping[str, tuple[int, int]] | None = None,
     last_seen: int = MINUTES * 60,
     weighing: tuple[int, int] | None = None,
+    until: int | None = None,
 ) -> list[Series]:
     """Return the metrics of an agent. C(peers) has two values for each: whether it has the state, whether it polls.
 
@@ -1079,6 +1032,8 @@ def agent_metrics(
         *[metric("hapgent_state", int(name == state), **labels, status=name) for name in STATUSES],
         metric("hapgent_state_file_ok", state_file_ok, **labels),
     ]
+    if until:
+        found.append(metric("hapgent_until_timestamp_seconds", until, **labels))
     if weighing:
         found += [
             metric("hapgent_weighing_ok", weighing[0], **labels),
@@ -1098,9 +1053,9 @@ def of_agent(instance: str = WEB1, path: str = SOCKET, **more: str) -> dict[str,
     return {"instance": instance, "job": "node", "socket": path, **more}
 
 
-NOT_POLLED, STATE_NOT_RECEIVED, STATE_FILE, WEIGHT, DRAINED, NO_STATUS = (
+NOT_POLLED, STATE_NOT_RECEIVED, STATE_FILE, WEIGHT, OVERDUE, DRAINED, NO_STATUS = (
     *["HapgentNotPolled", "HapgentStateNotReceived"],
-    *["HapgentStateFile", "HapgentWeight", "HapgentDrainedForLong", "HapgentNoStatus"],
+    *["HapgentStateFile", "HapgentWeight", "HapgentOverdue", "HapgentDrainedForLong", "HapgentNoStatus"],
 )
 # The metrics, how long they have had these values, and the alerts that fire then.
 Situation = tuple[list[Series], str, dict[str, list[dict[str, str]]]]
@@ -1186,6 +1141,16 @@ SITUATIONS: dict[str, Situation] = {
         + agent_metrics("web3:9100", state="READY"),
         "26h",
         {DRAINED: [of_agent(status="DRAIN"), of_agent("web2:9100", status="MAINT")]},
+    ),
+    "drained for long, and for as long as expected": (
+        agent_metrics(state="DRAIN") + agent_metrics("web2:9100", state="DRAIN", until=7 * 86400),
+        "26h",
+        {DRAINED: [of_agent(status="DRAIN")]},
+    ),
+    "drained for longer than expected": (
+        agent_metrics(state="DRAIN", until=3600) + agent_metrics("web2:9100", state="DRAIN", until=2 * 3600),
+        "70m",
+        {OVERDUE: [of_agent()]},
     ),
     "drained for less than a day": (agent_metrics(state="DRAIN"), "23h", {}),
     "down for long": (agent_metrics(state="DOWN"), "26h", {}),
