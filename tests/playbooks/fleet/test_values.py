@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 
 if TYPE_CHECKING:
     from tests.playbooks.fleet.conftest import Fleet
@@ -83,7 +84,7 @@ def test_numbers_work_as_text(fleet: Fleet, ansible: str, name: str) -> None:
     )
     (seen,) = played.results("See")
     reason = variables.get("reason", "4.2")
-    assert json.loads(base64.b64decode(seen["content"])) == {"status": "DRAIN", "reason": reason}
+    assert json.loads(base64.b64decode(seen["content"])) == {"status": "DRAIN", "reason": reason, "by": _who.current()}
     assert fleet.state("web1") == {"status": "UP"}
     # The host was changed, so the playbook found its server on the load balancers.
     assert played.changed() == {name}
