@@ -223,7 +223,7 @@ EXAMPLES = r"""
 - name: Drain the server for two hours, and record who did
   hapgent.agent.hapgent_state:
     status: DRAIN
-    by: "{{ lookup('ansible.builtin.env', 'USER') }}"
+    by: nightly backup
     until: 2h
 
 - name: Bring the server back into rotation
