@@ -12,12 +12,17 @@ author:
   - The hapgent.agent contributors (@hapgent)
 description:
   - For the role of this collection only. It may change at any time.
-positional: check
+positional: hosts, check
 options:
   _input:
     description: The results of C(hapgent_lock) in a loop.
     type: list
     elements: dict
+    required: true
+  hosts:
+    description: The hosts that are to be drained.
+    type: list
+    elements: str
     required: true
   check:
     description: Whether the run is in check mode. Then it has no lock, and only reports who has it.
@@ -28,7 +33,7 @@ options:
 EXAMPLES = r"""
 - name: Check that this run has the lock
   hapgent.agent.hapgent_decision:
-    decision: "{{ hapgent__first_lock.results | hapgent.agent._lock_outcome(false) }}"
+    decision: "{{ hapgent__first_lock.results | hapgent.agent._lock_outcome(['web1'], false) }}"
 """
 
 RETURN = r"""
@@ -42,9 +47,9 @@ import typing as t
 from ansible_collections.hapgent.agent.plugins.plugin_utils._locking import outcome
 
 
-def lock_outcome(taken: t.Sequence[t.Mapping[str, t.Any]], check: bool) -> t.Any:
+def lock_outcome(taken: t.Sequence[t.Mapping[str, t.Any]], hosts: t.Sequence[str], check: bool) -> t.Any:
     """See DOCUMENTATION."""
-    return outcome(taken, check=check)
+    return outcome(taken, hosts, check=check)
 
 
 class FilterModule:

@@ -49,7 +49,7 @@ def lock_places(hostvars: _recorded.Hostvars, hosts: t.Iterable[str]) -> list[st
     hostvars = _recorded.read_once(hostvars)
     found: set[str] = set()
     for host in hosts:
-        if "hapgent__settings" in hostvars[host]:
+        if "services" in hostvars[host].get("hapgent__settings", {}):
             settings = _recorded.settings(hostvars, host)
             found.update(places(settings["load_balancers"], settings["fleet"], host))
     return sorted(found)

@@ -25,6 +25,7 @@ RANGES = {
     "hapgent_wait_timeout": (0, DAY),
     "hapgent_server_port": (1, 65535),
     "hapgent_health_tries": (1, DAY),
+    "hapgent_lock_expires": (60, 7 * DAY),
 }
 
 
@@ -34,8 +35,8 @@ class Given(t.TypedDict):
     C(names) are the names of its variables, C(own) is the value of hapgent_own_variables, C(play) the name of the play,
     C(stray_words) the words that Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers
     and C(balancers) the hosts that it selects. C(names_there) and C(own_there) are the names and own variables of all
-    these hosts together. C(numbers) is empty, or has hapgent_min_up, hapgent_until and the variables of RANGES; None is
-    a port that is not set.
+    these hosts together. C(numbers) is empty, or has hapgent_min_up, hapgent_until, hapgent_lock and the variables of
+    RANGES; None is a port that is not set.
     """
 
     names: list[str]
@@ -58,6 +59,7 @@ def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]
         *_strange_balancers(given, groups),
         *_numbers(given["numbers"]),
         *_until(given["numbers"].get("hapgent_until", "")),
+        *_lock(given["numbers"].get("hapgent_lock", "")),
     ]
 
 
@@ -122,6 +124,11 @@ def _until(given: str) -> t.Iterator[str]:
     else:
         if until and timestamp(until) < now:
             yield f"hapgent_until must be in the future, not {until}."
+
+
+def _lock(given: str) -> t.Iterator[str]:
+    if given and not re.fullmatch(r"/.*[^/]", given):
+        yield f"hapgent_lock must be the absolute path of a file, such as /run/shop.lock, not {given}."
 
 
 def _is_within(value: t.Any, minimum: int, maximum: int) -> bool:

@@ -30,10 +30,16 @@ def places(load_balancers: t.Sequence[str], fleet: t.Sequence[str], host: str) -
     return [*(load_balancers or fleet or [host])]
 
 
-def outcome(taken: t.Sequence[Result], *, check: bool) -> Outcome:
-    """Combine the results of C(hapgent_lock) for these places. C(check) is whether this run changes nothing."""
-    problems = [problem for result in taken if (problem := _problem(result))]
-    text = printable(" ".join(dict.fromkeys(problems)), MAX_SHOWN)
+def outcome(taken: t.Sequence[Result], hosts: t.Sequence[str], *, check: bool) -> Outcome:
+    """Combine the results of C(hapgent_lock) for its places, before these hosts are drained.
+
+    C(check) is whether this run changes nothing.
+    """
+    # A run that has the lock in several places is reported once.
+    problems = {
+        result.get("held", {}).get("run") or problem: problem for result in taken if (problem := _problem(result))
+    }
+    text = printable(" ".join(problems.values()), MAX_SHOWN)
     if not text:
         return {"refusal": "", "release": [], "message": ""}
     if check:
@@ -41,7 +47,7 @@ def outcome(taken: t.Sequence[Result], *, check: bool) -> Outcome:
     is_held = any(result.get("held") for result in taken)
     advice = " Wait for its end or, if it will not go on, take the lock over with hapgent_lock_take=true."
     return {
-        "refusal": f"{text}{advice if is_held else ''} Nothing was changed.",
+        "refusal": f"{text}{advice if is_held else ''} Nothing was changed on {', '.join(hosts)}.",
         "release": [name_of(result) for result in taken if not _problem(result)],
         "message": "",
     }

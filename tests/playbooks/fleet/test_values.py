@@ -36,6 +36,8 @@ NUMBERS = {
 # The other text variables: they are never numbers, or only passed to a module, which converts them to text.
 OTHERS = {
     "hapgent_own_variables",
+    "hapgent_until",
+    "hapgent_lock",
     "hapgent_state_file",
     # Without systemd, only the default instance can be found. See test__services.py.
     "hapgent_services",

@@ -43,13 +43,13 @@ OUTCOMES: dict[str, tuple[list[dict[str, Any]], str, bool, list[str]]] = {
     "without a reason": ([result("lb1", held={**HELD, "reason": ""})], "deploy@control1 rolls since", True, []),
     "failed": (
         [FREE, result("lb2", failed=True, msg="/run/x.lock: it is not JSON")],
-        "The lock cannot be taken on lb2: /run/x.lock: it is not JSON. Nothing was changed.",
+        "The lock cannot be taken on lb2: /run/x.lock: it is not JSON. Nothing was changed on web1.",
         False,
         ["lb1"],
     ),
     "unreachable": (
         [FREE, result("lb2", unreachable=True, msg="timed out.")],
-        "The lock cannot be taken on lb2: timed out. Nothing was changed.",
+        "The lock cannot be taken on lb2: timed out. Nothing was changed on web1.",
         False,
         ["lb1"],
     ),
@@ -58,20 +58,20 @@ OUTCOMES: dict[str, tuple[list[dict[str, Any]], str, bool, list[str]]] = {
 
 @pytest.mark.parametrize(("taken", "begin", "is_held", "release"), OUTCOMES.values(), ids=OUTCOMES)
 def test_outcome(taken: list[dict[str, Any]], begin: str, is_held: bool, release: list[str]) -> None:
-    found = outcome(taken, check=False)
+    found = outcome(taken, ["web1"], check=False)
     assert found["refusal"].startswith(begin)
     assert bool(found["refusal"]) == bool(begin)
     assert ("hapgent_lock_take" in found["refusal"]) == is_held
     assert found["release"] == release
     assert found["message"] == ""
     # In check mode, it is only reported.
-    checked = outcome(taken, check=True)
+    checked = outcome(taken, ["web1"], check=True)
     assert (checked["refusal"], checked["release"]) == ("", [])
     assert bool(checked["message"]) == bool(begin)
 
 
 def test_hostile_text_is_escaped() -> None:
-    assert outcome([result("lb1", msg="\x1b[2J")], check=False)["refusal"].isprintable()
+    assert outcome([result("lb1", msg="\x1b[2J")], ["web1"], check=False)["refusal"].isprintable()
 
 
 def test_places() -> None:
