@@ -151,7 +151,7 @@ def test_without_load_balancers_the_hosts_have_the_lock(fleet: Fleet, tmp_path: 
     assert refusal.startswith(KEPT)
     (tmp_path / "web3.lock").unlink()
     fleet.play(DRAIN, "--limit=web1", variables=variables)
-    assert [path for path in tmp_path.glob("web?.lock")] == []
+    assert list(tmp_path.glob("web?.lock")) == []
 
 
 ROLL = {"reason": "release 4.3", "hapgent_tasks": "tasks.yml", "hapgent_hosts": "web1,web2"}
