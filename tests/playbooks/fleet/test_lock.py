@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,11 +21,11 @@ from ansible_collections.hapgent.agent.plugins.module_utils import _who
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _runs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.playbooks.fleet.conftest import Fleet
 
 DRAIN, ROLLING = "hapgent.agent.drain", "hapgent.agent.rolling"
+ANSIBLE = Path(sys.executable).parent
+OLDEST = Path(__file__).parents[3] / ".cache" / "oldest" / "bin"
 UP = {"status": "UP"}
 BOB = {"run": "another", "who": "bob@control2", "work": "rolls", "reason": "release 4.2", "since": 0, "expires": 600}
 KEPT = "bob@control2 rolls 'release 4.2' since 1970-01-01 00:00 UTC, last sign "
@@ -154,19 +156,25 @@ def test_without_load_balancers_the_hosts_have_the_lock(fleet: Fleet, tmp_path: 
     assert list(tmp_path.glob("web?.lock")) == []
 
 
-ROLL = {"reason": "release 4.3", "hapgent_tasks": "tasks.yml", "hapgent_hosts": "web1,web2"}
+# This reason would change if it were converted to a number.
+ROLL = {"reason": "4.10", "hapgent_tasks": "tasks.yml", "hapgent_hosts": "web1,web2"}
 
 
-def test_a_rolling_update_has_the_lock_until_its_end(fleet: Fleet, locks: Locks) -> None:
+@pytest.mark.parametrize("ansible", [ANSIBLE, OLDEST], ids=["ansible", "oldest"])
+def test_a_rolling_update_has_the_lock_until_its_end(fleet: Fleet, locks: Locks, ansible: Path) -> None:
     see = {"name": "See", "ansible.builtin.slurp": {"src": str(locks.paths["lb2"])}}
     fails = {"ansible.builtin.fail": {}, "when": "inventory_hostname == 'web2' and fails | default(false)"}
     (fleet.project / "tasks.yml").write_text(json.dumps([see, fails]), encoding="utf-8")
-    played = fleet.play(ROLLING, variables={**ROLL, "fails": True}, succeeds=False)
-    assert len(played.results("See")) == 2
+    played = fleet.play(ROLLING, variables={**ROLL, "fails": True}, succeeds=False, ansible=ansible)
+    seen = [json.loads(base64.b64decode(result["content"])) for result in played.results("See")]
+    expected = {"who": _who.current(), "work": "rolls", "reason": "4.10", "expires": 3600}
+    assert [{name: claim[name] for name in expected} for claim in seen] == [expected] * 2
+    # It is the same run in each batch.
+    assert len({(claim["run"], claim["since"]) for claim in seen}) == 1
     # One that has stopped does not need it: its host is out of rotation, and others may have to work on the fleet.
     assert fleet.state("web2")["status"] == "DRAIN"
     assert locks.taken() == []
-    fleet.play(ROLLING, variables=ROLL)
+    fleet.play(ROLLING, variables=ROLL, ansible=ansible)
     assert fleet.states() == dict.fromkeys(("web1", "web2", "web3"), UP)
     assert locks.taken() == []
 
@@ -176,5 +184,5 @@ def test_a_rolling_update_ends_if_its_lock_is_taken_over(fleet: Fleet, locks: Lo
     (fleet.project / "tasks.yml").write_text(json.dumps([{"ansible.builtin.copy": claim}]), encoding="utf-8")
     played = fleet.play(ROLLING, variables={**ROLL, "hapgent_lock_take": True}, succeeds=False)
     assert played.failures()["web2"].startswith(KEPT)
-    assert fleet.states() == {"web1": {**UP, "reason": "release 4.3"}, "web2": UP, "web3": UP}
+    assert fleet.states() == {"web1": {**UP, "reason": "4.10"}, "web2": UP, "web3": UP}
     assert locks.read("lb1") == BOB

@@ -723,7 +723,7 @@ def test_table_shows_the_weight_of_a_ramp() -> None:
 
 def test_table_shows_who_and_until_when_if_an_agent_reports_it() -> None:
     def drained(**notes: str) -> list[str]:
-        state = {"status": "DRAIN", "reason": "disk", **notes}
+        state: Result = {"status": "DRAIN", "reason": "disk", **notes}
         return table(["web1", "web2"], ["web1", "web2"], [[], []], [agent(**state), agent("web2")], [])
 
     assert drained(by="ada@control1", until="2999-11-28T06:00:00Z") == [
