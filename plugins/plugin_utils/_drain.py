@@ -202,7 +202,7 @@ def change(
     expected: Fields | None = None,
     *,
     status: str = "",
-    notes: Notes = NO_NOTES,
+    notes: Notes | None = None,
     unset: t.Iterable[str] = (),
 ) -> Change:
     """Change an agent unless its state is no longer the expected one. Without an expected state, nothing is changed."""
@@ -214,7 +214,7 @@ def change(
         "service": service["service"],
         "state_file": service["state_file"],
         "status": status,
-        **notes,
+        **(notes or NO_NOTES),
         "unset": [*unset],
         "only_if": only_if,
     }
