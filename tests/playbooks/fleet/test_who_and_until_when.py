@@ -30,7 +30,7 @@ def test_a_drain_records_who_and_until_when(fleet: Fleet) -> None:
     fleet.play(DRAIN, "--limit=web1", variables=variables)
     ours = {"status": "DRAIN", "reason": "disk", "by": _who.current(), "until": LATER}
     assert fleet.state("web1") == ours
-    # A second run has nothing to change, whoever was the first.
+    # A second run has nothing to change, no matter who runs it.
     played = fleet.play(DRAIN, "--limit=web1,web2", variables={**REASON, "hapgent_min_up": 0})
     assert played.changed() == set()
     assert (fleet.state("web1"), fleet.state("web2")) == (ours, by_bob)
