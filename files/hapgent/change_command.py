@@ -19,13 +19,24 @@ import sys
 import time
 import typing as t
 
-from hapgent import SIGNALS, instances, usage
+from hapgent import SIGNALS, _who, instances, usage
 from hapgent._agent_client import Instance
 from hapgent._agent_process import POLL_SECONDS, InstanceError, NotRunningError, manager
 from hapgent._change import AgentState, Change, ChangeError, FileError, InvalidFileError, NotReceivedError
 from hapgent._deadline import check_seconds
 from hapgent._printable import printable
-from hapgent._state import FIELDS, STATUSES, MissingError, State, StateError, from_fields
+from hapgent._state import (
+    FIELDS,
+    IN_ROTATION,
+    STATUSES,
+    UNSENT,
+    MissingError,
+    State,
+    StateError,
+    from_fields,
+    moment,
+    timestamp,
+)
 from hapgent._wait_for import WaitFor
 from hapgent.instances import Found
 from hapgent.usage import (
@@ -124,17 +135,32 @@ def _request(command: usage.Command, given: usage.Arguments) -> Request:
     if "--wait" in options:
         wait = _seconds(options["--wait"]) if options["--wait"] else float(usage.WAIT_SECONDS)
     fields = _assignments(given.words) if command.name == "set" else {"status": STATUS_OF[command.name]}
-    if "--reason" in options:
-        if "reason" in fields:
-            raise usage.UsageError("reason must not be set twice, as a field and with --reason")
-        fields["reason"] = options["--reason"]
+    for name in ("reason", "until"):
+        if f"--{name}" in options:
+            if name in fields:
+                raise usage.UsageError(f"{name} must not be set twice, as a field and with --{name}")
+            fields[name] = options[f"--{name}"]
     if not fields:
         raise usage.UsageError(f"at least one field must be set: {', '.join(FIELDS)}")
+    if fields.get("until") is not None:
+        fields["until"] = _future(fields["until"])
     named = {name: value for name, value in fields.items() if value is not None}
+    # A server in rotation needs no one to ask about it, unless there is a reason.
+    if "by" not in fields and ({"reason", "until"} & named.keys() or named.get("status", "UP") not in IN_ROTATION):
+        named["by"] = _who.current()
     # Checking these fields alone is enough: the previous state adds only valid fields.
     checked = from_fields({"status": STATUSES[0], **named}).fields()
     change = Change({name: checked[name] for name in named}, [name for name in fields if name not in named])
     return Request(change, wait, options.get("--service"), "--all" in options)
+
+
+def _future(text: str) -> str:
+    """Return the moment, in the form of a state. Raises StateError, and UsageError if it is over."""
+    now = time.time()
+    until = moment(text, now)
+    if timestamp(until) < now:
+        raise usage.UsageError(f"until must be in the future, not {until}")
+    return until
 
 
 def _seconds(text: str) -> float:
@@ -273,8 +299,10 @@ class Target:
             )
             _print_error(f"{label}: {done}.")
             return
-        planned = described(self.agent.planned)
-        done = f"{label}: {planned} (was {self.was})" if self.was else f"{label}: already {planned}"
+        planned = self.agent.planned
+        # Who runs the command needs no name.
+        new = described(planned._replace(by=None))
+        done = f"{label}: {new} (was {self.was})" if self.was else f"{label}: already {described(planned)}"
         received = self.agent.received
         if self._stopped:
             _print_error(f"{done} in {self.found.state_file}, but the agent does not run{self._stopped}.")
@@ -364,9 +392,9 @@ def described(state: State) -> str:
     values = state.fields()
     words = [state.status]
     for name, field in FIELDS.items():
-        if name in values:
-            words.append(f"{field.prefix or ''}{values[name]}{field.unit}")
-    return " ".join(words)
+        if name in values and name not in UNSENT:
+            words.append(f"{field.prefix}{values[name]}{field.unit}")
+    return " ".join(words) + state.remarks()
 
 
 def _received_by(addresses: t.Sequence[str], none: str, before: str = "") -> str:

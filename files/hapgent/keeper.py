@@ -147,7 +147,7 @@ class Keeper:
         """The state in the form that the service manager shows."""
         change = self.change
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(change.since))
-        return f"STATUS={change.state.answer()} since {since}"
+        return f"STATUS={change.state.answer()}{change.state.remarks()} since {since}"
 
     def _recall(self) -> bool:
         """Load the state and the memory. Returns whether the memory claims to be complete."""
@@ -204,7 +204,7 @@ class Keeper:
             state, problem = FAIL, f"{self.state_file}: {error}"
         self._adopt(file)
         old, new = self.change.state, self._with_unsaved(state)
-        line = f"{old.answer()} -> {new.answer()} ({cause})"
+        line = f"{old.answer()} -> {new.answer()}{new.remarks()} ({cause})"
         if problem:
             log.error(f"{line}: {problem}")
             # Set before state_file_ok, so that a reader that sees a problem also sees its cause.

@@ -10,7 +10,7 @@ import re
 import typing as t
 
 from hapgent._printable import printable
-from hapgent._state import FIELDS, STATUSES
+from hapgent._state import FIELDS, STATUSES, timestamp
 
 # Long enough for a path.
 MAX_LABEL = 4200
@@ -58,6 +58,7 @@ def _families(status: dict[str, t.Any] | None) -> t.Iterator[Family]:
         ),
         ("ramp_weight", status["ramp_weight"], "The weight that the agent sends while a ramp goes on."),
         ("state_since_timestamp_seconds", status["since"], "Time of the last change of the state."),
+        ("until_timestamp_seconds", _timestamp(state["until"]), "Time after which the status is overdue."),
         ("start_timestamp_seconds", status["started"], "Time when the agent started."),
         ("state_file_ok", status["state_file_ok"], "Whether the last access to the state file succeeded."),
     ):
@@ -86,6 +87,13 @@ def _families(status: dict[str, t.Any] | None) -> t.Iterator[Family]:
         ("peer_checks_total", "counter", "checks", "Checks by the load balancer that the agent answered."),
     ):
         yield name, kind, text, [({"peer": label}, peer[key]) for label, peer in peers.items()]
+
+
+def _timestamp(moment: str | None) -> float | None:
+    try:
+        return timestamp(moment) if moment else None
+    except ValueError:  # An agent of another release may report another form.
+        return None
 
 
 def _by_label(peers: list[dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:

@@ -79,7 +79,7 @@ class Change:
         now = time.time()
         sent, _until = self.sent(ramp, time.monotonic())
         before = perhaps((*self.before, sent)) if now < self.unsure_until else (sent,)
-        since = self.since if state.drops_only_notes(self.state) else now
+        since = self.since if state.changes_only_notes(self.state) else now
         return Change(state, since, before, self.unsure_until, self._entered_by(state))
 
     def _entered_by(self, state: State) -> float:
@@ -89,7 +89,7 @@ class Change:
 
     def sent(self, ramp: Ramp, now: float) -> tuple[State, float]:
         """The state to send at the time C(now), and until when, both on the monotonic clock."""
-        sent, seconds = ramp.sent(self.state, now - self.entered)
+        sent, seconds = ramp.sent(self.state.as_sent(), now - self.entered)
         return sent, now + seconds
 
     def unsure(self, received: tuple[State, ...]) -> Change:
@@ -184,7 +184,7 @@ class Peer:
 
     def has_received(self, change: Change) -> bool:
         """Whether the peer last received the state of this change, with whatever weight of the ramp."""
-        return self._change is change or self.received == (change.state,)
+        return self._change is change or self.received == (change.state.as_sent(),)
 
     def settles_for(self, now: float) -> float:
         """The number of seconds for which the peer still receives reset keywords."""

@@ -19,7 +19,7 @@ import typing as t
 
 from hapgent import SIGNALS, usage
 from hapgent._printable import printable
-from hapgent._state import FIELDS
+from hapgent._state import FIELDS, Field, timestamp
 from hapgent.metrics import metrics
 
 if t.TYPE_CHECKING:
@@ -450,7 +450,7 @@ def table(status: Status) -> str:
     facts = {
         "state": state["status"],
         "error": None if status["state_file_ok"] in (True, None) else status["last_error"] or "see the agent's log",
-        **{name: None if state[name] is None else f"{state[name]}{field.unit}" for name, field in FIELDS.items()},
+        **{name: _field(field, state[name], now) for name, field in FIELDS.items()},
         "weighing": _weighing_in_words(status.get("weighing"), now),
         "ramp": None if status["ramp_weight"] is None else _ramp(status["ramp_weight"], status["ramp_ends"]),
         "since": f"{_date(status['since'])}, {_ago(now - status['since'])}",
@@ -468,6 +468,16 @@ def table(status: Status) -> str:
     if len(rows) == 1:
         lines.append("no load balancer has polled the agent yet")
     return "\n".join(lines)
+
+
+def _field(field: Field, value: t.Any, now: float) -> str | None:
+    if value is None or not field.is_moment:
+        return None if value is None else f"{value}{field.unit}"
+    try:
+        left = timestamp(value) - now
+    except ValueError:  # An agent of another release may report another form.
+        return str(value)
+    return f"{_date(now + left)}, {f'overdue for {_span(-left)}' if left < 0 else f'in {_span(left)}'}"
 
 
 def _weighing_in_words(weighing: Status | None, now: float) -> str | None:
@@ -499,7 +509,11 @@ def _date(seconds: float) -> str:
 
 
 def _ago(seconds: float) -> str:
+    return f"{_span(seconds)} ago"
+
+
+def _span(seconds: float) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{max(0.0, seconds):.0f} s ago"
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

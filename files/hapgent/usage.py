@@ -88,6 +88,13 @@ REASON = Option(
     f"why, up to {FIELDS['reason'].limit} bytes. HAProxy reports it in its statistics. A new status removes the "
     "previous reason",
 )
+UNTIL = Option(
+    "--until",
+    "MOMENT",
+    "when the status is overdue: a date and time with its offset from UTC, such as 2026-11-28T06:00:00Z, or a duration "
+    "from now, such as 90m, 2h or 1d. The server does not come back then, but hapgent status and the metrics show it. "
+    "A new status removes it",
+)
 WAIT = Option(
     "--wait",
     "[SECONDS]",
@@ -132,7 +139,7 @@ WEIGHING = (
     Option("--restore", "", "run no command: set the configured values of the last run, and forget its readings"),
 )
 
-_CHANGING = (REASON, WAIT, SERVICE, ALL)
+_CHANGING = (REASON, UNTIL, WAIT, SERVICE, ALL)
 _ONE_OR_ALL = ("--service", "--all")
 
 
@@ -176,7 +183,7 @@ COMMANDS = {
         ),
         Command(
             "set",
-            "set or remove weight, maxconn and reason",
+            "set or remove weight, maxconn, reason, by and until",
             "Sets fields of the state: FIELD is one of " + ", ".join(FIELDS) + ". The value none removes the field. "
             "HAProxy keeps the last maxconn that it received, because no response of an agent can reset it.",
             _CHANGING,
@@ -286,6 +293,10 @@ EXAMPLES: Terms = (
     (
         "hapgent drain --wait --reason 'release 4.2' && deploy && hapgent up --wait",
         "drain the server, deploy once every load balancer has received that, and bring the server back",
+    ),
+    (
+        "hapgent drain --until 2h --reason 'kernel upgrade'",
+        "drain the server, and let monitoring complain after two hours",
     ),
     ("hapgent set weight=50 --service shop", "give the server of the instance shop half of its weight"),
     ("hapgent set weight=none", "return to the weight configured in HAProxy"),
@@ -398,7 +409,7 @@ def _table(terms: Terms, width: int) -> str:
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
     # A wrapped line must not begin within the brackets of one option.
-    kept = re.sub(r" (\[SECONDS|(?:TEXT|SECONDS|PERCENT|COUNT)\]|NAME)", "\0\\1", text)
+    kept = re.sub(r" (\[SECONDS|(?:TEXT|MOMENT|SECONDS|PERCENT|COUNT)\]|NAME)", "\0\\1", text)
     lines = textwrap.wrap(
         kept, WIDTH, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
     )

@@ -81,7 +81,8 @@ class ActionModule(ActionBase):
         return results
 
     def _run(self, change: Change, waiting: Result, variables: Result) -> Result:
-        given = {name: change[name] for name in ("status", "reason", "only_if", "state_file") if change[name]}
+        names = ("status", "reason", "by", "until", "only_if", "state_file")
+        given = {name: value for name, value in change.items() if name in names and value}
         arguments = {**given, "unset": change["unset"], "service": change["service"], **waiting}
         done: Result = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=variables)
         if done.get("changed"):

@@ -55,9 +55,9 @@ def drain_plans(hostvars: _recorded.Hostvars, hosts: t.Iterable[str], reason: st
     hostvars = _recorded.read_once(hostvars)
 
     def plan(host: str) -> HostPlan:
-        own = reason or _recorded.settings(hostvars, host)["reason"]
+        notes = _recorded.notes(hostvars, host, reason or _recorded.settings(hostvars, host)["reason"])
         states = _recorded.states(hostvars, host)
-        return drain_host(host, states, own, functools.partial(_recorded.asked, hostvars, host))
+        return drain_host(host, states, notes, functools.partial(_recorded.asked, hostvars, host))
 
     return together({host: plan(host) for host in hosts})
 

@@ -54,7 +54,7 @@ from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change
 
 def rolling_changes(hostvars: _recorded.Hostvars, host: str, step: str, reason: str) -> list[Change]:
     """See DOCUMENTATION."""
-    return _rolling.changes(step, _recorded.states(hostvars, host), reason)
+    return _rolling.changes(step, _recorded.states(hostvars, host), _recorded.notes(hostvars, host, reason))
 
 
 class FilterModule:

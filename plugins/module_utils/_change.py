@@ -56,11 +56,13 @@ class Change(t.NamedTuple):
     def applied_to(self, state: State | None) -> State:
         """This state with the fields of C(named) set and those of C(unset) removed. Raises StateError.
 
-        C(state) is None if there is no file.
+        C(state) is None if there is no file. Who asks for what is already there has not done it, so a state that would
+        differ only in C(by) stays as it is, unless nothing else is set.
         """
         status = self.named.get("status")
         kept = state.with_status(status or state.status).fields() if state else {}
-        return from_fields({**kept, **self.named, **dict.fromkeys(self.unset)})
+        after = from_fields({**kept, **self.named, **dict.fromkeys(self.unset)})
+        return state if state and self.named.keys() > {"by"} and after._replace(by=state.by) == state else after
 
     def wanted(self, state: State | None) -> State:
         """The state that must replace this one. Raises StateError.

@@ -15,6 +15,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import stat
 import time
 import typing as t
@@ -27,6 +28,10 @@ ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
 IN_ROTATION = ("UP", "READY")
 MAX_BYTES = 64 * 1024
 LOCK_POLL_SECONDS = 0.05
+# A date and time with its offset from UTC, as in RFC 3339, and the seconds of each unit of a duration.
+MOMENT = re.compile(r"2\d{3}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+DURATION = re.compile(r"([1-9]\d{0,5})([smhd])", re.ASCII)
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # The keywords that the agent may add to an answer for a while, to reset the previous state.
 UNDOING = frozenset({"UP", "READY", "100%"})
 
@@ -52,6 +57,7 @@ class Field(t.NamedTuple):
     C(kind) is the name of its type in Ansible, C(limit) the highest number or the maximum length of a text in bytes,
     and C(meaning) what it is. C(prefix) and C(unit) surround its value in the agent's answer; if the prefix is None,
     HAProxy does not receive the field. C(is_note) is whether it explains the status, so that a new status removes it.
+    C(is_moment) is whether the text is a moment in UTC.
     """
 
     kind: str
@@ -60,10 +66,13 @@ class Field(t.NamedTuple):
     prefix: str | None = None
     unit: str = ""
     is_note: bool = False
+    is_moment: bool = False
 
     @property
     def range(self) -> str:
-        """The valid numbers or lengths, in words."""
+        """The valid numbers, lengths or form, in words."""
+        if self.is_moment:
+            return "such as 2026-11-28T06:00:00Z"
         return f"0 to {self.limit}" if self.kind == "int" else f"1 to {self.limit} bytes"
 
 
@@ -79,6 +88,10 @@ class State(t.NamedTuple):
     maxconn: t.Annotated[Number, Field("int", 65535, "the maximum number of connections", "maxconn:")] = None
     # HAProxy stores at most 127 bytes. Source: HCHK_DESC_LEN in its source code.
     reason: t.Annotated[Text, Field("str", 120, "text that HAProxy shows", "# ", is_note=True)] = None
+    by: t.Annotated[Text, Field("str", 120, "who has set the status", is_note=True)] = None
+    until: t.Annotated[
+        Text, Field("str", 20, "the moment after which the status is overdue", is_note=True, is_moment=True)
+    ] = None
 
     def fields(self) -> dict[str, str | int]:
         """The fields that are set, in the order in which they are written to the file."""
@@ -88,9 +101,19 @@ class State(t.NamedTuple):
         """This state with another status. A new status removes the notes, which explain the previous one."""
         return self if status == self.status else self._replace(status=status, **dict.fromkeys(NOTES))
 
-    def drops_only_notes(self, before: State) -> bool:
-        """Whether this state is C(before) without some of its notes, which changes nothing for HAProxy."""
-        mine, earlier = self.fields(), before.fields()
+    def as_sent(self) -> State:
+        """The part of this state that HAProxy receives."""
+        nothing: dict[str, t.Any] = dict.fromkeys(UNSENT)
+        return self._replace(**nothing)
+
+    def remarks(self) -> str:
+        """What HAProxy does not receive, to follow the answer in a message, '' if there is nothing."""
+        values = self.fields()
+        return "".join(f", {name} {values[name]}" for name in UNSENT if name in values)
+
+    def changes_only_notes(self, before: State) -> bool:
+        """Whether this state is C(before) without some notes, or with others that HAProxy does not receive."""
+        mine, earlier = self.as_sent().fields(), before.as_sent().fields()
         return mine.items() <= earlier.items() and earlier.keys() - mine.keys() <= {*NOTES}
 
     def undoing(self, before: State) -> frozenset[str]:
@@ -146,6 +169,7 @@ FIELDS: dict[str, Field] = {
     if t.get_origin(hint) is t.Annotated
 }
 NOTES = [name for name, field in FIELDS.items() if field.is_note]
+UNSENT = [name for name, field in FIELDS.items() if field.prefix is None]
 FAIL = State("FAIL")
 
 
@@ -181,6 +205,32 @@ def parse(raw: bytes) -> State:
 def dump(state: State) -> bytes:
     """The content of a state file for this state."""
     return json.dumps(state.fields(), indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def moment(text: str, now: float) -> str:
+    """The moment that a user gives, in the form that a state has. Raises StateError.
+
+    It is a date and time with its offset from UTC, or a duration from C(now), which is in seconds since 1970.
+    """
+    duration = DURATION.fullmatch(text)
+    try:
+        seconds = now + int(duration[1]) * UNITS[duration[2]] if duration else timestamp(text)
+    except ValueError as error:
+        raise StateError(
+            "until must be a date and time with its offset from UTC, such as 2026-11-28T06:00:00Z or "
+            f"2026-11-28T07:00:00+01:00, or a duration from now, such as 90m, 2h or 1d, not {_shown(text)}"
+        ) from error
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def timestamp(text: str) -> float:
+    """A date and time with its offset from UTC, in seconds since 1970. Raises ValueError."""
+    from datetime import datetime  # noqa: PLC0415 (the running agent needs it only for a state with a moment)
+
+    if not MOMENT.fullmatch(text):
+        raise ValueError("not a date and time with an offset")
+    # Python reads Z and fractions of any length only since 3.11.
+    return datetime.fromisoformat(re.sub(r"\.\d+", "", text).upper().replace("Z", "+00:00")).timestamp()
 
 
 class StateFile:
@@ -398,6 +448,10 @@ def _checked(name: str, field: Field, value: t.Any) -> int | str | None:
         if _is_whole_number(value, field.limit):
             return int(value)
         raise StateError(f"{name} must be a whole number from {field.range}, not {_shown(value)}")
+    if field.is_moment:
+        if isinstance(value, str) and _is_moment(value):
+            return value
+        raise StateError(f"{name} must be a moment in UTC, {field.range}, not {_shown(value)}")
     if _is_plain(value, field.limit):
         return str(value)
     raise StateError(
@@ -408,6 +462,14 @@ def _checked(name: str, field: Field, value: t.Any) -> int | str | None:
 def _is_whole_number(value: t.Any, limit: int) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and 0 <= value <= limit and value % 1 == 0
+
+
+def _is_moment(text: str) -> bool:
+    """Whether the text is a moment in the only form that a state has, so that equal moments are equal texts."""
+    try:
+        return moment(text, 0) == text
+    except StateError:
+        return False
 
 
 def _is_plain(value: t.Any, limit: int) -> bool:

@@ -70,6 +70,23 @@ options:
         a reason, and answers C(FAIL).
       - A number is converted to text. Quote a number such as V("4.10"), because YAML reads it as 4.1.
     type: str
+  by:
+    description:
+      - Who has set the status, such as V(ada@control1). HAProxy does not receive it. C(hapgent status) and the playbook
+        C(hapgent.agent.status) show it.
+      - It must be at most 120 bytes of UTF-8, without control characters and without C(#).
+      - It is kept until O(status) changes or something else is set with another O(by). If all other fields already have
+        the requested values, it is not changed, because that run has not set them.
+    type: str
+  until:
+    description:
+      - The moment after which the status is overdue, as a date and time with its offset from UTC, such as
+        V(2026-11-28T06:00:00Z), or as a duration from now, such as V(90m), V(2h) or V(1d).
+      - HAProxy does not receive it, and the state does not change at that moment. C(hapgent status), the metrics and
+        the playbook C(hapgent.agent.status) show that it is overdue.
+      - The moment is kept until O(status) changes or another one is set. With a duration, each run sets another one.
+      - It is stored in UTC, in seconds.
+    type: str
   unset:
     description:
       - Fields to remove from the state, so that the agent no longer reports them.
@@ -78,7 +95,7 @@ options:
         to the configured value. The module issues a warning.
     type: list
     elements: str
-    choices: [weight, maxconn, reason]
+    choices: [weight, maxconn, reason, by, until]
     default: []
   only_if:
     description:
@@ -203,6 +220,12 @@ EXAMPLES = r"""
     reason: kernel upgrade, ask Ada
     wait: true
 
+- name: Drain the server for two hours, and record who did
+  hapgent.agent.hapgent_state:
+    status: DRAIN
+    by: nightly backup
+    until: 2h
+
 - name: Bring the server back into rotation
   hapgent.agent.hapgent_state:
     status: UP
@@ -308,6 +331,7 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     StateError,
     dump,
     from_fields,
+    moment,
 )
 from ansible_collections.hapgent.agent.plugins.module_utils._wait_for import WaitFor, WaitForError, polling
 
@@ -479,6 +503,8 @@ def _change(params: dict[str, t.Any]) -> Change:
     if params["create"] and params["status"] is None:
         raise ValueError("create requires a status")
     named = {name: params[name] for name in State._fields if params[name] is not None}
+    if "until" in named:
+        named["until"] = moment(named["until"], time.time())
     # Checking the named fields alone is enough: the previous state adds only valid fields.
     from_fields({"status": STATUSES[0], **named})
     only_if = params["only_if"] or {}

@@ -16,11 +16,13 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
-from ansible_collections.hapgent.agent.plugins.module_utils._state import IN_ROTATION, State
+from ansible_collections.hapgent.agent.plugins.module_utils._state import IN_ROTATION, NOTES, State
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service, titled
 
 Fields = t.Mapping[str, t.Any]
+
+MAX_SHOWN = 400
 
 
 class Plan(t.TypedDict):
@@ -50,6 +52,8 @@ class Change(t.TypedDict):
     state_file: str
     status: str
     reason: str
+    by: str
+    until: str
     unset: list[str]
     only_if: Fields
 
@@ -74,7 +78,16 @@ class Plans(t.TypedDict):
     messages: list[str]
 
 
+class Notes(t.TypedDict):
+    """Why a host is out of rotation, who has taken it out, and when that is overdue, '' if that is not known."""
+
+    reason: str
+    by: str
+    until: str
+
+
 Agent = tuple[Service, Fields]
+NO_NOTES: Notes = {"reason": "", "by": "", "until": ""}
 
 
 def together(plans: dict[str, HostPlan]) -> Plans:
@@ -83,13 +96,18 @@ def together(plans: dict[str, HostPlan]) -> Plans:
 
 
 def drain_host(
-    host: str, agents: t.Sequence[Agent], reason: str, asked: t.Callable[[Service], t.Iterable[Fields]]
+    host: str,
+    agents: t.Sequence[Agent],
+    notes: Notes,
+    asked: t.Callable[[Service], t.Iterable[Fields]],
 ) -> HostPlan:
     """Plan the drain of all these agents of a host, with their states. If one cannot be drained, none is.
 
-    C(asked) returns what the load balancers report about a service.
+    C(notes) explain the drain. C(asked) returns what the load balancers report about a service.
     """
-    plans = [(service, state, drain(state, reason, asked(service), service["server"])) for service, state in agents]
+    plans = [
+        (service, state, drain(state, notes["reason"], asked(service), service["server"])) for service, state in agents
+    ]
     refusals = [
         f"{titled(host, service)} cannot be drained: {plan['refusal']}."
         for service, _state, plan in plans
@@ -103,7 +121,7 @@ def drain_host(
     ]
     return {
         "changes": [
-            change(service, state, status="DRAIN", reason=reason) if plan["change"] else change(service)
+            change(service, state, status="DRAIN", notes=notes) if plan["change"] else change(service)
             for service, state, plan in plans
         ],
         "notes": {service["service"]: plan["note"] for service, _state, plan in plans},
@@ -161,13 +179,13 @@ def after_ready(change: Change, make: t.Callable[[Change], Fields]) -> Change:
     """
     if not change["ready_first"]:
         return change
-    # The reason stays until the last step.
-    ready: Change = {**change, "status": "READY", "reason": "", "unset": [], "ready_first": False}
+    ready: Change = {**change, "status": "READY", "ready_first": False}
     result = make(ready)
-    is_ready: Change = {**change, "ready_first": False, "only_if": {**change["only_if"], "status": ["READY"]}}
+    only_if = {"status": ["READY"], "reason": change["reason"]}
+    is_ready: Change = {**change, "ready_first": False, "only_if": only_if}
     if not _is_not_made(result):
         return is_ready
-    return {**is_ready, "made": True, "status": "", "reason": "", "unset": []} if result.get("changed") else ready
+    return {**is_ready, **NO_NOTES, "made": True, "status": "", "unset": []} if result.get("changed") else ready
 
 
 def _is_not_made(result: Fields) -> bool:
@@ -176,11 +194,16 @@ def _is_not_made(result: Fields) -> bool:
 
 def up(service: Service, state: Fields, reason: str) -> Change:
     """Change an agent with this state to UP, with this reason, '' for none."""
-    return change(service, state, status="UP", reason=reason, unset=() if reason else ("reason",))
+    return change(service, state, status="UP", notes={**NO_NOTES, "reason": reason}, unset=() if reason else NOTES)
 
 
 def change(
-    service: Service, expected: Fields | None = None, *, status: str = "", reason: str = "", unset: t.Iterable[str] = ()
+    service: Service,
+    expected: Fields | None = None,
+    *,
+    status: str = "",
+    notes: Notes | None = None,
+    unset: t.Iterable[str] = (),
 ) -> Change:
     """Change an agent unless its state is no longer the expected one. Without an expected state, nothing is changed."""
     only_if = {"status": [expected["status"]], "reason": expected.get("reason", "")} if expected else {}
@@ -191,7 +214,7 @@ def change(
         "service": service["service"],
         "state_file": service["state_file"],
         "status": status,
-        "reason": reason,
+        **(notes or NO_NOTES),
         "unset": [*unset],
         "only_if": only_if,
     }
@@ -207,9 +230,9 @@ def to_await(change: Change, result: Fields) -> Change:
     after = result["after"]
     return {
         **change,
+        **NO_NOTES,
         "made": change["made"] or bool(result["changed"]),
         "status": "",
-        "reason": "",
         "unset": [],
         "only_if": {"status": [after["status"]], "reason": after.get("reason", "")},
     }
@@ -329,12 +352,16 @@ def after_grace(step: str, ours: t.Iterable[tuple[Change, Fields]], before: t.Ma
     if step == "put_back":
         return [up(_service(made), state, _reason_to_restore(before[made["service"]])) for made, state in ours]
     status = {"cut": "MAINT", "drain": "DRAIN"}[step]
-    return [change(_service(made), state, status=status, reason=state.get("reason", "")) for made, state in ours]
+    return [change(_service(made), state, status=status, notes=_notes(state)) for made, state in ours]
 
 
 def _service(made: Change) -> Service:
     names = {"name": made["name"], "service": made["service"], "state_file": made["state_file"]}
     return t.cast(Service, {**names, "server": "", "backends": []})
+
+
+def _notes(state: Fields) -> Notes:
+    return t.cast(Notes, {name: state.get(name, "") for name in NO_NOTES})
 
 
 def _reason_to_restore(state: Fields) -> str:
@@ -343,8 +370,9 @@ def _reason_to_restore(state: Fields) -> str:
 
 
 def answer_of(state: Fields) -> str:
-    """What an agent with this state answers, as printable text."""
-    return printable(State(**state).answer())
+    """What an agent with this state answers, who has set it and until when, as printable text."""
+    known = State(**state)
+    return printable(known.answer() + known.remarks(), MAX_SHOWN)
 
 
 def _agent_would_end(row: Fields) -> bool:

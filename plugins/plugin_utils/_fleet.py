@@ -17,13 +17,15 @@ import time
 import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
-from ansible_collections.hapgent.agent.plugins.module_utils._state import IN_ROTATION, State
+from ansible_collections.hapgent.agent.plugins.module_utils._state import IN_ROTATION, State, timestamp
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import name_of, with_names
 
 Result = t.Mapping[str, t.Any]
 
 MARK = " !"
 MAX_SHOWN = 2000
+# The columns that the table has only if there is something in them.
+OPTIONAL = ("by", "until")
 
 
 class FleetError(Exception):
@@ -149,7 +151,8 @@ def kept_out(state: t.Mapping[str, t.Any], reason: str, asked: t.Iterable[Result
     """What else keeps the server out of rotation, or ''. An agent that drains it with this reason does not count."""
     ours = state["status"] == "DRAIN" and state.get("reason") == reason
     if not is_in(state) and not ours:
-        return f"its agent reports {printable(State(**state).answer())}"
+        known = State(**state)
+        return f"its agent reports {printable(known.answer() + known.remarks(), MAX_SHOWN)}"
     # HAProxy does not distinguish a manual drain from that of the agent.
     expected = ("ready", "drain", None) if ours else ("ready", None)
     by_hand = [
@@ -174,7 +177,7 @@ def table(
     C(servers) has the name of each host's server in HAProxy, C(backends_of) the backends in which to look for it: an
     empty list means all. C(known) has the names of load balancers by address.
     """
-    rows = [["host", "state", "since", "reason", "received", *(name_of(result) for result in asked)]]
+    rows = [["host", "state", "since", "reason", "by", "until", "received", *(name_of(result) for result in asked)]]
     remarks = [
         f"{name_of(result)} cannot be queried: {_problem(result)}" for result in asked if "servers" not in result
     ]
@@ -187,9 +190,10 @@ def table(
         state = agent["state"] if agent else None
         cells = [_cell(state, balancer) for balancer in views]
         remarks += [f"{host}: {remark}" for remark in _remarks(agent, result, views, known or {})]
-        rows.append([host, _words(state) + _ramp(agent), *_since_reason_received(agent), *cells])
+        rows.append([host, _words(state) + _ramp(agent), _since(agent), *_notes(state), _received(agent), *cells])
     remarks += sorted({warning for balancer in asked for warning in balancer.get("agent_check_warnings", [])})
-    safe = [[printable(cell) for cell in row] for row in rows]
+    shown = [any(row[column] for row in rows[1:]) or name not in OPTIONAL for column, name in enumerate(rows[0])]
+    safe = [[printable(cell) for cell, is_shown in zip(row, shown) if is_shown] for row in rows]
     return [*_aligned(safe), *([""] if remarks else []), *(printable(remark, MAX_SHOWN) for remark in remarks)]
 
 
@@ -237,17 +241,32 @@ def _ramp(agent: Result | None) -> str:
     return f" ({agent['ramp_weight']}% now)" if agent and agent["ramp_weight"] is not None else ""
 
 
-def _since_reason_received(agent: Result | None) -> list[str]:
-    reason = agent["state"].get("reason", "") if agent and agent["state"] else ""
+def _since(agent: Result | None) -> str:
+    return _date(agent["since"]) if agent and agent["since"] is not None else ""
+
+
+def _notes(state: t.Mapping[str, t.Any] | None) -> list[str]:
+    if not state:
+        return [""] * 3
+    until = _date(timestamp(state["until"])) if "until" in state else ""
+    return [state.get("reason", ""), state.get("by", ""), f"{until}{MARK if _is_overdue(state) else ''}"]
+
+
+def _is_overdue(state: t.Mapping[str, t.Any]) -> bool:
+    """Whether the status of an agent was to end before now."""
+    return "until" in state and timestamp(state["until"]) < time.time()
+
+
+def _received(agent: Result | None) -> str:
     if not agent or agent["since"] is None:
-        return ["", reason, ""]
+        return ""
     polling = [peer for peer in agent["peers"] if peer["polls"]]
     received = sum(peer["received"] for peer in polling)
-    return [
-        time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(agent["since"])),
-        reason,
-        f"{received} of {len(polling)}{'' if received == len(polling) > 0 else MARK}",
-    ]
+    return f"{received} of {len(polling)}{'' if received == len(polling) > 0 else MARK}"
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def _cell(state: t.Mapping[str, t.Any] | None, balancer: Result) -> str:
@@ -272,6 +291,8 @@ def _remarks(
         yield f"its agent has a problem: {agent['problem']}"
     elif agent["state"] is None:
         yield f"its agent has an invalid state file, {agent['state_file']}"
+    if agent["state"] and _is_overdue(agent["state"]):
+        yield f"its {agent['state']['status']} has been overdue since {_date(timestamp(agent['state']['until']))}"
     for balancer, row in _servers(asked):
         if _mark(agent["state"], row):
             new = "new sessions" if row["takes_new_sessions"] else "no new sessions"

@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import re
+import time
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils._state import StateError, moment, timestamp
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern, strangers, unknown, words
 
 # A playbook puts the text into the name of a play if the variable is not defined when Ansible creates the play. If the
@@ -30,6 +32,7 @@ RANGES = {
     "hapgent_bake": (0, DAY),
     "hapgent_bake_errors": (0, 1_000_000),
     "hapgent_pause": (0, DAY),
+    "hapgent_lock_expires": (60, 7 * DAY),
 }
 
 
@@ -39,8 +42,8 @@ class Given(t.TypedDict):
     C(names) are the names of its variables, C(own) is the value of hapgent_own_variables, C(play) the name of the play,
     C(stray_words) the words that Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers
     and C(balancers) the hosts that it selects. C(names_there) and C(own_there) are the names and own variables of all
-    these hosts together. C(numbers) is empty, or has hapgent_after_grace and variables of SHARES and RANGES; None is a
-    port that is not set.
+    these hosts together. C(numbers) is empty, or has hapgent_after_grace, hapgent_until, hapgent_lock and variables of
+    SHARES and RANGES; None is a port that is not set.
     """
 
     names: list[str]
@@ -63,6 +66,8 @@ def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]
         *_strange_balancers(given, groups),
         *_numbers(given["numbers"]),
         *_cannot_cut(given),
+        *_until(given["numbers"].get("hapgent_until", "")),
+        *_lock(given["numbers"].get("hapgent_lock", "")),
     ]
 
 
@@ -121,6 +126,23 @@ def _numbers(given: t.Mapping[str, t.Any]) -> t.Iterator[str]:
 def _cannot_cut(given: Given) -> t.Iterator[str]:
     if given["numbers"].get("hapgent_after_grace") == "cut" and not given["balancers"]:
         yield "hapgent_after_grace=cut requires hapgent_load_balancers, because only HAProxy can end the sessions."
+
+
+def _until(given: str) -> t.Iterator[str]:
+    """A moment that is over is an error, because it may be one of another time zone."""
+    now = time.time()
+    try:
+        until = moment(given, now) if given else ""
+    except StateError as error:
+        yield f"hapgent_{error}."
+    else:
+        if until and timestamp(until) < now:
+            yield f"hapgent_until must be in the future, not {until}."
+
+
+def _lock(given: str) -> t.Iterator[str]:
+    if given and not re.fullmatch(r"/.*[^/]", given):
+        yield f"hapgent_lock must be the absolute path of a file, such as /run/shop.lock, not {given}."
 
 
 def _is_within(value: t.Any, minimum: int, maximum: int) -> bool:

@@ -8,11 +8,14 @@
 
 from __future__ import annotations
 
+import time
 import typing as t
 
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
+from ansible_collections.hapgent.agent.plugins.module_utils._state import moment
 from ansible_collections.hapgent.agent.plugins.plugin_utils._balancers import item_of, name_of
-from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change, Notes
 from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import Limits, Turn
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import DEFAULT, DEFAULT_STATE_FILE, Service
 
@@ -51,8 +54,9 @@ def read_once(hostvars: Hostvars) -> Hostvars:
 class Settings(t.TypedDict):
     """What steps/check_variables.yml has recorded.
 
-    C(min_up), C(fleet), C(grace) and C(max_sessions) are there if the host may be drained, C(bake), C(bake_errors),
-    C(max_failed) and C(stop_after) in a rolling update. C(found_out) has the notes of a drain in the same run.
+    C(min_up), C(fleet), C(grace), C(max_sessions) and C(until) are there if the host may be drained, C(bake),
+    C(bake_errors), C(max_failed) and C(stop_after) in a rolling update. C(found_out) has the notes of a drain in the
+    same run.
     """
 
     services: list[Service]
@@ -62,6 +66,7 @@ class Settings(t.TypedDict):
     found_out: dict[str, str]
     grace: t.Any
     max_sessions: t.Any
+    until: str
     min_up: t.Any
     fleet: list[str]
     bake: t.Any
@@ -80,6 +85,7 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
         "found_out": {},
         "grace": 0,
         "max_sessions": 0,
+        "until": "",
         # Nothing may leave by mistake.
         "min_up": "100%",
         "fleet": [],
@@ -89,6 +95,12 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
         "stop_after": 0,
     }
     return t.cast(Settings, {**empty, **hostvars[name].get("hapgent__settings", {})})
+
+
+def notes(hostvars: Hostvars, name: str, reason: str) -> Notes:
+    """The notes of a drain of this host with this reason that begins now."""
+    until = settings(hostvars, name)["until"]
+    return {"reason": reason, "by": _who.current(), "until": moment(until, time.time()) if until else ""}
 
 
 def balancers(hostvars: Hostvars, names: t.Iterable[str]) -> list[tuple[str, t.Any, t.Any]]:

@@ -12,7 +12,7 @@ import typing as t
 
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 from ansible_collections.hapgent.agent.plugins.module_utils._state import IN_ROTATION
-from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change, change, up
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Change, Notes, change, up
 from ansible_collections.hapgent.agent.plugins.plugin_utils._fleet import kept_out
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern
@@ -71,8 +71,8 @@ class Limits(t.TypedDict):
 class Data(t.TypedDict):
     """The progress as data for the next job of a workflow. C(status) is V(finished), V(paused) or V(stopped).
 
-    C(failed) is why each host failed, C(kept_out) what else keeps a host out of rotation, and C(put_back) why a host was
-    put back into rotation before your tasks.
+    C(failed) is why each host failed, C(kept_out) what else keeps a host out of rotation, and C(put_back) why a host
+    was put back into rotation before your tasks.
     """
 
     status: str
@@ -165,17 +165,18 @@ def _prefix(service: Service) -> str:
     return f"{service['name']}: " if service["name"] else ""
 
 
-def changes(step: str, states: t.Iterable[Agent], reason: str) -> list[Change]:
+def changes(step: str, states: t.Iterable[Agent], notes: Notes) -> list[Change]:
     """What a rolling update changes on the agents of a host.
 
     C(step) is V(up) to bring the host back, V(halt) to keep it out after a failure, or V(finish) to remove the reason
-    when all hosts are done.
+    when all hosts are done. C(notes) have the reason of the update.
     """
+    reason = notes["reason"]
     if step == "up":
         return [up(service, state, reason) for service, state in states]
     if step == "halt":
         return [
-            change(service, state, status="DRAIN", reason=reason)
+            change(service, state, status="DRAIN", notes=notes)
             for service, state in states
             if state["status"] in IN_ROTATION
         ]

@@ -15,12 +15,14 @@ The wording of each message is in MESSAGES and nowhere else.
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import http.server
 import importlib
 import json
 import os
 import pty
+import pwd
 import re
 import select
 import shlex
@@ -53,7 +55,9 @@ STRANGER = 60209
 FAST, SLOW = "127.0.0.2", "127.0.0.3"
 # The only load balancers of the shared agents: one of another test would be waited for until it counts as gone.
 OF_DEFAULT, OF_SHOP = {"b4": 0.1}, {"b5": 0.2}
-UP, DRAIN = {"status": "UP"}, {"status": "DRAIN"}
+# The commands have no variables of sudo, unless a test sets them.
+BY = f"{pwd.getpwuid(os.geteuid()).pw_name}@{socket.gethostname()}"
+UP, DRAIN = {"status": "UP"}, {"status": "DRAIN", "by": BY}
 
 # Some tests call the shipped code directly.
 with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
@@ -266,34 +270,35 @@ def polled(agent: Agent, status_socket: Path, eventually: Eventually, **addresse
 # Changes
 
 
+UNTIL = "2999-11-28T06:00:00Z"
+FORMS = {"weight": " {}%", "maxconn": " maxconn:{}", "reason": " # {}"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "after"),
     [
-        (["drain"], {"status": "DRAIN", "weight": 50}),
-        (["drain", "--reason", "release 4.2"], {"status": "DRAIN", "weight": 50, "reason": "release 4.2"}),
-        (["maint", "--reason=disk"], {"status": "MAINT", "weight": 50, "reason": "disk"}),
-        (["down"], {"status": "DOWN", "weight": 50}),
+        (["drain"], {"status": "DRAIN", "weight": 50, "by": BY}),
+        (["drain", "--reason", "release 4.2"], {"status": "DRAIN", "weight": 50, "reason": "release 4.2", "by": BY}),
+        (["drain", f"--until={UNTIL}"], {"status": "DRAIN", "weight": 50, "by": BY, "until": UNTIL}),
+        (["maint", "--reason=disk"], {"status": "MAINT", "weight": 50, "reason": "disk", "by": BY}),
+        (["down"], {"status": "DOWN", "weight": 50, "by": BY}),
         (["ready"], {"status": "READY", "weight": 50}),
         (["set", "weight=7", "maxconn=9"], {"status": "UP", "weight": 7, "maxconn": 9}),
-        (["set", "reason=all is well"], {"status": "UP", "weight": 50, "reason": "all is well"}),
-        (["set", "--reason", "x", "weight=none"], {"status": "UP", "reason": "x"}),
+        (["set", "reason=all is well"], {"status": "UP", "weight": 50, "reason": "all is well", "by": BY}),
+        (["set", "--reason", "x", "weight=none"], {"status": "UP", "reason": "x", "by": BY}),
+        (["set", "by=ada", f"until={UNTIL}"], {"status": "UP", "weight": 50, "by": "ada", "until": UNTIL}),
     ],
     ids=" ".join,
 )
 def test_state_is_changed_once(commands: Commands, arguments: list[str], after: dict[str, Any]) -> None:
     commands.write("hapgent@shop", {"status": "UP", "weight": 50})
-    now = " ".join(
-        [
-            after["status"],
-            *(f"{form}" for name, form in shown(after)),
-        ]
-    )
+    now = f"{after['status']}{shown(after, {**FORMS, 'until': ', until {}'})}"
     for service in ("shop", "hapgent@shop", "hapgent@shop.service"):
         done = commands.run(*arguments, "--service", service)
         if service == "shop":
             assert_done(done, 0, message("changed", service="hapgent@shop", now=now, was="UP 50%"))
         else:
-            assert_done(done, 0, message("same", service="hapgent@shop", now=now))
+            assert_done(done, 0, message("same", service="hapgent@shop", now=f"{after['status']}{shown(after)}"))
         assert commands.saved("hapgent@shop") == after
     status = json.loads(commands.run("status", "--json", "--service", "shop").stdout)
     assert status["state"] == after
@@ -302,11 +307,10 @@ def test_state_is_changed_once(commands: Commands, arguments: list[str], after: 
     assert owner == commands.file("hapgent@shop").parent.stat().st_uid
 
 
-def shown(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    forms = {"weight": "{}%", "maxconn": "maxconn:{}", "reason": "# {}"}
-    for name, form in forms.items():
-        if name in state:
-            yield name, form.format(state[name])
+def shown(state: dict[str, Any], forms: Mapping[str, str] | None = None) -> str:
+    """The fields of a state after its status. What a command has just set does not name who runs it."""
+    forms = forms or {**FORMS, "by": ", by {}", "until": ", until {}"}
+    return "".join(form.format(state[name]) for name, form in forms.items() if name in state)
 
 
 @pytest.mark.parametrize("command", ["up", "undrain"])
@@ -328,7 +332,9 @@ def test_agent_that_has_not_read_its_file_is_reloaded(commands: Commands) -> Non
     commands.file("hapgent").write_text(json.dumps(DRAIN), encoding="utf-8")
     done = commands.run("drain", "--service", "hapgent")
     assert_done(done, 0, message("changed", service="hapgent", now="DRAIN", was="UP"))
-    assert_done(commands.run("drain", "--service", "hapgent"), 0, message("same", service="hapgent", now="DRAIN"))
+    assert_done(
+        commands.run("drain", "--service", "hapgent"), 0, message("same", service="hapgent", now=f"DRAIN, by {BY}")
+    )
 
 
 def test_commands_run_with_each_python(commands: Commands, python: str) -> None:
@@ -383,13 +389,13 @@ def test_the_only_agent_needs_no_option(agents: Agents, tmp_path: Path) -> None:
         assert_done(done, 0, message("changed", service=other, now="MAINT", was="UP"))
         for agent, status in ((first, "DRAIN"), (None, "MAINT")):
             path = agent.state_file if agent else Path(other)
-            assert json.loads(path.read_bytes()) == {"status": status}
+            assert json.loads(path.read_bytes()) == {"status": status, "by": BY}
 
         # A file that no agent serves is written, too.
         os.kill(outer_pid(first), signal.SIGKILL)
         first.await_exit()
         done = run("up", HAPGENT_STATE_FILE=file)
-        assert_done(done, 5, message("no service runs", service=file, now="UP", was="DRAIN", file=file))
+        assert_done(done, 5, message("no service runs", service=file, now="UP", was=f"DRAIN, by {BY}", file=file))
         assert json.loads(first.state_file.read_bytes()) == UP
     finally:
         host.end()
@@ -426,8 +432,8 @@ def test_file_of_a_stopped_service_is_written(commands: Commands) -> None:
     for _run in range(2):
         done = commands.run("maint", "--service", "old", "--wait")
         assert done.returncode == 5
-        assert commands.saved("hapgent@old") == {"status": "MAINT"}
-    assert "already MAINT in " in done.stderr
+        assert commands.saved("hapgent@old") == {"status": "MAINT", "by": BY}
+    assert f"already MAINT, by {BY} in " in done.stderr
 
 
 @needs_root
@@ -491,6 +497,41 @@ def test_works_with_closed_standard_streams(commands: Commands, closed: str) -> 
     assert commands.saved("hapgent@shop") == DRAIN
 
 
+# Who, and until when
+
+
+@needs_root
+def test_who_did_it_is_recorded(commands: Commands) -> None:
+    def run(name: str, *arguments: str) -> Done:
+        sudo = {"SUDO_UID": str(pwd.getpwnam(name).pw_uid), "SUDO_USER": "anyone"}
+        return commands.run(*arguments, "--service", "shop", environment=sudo if name != "root" else {})
+
+    host = socket.gethostname()
+    drained = {"status": "DRAIN", "reason": "disk", "by": f"nobody@{host}"}
+    run("nobody", "drain", "--reason", "disk")
+    assert commands.saved("hapgent@shop") == drained
+    # Who repeats it has not done it, and other fields do not belong to the status.
+    done = run("root", "drain", "--reason", "disk")
+    assert_done(done, 0, message("same", service="hapgent@shop", now=f"DRAIN # disk, by nobody@{host}"))
+    run("root", "set", "weight=50")
+    assert commands.saved("hapgent@shop") == {**drained, "weight": 50}
+    run("root", "drain", "--reason", "kernel")
+    assert commands.saved("hapgent@shop") == {"status": "DRAIN", "weight": 50, "reason": "kernel", "by": f"root@{host}"}
+    run("nobody", "up")
+    assert commands.saved("hapgent@shop") == {"status": "UP", "weight": 50}
+
+
+def test_duration_is_stored_as_a_moment(commands: Commands) -> None:
+    before = int(time.time())
+    commands.run("drain", "--until", "3h", "--service", "shop")
+    state: Any = commands.saved("hapgent@shop")
+    until = calendar.timegm(time.strptime(state["until"], "%Y-%m-%dT%H:%M:%SZ"))
+    assert before + 3 * 3600 <= until <= time.time() + 3 * 3600
+    assert ", in 3 h\n" in commands.run("status", "--service", "shop").stdout
+    commands.run("set", "until=none", "--service", "shop")
+    assert commands.saved("hapgent@shop") == DRAIN
+
+
 # Exit statuses
 
 
@@ -538,6 +579,11 @@ def test_user_of_an_agent_in_a_sandbox_is_not_permitted(tmp_path: Path) -> None:
         (["drain", "--reason"], "--reason requires a value"),
         (["drain", "--reason", "disk #3"], "#"),
         (["drain", "--reason="], "1 to 120 bytes"),
+        (["drain", "--until"], "--until requires a value"),
+        (["drain", "--until", "06:00"], "offset from UTC"),
+        (["drain", "--until=2020-11-28T06:00:00Z"], "until must be in the future"),
+        (["set", "until=soon"], "offset from UTC"),
+        (["set", "until=2h", "--until=2h"], "twice"),
         (["drain", "--service", "shop", "--all"], "--service and --all"),
         (["drain", "--al"], "Did you mean --all?"),
         (["drain", "--all=yes"], "--all takes no value"),
@@ -660,7 +706,7 @@ def test_wait_reports_who_has_received_the_state(alone: Alone, eventually: Event
         assert len(set(progress)) == len(progress) <= 3
         assert all(SLOW in line.partition("waiting for")[2] for line in progress)
         done = alone.run("drain", "--wait", "5")
-        assert_done(done, 0, message("received before", **received))
+        assert_done(done, 0, message("received before", **{**received, "now": f"DRAIN, by {BY}"}))
 
 
 def test_wait_for_all_instances_together(commands: Commands, eventually: Eventually) -> None:

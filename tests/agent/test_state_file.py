@@ -49,7 +49,7 @@ STATUS = "UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED"
 WEIGHT = "0 to 255"
 MAXCONN = "0 to 65535"
 REASON = "1 to 120 bytes"
-FIELDS = "status, weight, maxconn, reason"
+FIELDS = "status, weight, maxconn, reason, by, until"
 
 # The content of the file, and what the log line must name: the field, its value, what it must be.
 REJECTED = {

@@ -374,6 +374,29 @@ def test_since_stays_when_a_reason_is_removed(agents: Agents, path: Path) -> Non
     assert status(path)["since"] > first
 
 
+def test_who_and_until_when_change_nothing_for_haproxy(agents: Agents, path: Path, eventually: Eventually) -> None:
+    agent = start(agents, path, b'{"status": "DRAIN", "reason": "disk"}')
+    ask_from(agent, "127.0.0.2")
+    first = status(path)["since"]
+    noted = {"status": "DRAIN", "reason": "disk", "by": "ada@control1", "until": "2026-11-28T06:00:00Z"}
+    agent.write_state(json.dumps(noted).encode())
+    agent.send(signal.SIGHUP)
+    eventually(lambda: status(path)["state"] == noted, "the agent reports the notes")
+    assert status(path)["answer"] == "DRAIN UP # disk"
+    assert status(path)["since"] == first
+    # The load balancer need not poll again.
+    assert peers(path)["127.0.0.2"]["received"] is True
+    agent.await_log(": DRAIN UP # disk -> DRAIN UP # disk, by ada@control1, until 2026-11-28T06:00:00Z (SIGHUP)")
+    # It dates from the same moment after a restart, even if they have changed while the agent was stopped.
+    end(agent)
+    agent = start(agents, path, b'{"status": "DRAIN", "reason": "disk", "by": "bob"}', state_file=agent.state_file)
+    assert status(path)["since"] == first
+    assert peers(path)["127.0.0.2"]["received"] is True
+    # A new status removes them.
+    agent.send(signal.SIGUSR1)
+    eventually(lambda: agent.saved() == {"status": "UP"}, "the new status is saved")
+
+
 def test_reports_the_last_error_of_the_state_file(agents: Agents, path: Path, eventually: Eventually) -> None:
     agent = start(agents, path)
 
@@ -600,7 +623,8 @@ def test_table(agents: Agents, python: str, path: Path, eventually: Eventually) 
         ask_from(agent, "127.0.0.2")
     ask_from(agent, "127.0.0.3")
     reason = "Grüße, \"q\" \\ 'p'"
-    reload(agent, path, {"status": "DRAIN", "weight": 25, "maxconn": 8, "reason": reason}, eventually)
+    notes = {"reason": reason, "by": "ada@control1", "until": "2999-11-28T06:00:00Z"}
+    reload(agent, path, {"status": "DRAIN", "weight": 25, "maxconn": 8, **notes}, eventually)
     ask_from(agent, "127.0.0.2")
     table = shown(path, python=python)
     lines = table.splitlines()
@@ -608,6 +632,7 @@ def test_table(agents: Agents, python: str, path: Path, eventually: Eventually) 
     date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+, \d+ s ago"
     facts = [
         *["state       DRAIN", "weight      25%", "maxconn     8", f"reason      {re.escape(reason)}"],
+        *["by          ada@control1", r"until       2999-11-2\d \d\d:\d\d:\d\d \S+, in \d+ d"],
         *[f"since       {date}", f"answers on  127.0.0.1 port {agent.port}"],
         f"state file  {re.escape(str(agent.state_file))}",
         "",
@@ -620,8 +645,8 @@ def test_table(agents: Agents, python: str, path: Path, eventually: Eventually) 
         assert re.fullmatch(fact, line), table
     # Each column is aligned with its title.
     for title in ["polls every", "checks", "state"]:
-        column = lines[8].index(title)
-        assert all(row[column - 1] == " " != row[column] for row in lines[9:])
+        column = lines[10].index(title)
+        assert all(row[column - 1] == " " != row[column] for row in lines[11:])
 
 
 def test_table_leaves_out_fields_that_are_not_set(agents: Agents, path: Path) -> None:
@@ -827,7 +852,7 @@ def test_metrics_match_the_status(agents: Agents, tmp_path: Path, promtool: Prom
     agent = start(agents, odd, b'{"status": "UP", "weight": 50, "maxconn": 9}', settle=60)
     for address in ["127.0.0.2", "127.0.0.2", "127.0.0.2", "127.0.0.3"]:
         ask_from(agent, address)
-    reload(agent, odd, {"status": "DRAIN", "weight": 25}, eventually)
+    reload(agent, odd, {"status": "DRAIN", "weight": 25, "until": "2026-11-27T12:00:00Z"}, eventually)
     ask_from(agent, "127.0.0.2")
     # From now on, only the remaining settling time changes.
     eventually(lambda: not peers(odd)["127.0.0.2"]["polls"], "the load balancer counts as no longer polling")
@@ -847,6 +872,7 @@ def test_metrics_match_the_status(agents: Agents, tmp_path: Path, promtool: Prom
         f'hapgent_info{{{label},version="{reported["version"]}"}}': 1,
         **{f'hapgent_state{{{label},status="{name}"}}': int(name == "DRAIN") for name in STATUSES},
         f"hapgent_weight{{{label}}}": 25,
+        f"hapgent_until_timestamp_seconds{{{label}}}": 1795780800,
         f"hapgent_start_timestamp_seconds{{{label}}}": reported["started"],
         f"hapgent_state_file_ok{{{label}}}": 1,
         **{f"hapgent_{name}_total{{{label}}}": count for name, count in reported["counters"].items()},
@@ -894,7 +920,8 @@ def documented_alerts() -> list[dict[str, Any]]:
 def metrics_of_all_kinds(agents: Agents, path: Path) -> str:
     environment = {"HAPGENT_SOCKET": str(path), "HAPGENT_RAMP": "10,100", "HAPGENT_RAMP_SECONDS": "3600"}
     agent = agents.start(b'{"status": "DRAIN"}', environment=environment)
-    agent.reload(b'{"status": "UP", "weight": 50, "maxconn": 9}', b"UP 5% maxconn:9\n")
+    state = b'{"status": "UP", "weight": 50, "maxconn": 9, "until": "2026-11-28T06:00:00Z"}'
+    agent.reload(state, b"UP 5% maxconn:9\n")
     for _check in range(2):
         ask_from(agent, "127.0.0.2")
     return shown("--prometheus", path)
@@ -993,6 +1020,7 @@ def agent_metrics(
     peers: Mapping[str, tuple[int, int]] | None = None,
     last_seen: int = MINUTES * 60,
     weighing: tuple[int, int] | None = None,
+    until: int | None = None,
 ) -> list[Series]:
     """Return the metrics of an agent. C(peers) has two values for each: whether it has the state, whether it polls.
 
@@ -1004,6 +1032,8 @@ def agent_metrics(
         *[metric("hapgent_state", int(name == state), **labels, status=name) for name in STATUSES],
         metric("hapgent_state_file_ok", state_file_ok, **labels),
     ]
+    if until:
+        found.append(metric("hapgent_until_timestamp_seconds", until, **labels))
     if weighing:
         found += [
             metric("hapgent_weighing_ok", weighing[0], **labels),
@@ -1023,9 +1053,9 @@ def of_agent(instance: str = WEB1, path: str = SOCKET, **more: str) -> dict[str,
     return {"instance": instance, "job": "node", "socket": path, **more}
 
 
-NOT_POLLED, STATE_NOT_RECEIVED, STATE_FILE, WEIGHT, DRAINED, NO_STATUS = (
+NOT_POLLED, STATE_NOT_RECEIVED, STATE_FILE, WEIGHT, OVERDUE, DRAINED, NO_STATUS = (
     *["HapgentNotPolled", "HapgentStateNotReceived"],
-    *["HapgentStateFile", "HapgentWeight", "HapgentDrainedForLong", "HapgentNoStatus"],
+    *["HapgentStateFile", "HapgentWeight", "HapgentOverdue", "HapgentDrainedForLong", "HapgentNoStatus"],
 )
 # The metrics, how long they have had these values, and the alerts that fire then.
 Situation = tuple[list[Series], str, dict[str, list[dict[str, str]]]]
@@ -1111,6 +1141,16 @@ SITUATIONS: dict[str, Situation] = {
         + agent_metrics("web3:9100", state="READY"),
         "26h",
         {DRAINED: [of_agent(status="DRAIN"), of_agent("web2:9100", status="MAINT")]},
+    ),
+    "drained for long, and for as long as expected": (
+        agent_metrics(state="DRAIN") + agent_metrics("web2:9100", state="DRAIN", until=7 * 86400),
+        "26h",
+        {DRAINED: [of_agent(status="DRAIN")]},
+    ),
+    "drained for longer than expected": (
+        agent_metrics(state="DRAIN", until=3600) + agent_metrics("web2:9100", state="DRAIN", until=2 * 3600),
+        "70m",
+        {OVERDUE: [of_agent()]},
     ),
     "drained for less than a day": (agent_metrics(state="DRAIN"), "23h", {}),
     "down for long": (agent_metrics(state="DOWN"), "26h", {}),

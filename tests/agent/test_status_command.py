@@ -60,7 +60,14 @@ ALL: dict[str, Any] = {
     "address": "::",
     "port": 9777,
     "started": 1_780_000_000.5,
-    "state": {"status": "DRAIN", "weight": 50, "maxconn": 9, "reason": "kernel upgrade"},
+    "state": {
+        "status": "DRAIN",
+        "weight": 50,
+        "maxconn": 9,
+        "reason": "kernel upgrade",
+        "by": "ada@control1",
+        "until": "2026-11-28T06:00:00Z",
+    },
     "answer": "DRAIN UP 50% maxconn:9 # kernel upgrade",
     "settle": 60,
     "state_file_ok": False,
@@ -287,6 +294,23 @@ def test_unknown_fields_are_ignored(path: Path, document: dict[str, Any]) -> Non
     assert f'hapgent_new_kind_total{{socket="{path}"}} 4' in shown["prometheus"].splitlines()
 
 
+@pytest.mark.parametrize(
+    ("until", "shown"),
+    [
+        ("2026-11-28T06:00:00Z", r"2026-11-2\d \S+ \S+, in 3 h"),
+        ("2026-11-28T02:59:00Z", r"2026-11-2\d \S+ \S+, overdue for 60 s"),
+        ("2026-11-25T03:00:00Z", r"2026-11-2\d \S+ \S+, overdue for 3 d"),
+        # An agent of another release may report another form.
+        ("tomorrow", "tomorrow"),
+    ],
+)
+def test_what_is_overdue_is_shown(until: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1795834800.0)
+    status = command.known({**ALL, "state": {"status": "DRAIN", "until": until}})
+    assert re.search(f"^until       {shown}$", command.table(status), re.MULTILINE)
+    assert ("hapgent_until_timestamp_seconds" in command.metrics([({}, status)])) == until.startswith("2026")
+
+
 # Control characters
 
 
@@ -294,7 +318,7 @@ def hostile() -> dict[str, Any]:
     """Return a status in which every text that is shown contains control characters."""
     document = copy.deepcopy(ALL)
     document.update(version=HOSTILE, address=HOSTILE, state_file=HOSTILE, last_error=HOSTILE)
-    document["state"].update(status=HOSTILE, reason=HOSTILE)
+    document["state"].update(status=HOSTILE, reason=HOSTILE, by=HOSTILE, until=HOSTILE)
     document["peers"][0]["address"] = HOSTILE
     document["counters"][HOSTILE] = 1
     return document
@@ -316,7 +340,7 @@ def test_each_hostile_text_is_shown(path: Path) -> None:
     with responding(path, sent(hostile())):
         lines = run(path).stdout.splitlines()
     begun = [line.split(r"\x1b]0;owned\x07\x9b31m\x7f\nstate", 1)[0].strip() for line in lines if "owned" in line]
-    assert begun == ["state", "error", "reason", "answers on", "state file", ""]
+    assert begun == ["state", "error", "reason", "by", "until", "answers on", "state file", ""]
 
 
 def test_path_is_escaped_in_the_error(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents
@@ -103,7 +104,7 @@ OUT: dict[str, State] = {
 
 def test_drain_keeps_hosts_that_are_out_and_undrain_those_with_another_reason(fleet_of: Any) -> None:
     fleet = fleet_of(**OUT, up={"status": "UP"}, ready={"status": "READY"})
-    drained = {"status": "DRAIN", "reason": "upgrade"}
+    drained = {"status": "DRAIN", "reason": "upgrade", "by": _who.current()}
     with fleet.polled():
         output = fleet.play("hapgent.agent.drain", hapgent_reason="upgrade")
         assert fleet.states() == {**OUT, "up": drained, "ready": drained}
@@ -142,7 +143,8 @@ def test_state_that_changed_after_it_was_queried_is_kept(fleet_of: Any, playbook
     with fleet.polled():
         # The extra variable takes precedence over what the query registers, so all hosts seem to have this state.
         output = fleet.play(playbook, succeeds=False, hapgent__agent={"results": [{"before": seen}]})
-    assert fleet.states() == {"web1": now, "web2": {"status": "DRAIN" if seen["status"] == "UP" else "UP"}}
+    after = {"status": "DRAIN", "by": _who.current()} if seen["status"] == "UP" else {"status": "UP"}
+    assert fleet.states() == {"web1": now, "web2": after}
     assert "MAINT UP # disk" in output
 
 

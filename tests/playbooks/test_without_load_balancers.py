@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LIMIT = "--limit=web1"
 REASON = "reason='kernel upgrade of web1'"
+DRAINED = {"status": "DRAIN", "reason": "kernel upgrade of web1", "by": _who.current()}
 
 
 # What the playbooks refuse
@@ -192,7 +194,7 @@ def test_drain_and_undrain(run_playbook: RunPlaybook, agent: Agent, address: str
         with connected(address) as port:
             options = [LIMIT, "-e", variables_of(agent, hapgent_server_port=port), "-e", REASON]
             output = run_playbook("hapgent.agent.drain", *options, "-e", "hapgent_grace=2")
-        assert saved(agent) == {"status": "DRAIN", "reason": "kernel upgrade of web1"}
+        assert saved(agent) == DRAINED
         assert "changed=1 " in output
         assert re.search(r"\b2 s\b.*\bweb1: ", output)
 
@@ -225,7 +227,7 @@ def test_rolling_stops_at_a_failure_and_continues_with_the_same_command(
     ]
     (tmp_path / "tasks.yml").write_text(json.dumps(tasks), encoding="utf-8")
     options = [LIMIT, "-e", variables_of(agent, hapgent_tasks="tasks.yml"), "-e", REASON]
-    drained = {"status": "DRAIN", "reason": "kernel upgrade of web1"}
+    drained = DRAINED
     with polled(agent):
         output = run_playbook("hapgent.agent.rolling", *options, succeeds=False)
         assert json.loads(seen.read_bytes()) == saved(agent) == drained
@@ -271,7 +273,7 @@ def test_rolling_from_a_playbook_in_another_folder(run_playbook: RunPlaybook, ag
     (tmp_path / "site" / "site.yml").write_text(json.dumps(site))
     with polled(agent):
         output = run_playbook("site/site.yml")
-    assert json.loads(seen.read_bytes()) == {"status": "DRAIN", "reason": "release 4.2"}
+    assert json.loads(seen.read_bytes()) == {"status": "DRAIN", "reason": "release 4.2", "by": _who.current()}
     assert "Done: web1." in output
     assert saved(agent) == {"status": "UP"}
 
@@ -289,7 +291,7 @@ def test_rolling_runs_handlers_before_it_brings_the_server_back(
     (role / "handlers" / "main.yml").write_text(json.dumps([{"name": "Restart", "ansible.builtin.shell": restart}]))
     output = roll(run_playbook, agent, [{"ansible.builtin.include_role": {"name": str(role)}}], LIMIT, succeeds=works)
     assert json.loads(seen.read_bytes())["status"] == "DRAIN"
-    assert saved(agent) == ({"status": "UP"} if works else {"status": "DRAIN", "reason": "kernel upgrade of web1"})
+    assert saved(agent) == ({"status": "UP"} if works else DRAINED)
     assert bool(re.search(r"stopped at web1\b.* DRAIN\.", output)) is not works
 
 

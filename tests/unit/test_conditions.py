@@ -27,16 +27,20 @@ DOCUMENTED = {"*.md": BLOCK, "docs/*.md": BLOCK, "roles/*/README.md": BLOCK, "pl
 KEYWORDS = {"when", "that", "until", "failed_when", "changed_when"}
 
 
-def conditions_in(node: Any) -> Iterator[str]:
+# Modules with options of these names, which are not conditions.
+OPTIONS = {"hapgent.agent.hapgent_state": {"until"}}
+
+
+def conditions_in(node: Any, module: str = "") -> Iterator[str]:
     if isinstance(node, list):
         for value in node:
             yield from conditions_in(value)
     elif isinstance(node, dict):
         for key, value in node.items():
-            if key in KEYWORDS:
+            if key in KEYWORDS - OPTIONS.get(module, set()):
                 yield from (str(condition) for condition in (value if isinstance(value, list) else [value]))
             else:
-                yield from conditions_in(value)
+                yield from conditions_in(value, key)
 
 
 def texts() -> Iterator[tuple[Path, str]]:

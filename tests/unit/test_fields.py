@@ -41,7 +41,8 @@ def test_a_comment_ends_the_answer() -> None:
 def test_module_documents_the_option(name: str, field: Field) -> None:
     assert OPTIONS[name]["type"] == field.kind
     text = " ".join(OPTIONS[name]["description"])
-    assert (f"V(0) to V({field.limit})" if field.kind == "int" else f"{field.limit} bytes") in text
+    limits = f"V(0) to V({field.limit})" if field.kind == "int" else f"{field.limit} bytes"
+    assert ("V(2026-11-28T06:00:00Z)" if field.is_moment else limits) in text
 
 
 def test_module_can_unset_each_field() -> None:
@@ -52,7 +53,7 @@ def test_module_can_unset_each_field() -> None:
 def test_state_file_is_documented(name: str, field: Field) -> None:
     row = re.search(rf"^\| `{name}` \|.*$", (ROOT / "docs/state.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert row, "the table of fields in docs/state.md"
-    assert str(field.limit) in row[0]
+    assert ("2026-11-28T06:00:00Z" if field.is_moment else str(field.limit)) in row[0]
 
 
 @NAMED

@@ -136,6 +136,13 @@ def parts_of_playbooks() -> set[str]:
     return {text for path in PLAYBOOKS.values() for key, text in strings(read(path)) if key == "tasks_from"}
 
 
+def names_in_expressions(node: Any) -> Iterator[str]:
+    """Yield the names of task files in the expressions that choose which file to include."""
+    for key, text in strings(node):
+        if "{{" in text and (key in INCLUDES or key == "hapgent__query_file"):
+            yield from re.findall(r"'(\w+\.yml)'", text)
+
+
 def files_of(entry_point: str) -> list[Path]:
     """Return the task files of an entry point, including the files that they include."""
     # The playbook rolling runs the user's tasks between task files of the role.
@@ -143,6 +150,8 @@ def files_of(entry_point: str) -> list[Path]:
     files = [ENTRY_POINTS[entry_point] / "tasks" / f"{name}.yml" for name in [entry_point, *parts]]
     for file in files:  # The loop also visits the files that it appends.
         included = [file.parent / text for key, text in strings(read(file)) if key in INCLUDES and "{{" not in text]
+        # What an expression includes is beside the steps.
+        included += [FLEET / "tasks" / "steps" / name for name in names_in_expressions(read(file))]
         files += [path for path in included if path not in files]
     return files
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import importlib
 import itertools
 import json
@@ -69,10 +70,12 @@ class Meant(NamedTuple):
     weight: int | None = None
     maxconn: int | None = None
     reason: str | None = None
+    by: str | None = None
+    until: str | None = None
 
 
 LIMITS = {"weight": 255, "maxconn": 65535}
-NOTES = [name for name in Meant._fields[1:] if name not in LIMITS]
+NOTES = [name for name in Meant._fields[1:] if name not in (*LIMITS, "until")]
 UP_AND_DOWN = ("UP", "DOWN", "FAIL", "STOPPED")
 ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
 STATUSES = (*UP_AND_DOWN, *ADMINISTRATIVE)
@@ -100,12 +103,16 @@ def expected_state(raw: bytes) -> Meant | None:
         return None
     status = decoded_string(fields.get("status", ""))
     written = {name: fields.get(name, "null") for name in Meant._fields[1:]}
-    values = [
-        decoded_number(text, LIMITS[name]) if name in LIMITS else decoded_note(text) for name, text in written.items()
-    ]
+    values = [decoded_value(name, text) for name, text in written.items()]
     if status not in STATUSES or "wrong" in values:
         return None
     return Meant(status, *values)  # type: ignore[arg-type]
+
+
+def decoded_value(name: str, written: str) -> int | str | None:
+    if name in LIMITS:
+        return decoded_number(written, LIMITS[name])
+    return decoded_moment(written) if name == "until" else decoded_note(written)
 
 
 def decoded_string(written: str) -> str | None:
@@ -141,6 +148,19 @@ def decoded_note(written: str) -> str | None:
     categories = {unicodedata.category(character) for character in text}
     # The category Cc consists of C0, DEL and C1.
     return "wrong" if "Cc" in categories or categories <= {"Zs", "Zl", "Zp"} else text
+
+
+def decoded_moment(written: str) -> str | None:
+    """Decode a moment; return 'wrong' if it is none, or not in the only form that a state may have."""
+    if written == "null":
+        return None
+    text = decoded_string(written)
+    try:
+        found = datetime.datetime.strptime(text or "", "%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        return "wrong"
+    # This also reads 1 for 01, and other digits than those of ASCII.
+    return text if 2000 <= found.year < 3000 and f"{found:%Y-%m-%dT%H:%M:%SZ}" == text else "wrong"
 
 
 def expected_line(state: Meant) -> str:
@@ -202,10 +222,19 @@ written_statuses = st.sampled_from(STATUSES).flatmap(
         [*[f'"{status}"'] * 12, status, f'"{status.lower()}"', f'" {status}"', f'"\\u{ord(status[0]):04x}{status[1:]}"']
     )
 )
+moments = st.datetimes(datetime.datetime(2000, 1, 1), datetime.datetime(2999, 12, 31)).map(
+    "{:%Y-%m-%dT%H:%M:%SZ}".format
+)
+written_moments = (
+    moments
+    | st.from_regex(r"\A[0-3]\d{3}-[01]\d-[0-3]\d[Tt ][0-2]\d:[0-6]\d:[0-6]\d(Z|z|\+00:00|)\Z")
+    | st.sampled_from(["2h", "2026-11-28T06:00:00.0Z", "2026-02-29T06:00:00Z", "2026-1-2T3:4:5Z"])
+).map(json.dumps)
 good_values = {
     '"weight"': good_numbers,
     '"maxconn"': good_numbers,
     **{f'"{name}"': plain_texts.filter(bool).map(json.dumps) | st.just("null") for name in NOTES},
+    '"until"': moments.map(json.dumps) | st.just("null"),
 }
 odd_members = st.sampled_from(
     [
@@ -215,6 +244,7 @@ odd_members = st.sampled_from(
         ('"weight"', written_numbers),
         ('"maxconn"', written_numbers),
         *((f'"{name}"', written_texts) for name in NOTES * 2),
+        ('"until"', written_moments),
         ('"wait"', st.just("null")),
         *((f'"{name}"', written_values) for name in Meant._fields),
     ]
@@ -254,6 +284,7 @@ meanings = st.builds(
     **dict.fromkeys(
         NOTES, st.none() | plain_texts.filter(lambda text: text and not text.isspace() and len(text.encode()) <= 120)
     ),
+    until=st.none() | moments,
 )
 
 
@@ -667,6 +698,7 @@ changes = st.builds(
     st.sampled_from([None, None, 0, 30]),
     st.sampled_from([None, None, None, 7]),
     **dict.fromkeys(NOTES, st.sampled_from([None, None, "release 4.2", "é: kernel, maint 50%"])),
+    until=st.sampled_from([None, "2026-11-28T06:00:00Z"]),
 )
 settles = st.sampled_from([2, 5, 60])
 balancer_numbers = st.integers(0, 2)
@@ -1143,7 +1175,7 @@ def test_answers_before_a_kill_at_any_point_are_reset(tmp_path: Path, before: Me
 
 def test_1024_peers_with_the_longest_answers_survive_a_restart(tmp_path: Path) -> None:
     # The longest possible state: JSON escapes each byte of the reason, in the state and again in the line.
-    longest = Meant("STOPPED", 255, 65535, '"' * 120)
+    longest = Meant("STOPPED", 255, 65535, '"' * 120, '"' * 120, "2026-11-28T06:00:00Z")
     state_file = tmp_path / "state.json"
     with simulated_system() as clock:
         clock.wall += 1 / 3

@@ -56,6 +56,11 @@ def _up() -> Iterator[None]:
     hapgent("up --wait")
 
 
+def who() -> str:
+    """Who runs the commands, as the state has it."""
+    return f"root@{run(SERVER, 'hostname').stdout.strip()}"
+
+
 def saved(host: str = SERVER, path: str = STATE_FILE) -> object:
     return json.loads(run(host, f"cat {path}").stdout)
 
@@ -66,9 +71,12 @@ def test_drain_and_up_wait_for_each_haproxy() -> None:
     assert done.stdout.splitlines()[-1] == f"hapgent: DRAIN # kernel upgrade (was UP), received by {ADDRESSES}."
     # Each HAProxy has received it already.
     assert eventually(haproxies, {"DRAIN (agent)"}, timeout=1) == {"DRAIN (agent)"}
-    assert hapgent("drain").stdout == "hapgent: already DRAIN # kernel upgrade.\n"
+    assert hapgent("drain").stdout == f"hapgent: already DRAIN # kernel upgrade, by {who()}.\n"
     done = hapgent("up --wait")
-    assert done.stdout.splitlines()[-1] == f"hapgent: UP (was DRAIN # kernel upgrade), received by {ADDRESSES}."
+    assert (
+        done.stdout.splitlines()[-1]
+        == f"hapgent: UP (was DRAIN # kernel upgrade, by {who()}), received by {ADDRESSES}."
+    )
     assert eventually(haproxies, {"UP"}) == {"UP"}
 
 
@@ -90,7 +98,7 @@ def test_state_of_a_stopped_service_is_written() -> None:
         run(SERVER, "systemctl start hapgent.socket hapgent.service")
     assert done.returncode == 5
     assert "(inactive). Start it with systemctl start hapgent" in done.stderr
-    assert saved() == {"status": "MAINT"}
+    assert saved() == {"status": "MAINT", "by": who()}
     assert status.returncode == 1
     # The agent has started with the new state.
     assert eventually(haproxies, {"MAINT"}) == {"MAINT"}

@@ -110,7 +110,7 @@ def test_a_drain_by_a_person_stays() -> None:
     assert run(HOST, "hapgent drain --wait --reason disk").returncode == 0
     assert run(HOST, "systemctl restart web").returncode == 0
     time.sleep(3)
-    assert state() == {"status": "DRAIN", "reason": "disk"}
+    assert state() == {"status": "DRAIN", "reason": "disk", "by": f"root@{run(HOST, 'hostname').stdout.strip()}"}
     assert run(HOST, "hapgent up").returncode == 0
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -32,6 +34,8 @@ ROLLING = ["hapgent.agent.rolling", "--extra-vars=hapgent_hosts=web", f"--extra-
 
 DRAINED = ["DRAIN (agent)", "DRAIN (agent)"]
 IN_ROTATION = ["UP", "UP"]
+# Who runs the playbooks.
+CONTROL = f"{pwd.getpwuid(os.geteuid()).pw_name}@{socket.gethostname()}"
 
 
 # Sending and serving 300 requests per second takes a third of a processor.
@@ -161,7 +165,7 @@ def test_update_stops_at_a_version_that_does_not_start() -> None:
         assert "Done: rolling-web2. Not finished: rolling-web1." in output
         assert "Not touched: rolling-web3, rolling-web4." in output
         assert [haproxy_statuses(host) for host in WEB[1:]] == [IN_ROTATION] * 3
-        assert state("rolling-web1") == {"status": "DRAIN", "reason": "release 3"}
+        assert state("rolling-web1") == {"status": "DRAIN", "reason": "release 3", "by": CONTROL}
 
         before = start_time("rolling-web2")
         # A second run may come from another control node, here with the oldest supported Ansible.
@@ -181,7 +185,7 @@ def test_interrupted_update_continues_where_it_stopped() -> None:
             os.killpg(process.pid, signal.SIGINT)
             process.communicate(timeout=120)
         assert state("rolling-web1") == {"status": "UP", "reason": "release 4"}
-        assert state("rolling-web2") == {"status": "DRAIN", "reason": "release 4"}
+        assert state("rolling-web2") == {"status": "DRAIN", "reason": "release 4", "by": CONTROL}
         assert state("rolling-web3") == {"status": "UP"}
 
         before = start_time("rolling-web1")
@@ -232,13 +236,15 @@ def test_servers_that_were_already_drained_are_left_alone() -> None:
     assert re.search(r"rolling-web3: [^;\n]* DRAIN UP # disk", done.stdout)
     assert re.search(r"rolling-web4: rolling-lb2 .*web/rolling-web4 .*DRAIN \(agent\).* UP\b", done.stdout)
     assert versions() == [before[0], "7", *before[2:]]
-    assert state("rolling-web3") == {"status": "DRAIN", "reason": "disk"}
+    assert state("rolling-web3") == {"status": "DRAIN", "reason": "disk", "by": CONTROL}
     assert haproxy_statuses("rolling-web4") == ["UP", "DRAIN (agent)"]
 
     done = playbook("hapgent.agent.status", "--limit=web", "--check")
     assert done.returncode == 0
     lines = {line.split()[0].strip('"'): line for line in done.stdout.splitlines() if line.startswith(" " * 8)}
-    assert re.search(r"DRAIN +.* UTC +disk +2 of 2 +DRAIN \(agent\) +DRAIN \(agent\)", lines["rolling-web3"])
+    assert re.search(
+        rf"DRAIN +.* UTC +disk +{CONTROL} +2 of 2 +DRAIN \(agent\) +DRAIN \(agent\)", lines["rolling-web3"]
+    )
     assert re.search(r"UP +.* UTC +2 of 2 +UP +DRAIN \(agent\) !", lines["rolling-web4"])
     assert re.search(r"rolling-web4: .* UP, .*rolling-lb2 .*DRAIN \(agent\) in web\b", done.stdout)
 

@@ -24,13 +24,13 @@ _hapgent() {
         return
     else
         case $command in
-        drain) replies='--reason --wait --service --all --help' ;;
-        undrain) replies='--reason --wait --service --all --help' ;;
-        up) replies='--reason --wait --service --all --help' ;;
-        down) replies='--reason --wait --service --all --help' ;;
-        maint) replies='--reason --wait --service --all --help' ;;
-        ready) replies='--reason --wait --service --all --help' ;;
-        set) replies='weight= maxconn= reason= --reason --wait --service --all --help' ;;
+        drain) replies='--reason --until --wait --service --all --help' ;;
+        undrain) replies='--reason --until --wait --service --all --help' ;;
+        up) replies='--reason --until --wait --service --all --help' ;;
+        down) replies='--reason --until --wait --service --all --help' ;;
+        maint) replies='--reason --until --wait --service --all --help' ;;
+        ready) replies='--reason --until --wait --service --all --help' ;;
+        set) replies='weight= maxconn= reason= by= until= --reason --until --wait --service --all --help' ;;
         status) replies='--watch --service --json --prometheus --help' ;;
         weigh) replies='--service --min --max --step --smoothing --fallback --weight --maxconn --restore --help' ;;
         load) replies='--help' ;;

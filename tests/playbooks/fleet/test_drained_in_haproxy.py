@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.playbooks.fleet.conftest import Fleet
 
 UP = {"status": "UP"}
 
 
-def test_undrain_ends_a_drain_that_haproxy_keeps(fleet: Fleet) -> None:
+@pytest.mark.parametrize("state", [UP, {"status": "UP", "reason": "release 4"}])
+def test_undrain_ends_a_drain_that_haproxy_keeps(fleet: Fleet, state: dict[str, str]) -> None:
     with fleet.settled("web1"):
+        fleet.set_state("web1", **state)
         fleet.load_balancers["lb1"].send("set server web/web1 state drain")
         for arguments, status in ((["--check"], "DRAIN (agent)"), ([], "UP")):
             played = fleet.play("hapgent.agent.undrain", "--limit=web1", *arguments)
@@ -24,7 +28,7 @@ def test_undrain_ends_a_drain_that_haproxy_keeps(fleet: Fleet) -> None:
                 "lb1": {"web1": status, "web2": "UP", "web3": "UP"},
                 "lb2": {"web1": "UP", "web2": "UP", "web3": "UP"},
             }
-            assert fleet.state("web1") == UP
+            assert fleet.state("web1") == (state if arguments else UP)
         # The drain has ended, so that there is nothing to do.
         played = fleet.play("hapgent.agent.undrain", "--limit=web1")
         assert "web/web1 on lb1" not in played.output

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 
 if TYPE_CHECKING:
     from tests.playbooks.fleet.conftest import Fleet, Played
@@ -210,7 +211,7 @@ def test_quoted_reason_is_set(fleet: Fleet, argument: str) -> None:
     fleet.web_vars["hapgent_load_balancers"] = "lb1"
     played = fleet.play("hapgent.agent.drain", "--limit=web1", "--check", "-e", argument)
     (result,) = played.results("Change the agent's state and wait until every load balancer has received it")
-    assert result["results"][0]["after"] == {"status": "DRAIN", "reason": "kernel upgrade"}
+    assert result["results"][0]["after"] == {"status": "DRAIN", "reason": "kernel upgrade", "by": _who.current()}
 
 
 # Fleets without load balancers in the inventory

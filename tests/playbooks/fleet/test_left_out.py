@@ -35,7 +35,7 @@ def test_leaving_out_a_stopped_load_balancer_works(fleet: Fleet) -> None:
 
     variables = {**BOTH, "hapgent_load_balancers": pattern, "hapgent_wait_timeout": 5}
     fleet.play(DRAIN, LIMIT, variables=variables)
-    assert fleet.state("web1") == {"status": "DRAIN"}
+    assert fleet.state("web1")["status"] == "DRAIN"
     assert fleet.load_balancers["lb1"].statuses()["web1"].startswith("DRAIN")
     fleet.play("hapgent.agent.undrain", LIMIT, variables=variables)
     assert fleet.state("web1") == {"status": "UP"}
@@ -46,7 +46,7 @@ def test_leaving_out_a_load_balancer_requires_its_source_addresses(fleet: Fleet)
     fleet.load_balancers["lb2"].stop()
     variables = {**BOTH, "hapgent_load_balancers": "lb,!lb2", "hapgent_wait_timeout": 1}
     failure = fleet.play(DRAIN, LIMIT, succeeds=False, variables=variables).failures()["web1"]
-    assert fleet.state("web1") == {"status": "DRAIN"}
+    assert fleet.state("web1")["status"] == "DRAIN"
     for part in ("127.0.0.12", "lb2", "DRAIN", "hapgent_source_addresses"):
         assert part in failure
     assert advised_pattern(failure) == ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 
 if TYPE_CHECKING:
     from tests.playbooks.fleet.conftest import Fleet
@@ -106,11 +107,11 @@ def test_all_playbooks_work(fleet: Fleet, release: str) -> None:
     assert checked["msg"] == "All assertions passed" or re.fullmatch(
         "This role needs systemd[^.]*\\.[^.]*\\.md[^.]*\\. Nothing was changed\\.", checked["msg"]
     )
-    assert seen("See the drain") == {"web3": {"status": "DRAIN", "reason": "new disk"}}
+    assert seen("See the drain") == {"web3": {"status": "DRAIN", "reason": "new disk", "by": _who.current()}}
     (table,) = played.results("Show the fleet")
     assert [line.count("DRAIN (agent)") for line in table["msg"] if line.startswith("web3  ")] == [1]
     for task in ("See the rolling", "See the role", "See the handler", "Reload"):
-        assert seen(task) == {"web1": {"status": "DRAIN", "reason": "release 4.2"}}
+        assert seen(task) == {"web1": {"status": "DRAIN", "reason": "release 4.2", "by": _who.current()}}
     assert fleet.state("web1")["status"] == fleet.state("web3")["status"] == "UP"
     assert fleet.state("web2") == {"status": "MAINT", "reason": "no disk"}
     fleet.await_statuses(web1="UP", web3="UP")

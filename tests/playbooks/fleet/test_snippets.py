@@ -24,11 +24,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import yaml
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import known
 
 if TYPE_CHECKING:
     from tests.conftest import Agents, Eventually, FreePort
     from tests.playbooks.fleet.conftest import Fleet, Played
+
+DRAINED = {"status": "DRAIN", "reason": "kernel upgrade", "by": _who.current()}
 
 ROOT = Path(__file__).parents[3]
 ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
@@ -119,6 +122,7 @@ NOT_RUN_HERE = {
     "* * * * * nobody": "test_documented_cron_jobs_set_a_weight in molecule/default",
     "haproxy.service.d/server-state.conf\n[Service]": "TestServerState in molecule/settling, on hosts with systemd",
     "%deploy ALL =": "nothing: test hosts have no sudo rules of their own",
+    "deploy@control1 rolls": "test_a_second_drain_is_refused_while_the_first_goes_on in test_lock.py",
     "host  state  since": "test_status_playbook_prints_the_documented_table",
 }
 # The beginning of a command, and what runs it.
@@ -368,7 +372,7 @@ def assert_documented_effect(fleet: Fleet, command: str, played: Played) -> None
     up = {"status": "UP"}
     states = fleet.states()
     if playbook == "drain":
-        assert states == {"web1": {"status": "DRAIN", "reason": "kernel upgrade"}, "web2": up, "web3": up}
+        assert states == {"web1": DRAINED, "web2": up, "web3": up}
         fleet.await_statuses(web1="DRAIN (agent)", web2="UP", web3="UP")
     elif playbook in ("undrain", "rolling"):
         assert states == dict.fromkeys(states, up)
@@ -415,7 +419,7 @@ def test_own_play_with_the_roles(documented_fleet: Fleet) -> None:
     play = find(OWN_PLAY)
     (documented_fleet.project / "site.yml").write_text(play.text, encoding="utf-8")
     reason = play.parsed()[0]["vars"]["hapgent_reason"]
-    out, up = {"status": "DRAIN", "reason": reason}, {"status": "UP"}
+    out, up = {"status": "DRAIN", "reason": reason, "by": _who.current()}, {"status": "UP"}
 
     documented_fleet.play("site.yml", variables={"fails_on": "web7"}, succeeds=False)
     assert documented_fleet.states() == {"web1": out, "web2": up, "web3": up}
@@ -449,9 +453,12 @@ def test_examples_of_hapgent_state(fleet: Fleet) -> None:
     after = [record["result"]["after"] for record in played.records if "after" in record["result"]]
     assert len(after) == len(tasks)
     reason = "kernel upgrade, ask Ada"
-    assert after[:5] == [
+    until = after[2].pop("until")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", until)
+    assert after[:6] == [
         {"status": "DRAIN"},
         {"status": "DRAIN", "reason": reason},
+        {"status": "DRAIN", "reason": reason, "by": "nightly backup"},
         {"status": "UP"},
         {"status": "UP", "weight": 50},
         {"status": "UP"},
@@ -466,7 +473,7 @@ def test_ansible_runner(documented_fleet: Fleet, tmp_path: Path) -> None:
         (folder / name).mkdir(parents=True)
     (folder / "inventory" / "hosts.json").write_text(json.dumps(documented_fleet.inventory), encoding="utf-8")
     # These are the states after the commands, in their order.
-    left = [{"status": "DRAIN", "reason": "kernel upgrade"}, {"status": "UP"}]
+    left = [DRAINED, {"status": "UP"}]
     console = find("$ ansible-runner run")
     for command in console.commands():
         script = command.replace("/srv/runner", str(folder)).replace("ansible-runner ", f"{RUNNER} ")
@@ -543,6 +550,7 @@ def test_hapgent_status_prints_what_is_documented(fleet: Fleet) -> None:
 
 
 def test_status_playbook_prints_the_documented_table(fleet: Fleet) -> None:
+    fleet.set_state("web3", status="DRAIN", reason="kernel upgrade", by="ada@control1")
     titles = find("host  state  since").text.splitlines()[0].split()
     played = fleet.play("hapgent.agent.status", "-l", "web")
     printed = [line.strip(' "[],').split() for line in played.output.splitlines()]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 
 if TYPE_CHECKING:
     from tests.playbooks.fleet.conftest import Fleet
@@ -37,6 +38,8 @@ NUMBERS = {
 # The other text variables: they are never numbers, or only passed to a module, which converts them to text.
 OTHERS = {
     "hapgent_own_variables",
+    "hapgent_until",
+    "hapgent_lock",
     "hapgent_state_file",
     # Without systemd, only the default instance can be found. See test__services.py.
     "hapgent_services",
@@ -92,7 +95,7 @@ def test_numbers_work_as_text(fleet: Fleet, ansible: str, name: str) -> None:
     )
     (seen,) = played.results("See")
     reason = variables.get("reason", "4.2")
-    assert json.loads(base64.b64decode(seen["content"])) == {"status": "DRAIN", "reason": reason}
+    assert json.loads(base64.b64decode(seen["content"])) == {"status": "DRAIN", "reason": reason, "by": _who.current()}
     assert fleet.state("web1") == {"status": "UP"}
     # The host was changed, so the playbook found its server on the load balancers.
     assert played.changed() == {name}

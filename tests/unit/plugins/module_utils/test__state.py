@@ -29,17 +29,20 @@ from ansible_collections.hapgent.agent.plugins.module_utils._state import (
     StateFile,
     dump,
     from_fields,
+    moment,
     parse,
+    timestamp,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 # Messages name the valid statuses, fields, numbers and lengths.
 ONE_STATUS = "UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED"
-FIELDS = "status, weight, maxconn, reason"
+FIELDS = "status, weight, maxconn, reason, by, until"
 WEIGHT = "0 to 255"
 MAXCONN = "0 to 65535"
 REASON = "1 to 120 bytes"
+MOMENT = "such as 2026-11-28T06:00:00Z"
 ONE_OBJECT = "one JSON object"
 
 # A character has at most four bytes. Cc are control characters, Cs are halves of surrogate pairs.
@@ -47,10 +50,13 @@ reasons = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="#"), min_size=1, max_size=30
 ).filter(str.strip)
 LIMITS = {"weight": 255, "maxconn": 65535}
+NOON = "2026-11-27T12:00:00Z"
 states = st.builds(
     State,
     st.sampled_from(STATUSES),
-    **{name: st.none() | (st.integers(0, LIMITS[name]) if name in LIMITS else reasons) for name in State._fields[1:]},
+    **{name: st.none() | st.integers(0, limit) for name, limit in LIMITS.items()},
+    **dict.fromkeys(("reason", "by"), st.none() | reasons),
+    until=st.sampled_from([None, NOON, "2000-02-29T23:59:59Z"]),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -65,6 +71,7 @@ fields_near_a_state = st.fixed_dictionaries(
         "weight": st.floats(-1, 300) | st.integers(-1, 300) | json_values,
         "maxconn": st.integers(-1, 70_000) | json_values,
         "reason": st.text(max_size=130) | json_values,
+        "until": st.sampled_from([NOON, NOON.lower(), "2h", "2026-02-29T12:00:00Z"]) | json_values,
     },
 )
 # Every run has the same examples and writes nothing to the working folder.
@@ -263,7 +270,7 @@ def test_any_fields_are_a_state_or_refused(fields: dict[str, Any]) -> None:
     try:
         state = from_fields(fields)
     except StateError as error:
-        assert any(valid in str(error) for valid in (ONE_STATUS, FIELDS, WEIGHT, MAXCONN, REASON))
+        assert any(valid in str(error) for valid in (ONE_STATUS, FIELDS, WEIGHT, MAXCONN, REASON, MOMENT))
         assert len(str(error)) < 200
     else:
         assert state.status in STATUSES
@@ -271,6 +278,8 @@ def test_any_fields_are_a_state_or_refused(fields: dict[str, Any]) -> None:
             value = getattr(state, name)
             assert value == fields.get(name)
             assert value is None or 0 <= value <= limit
+        assert state.until == fields.get("until")
+        assert state.until in (None, NOON)
         assert state.reason == fields.get("reason")
         assert state.reason is None or (state.reason.strip() and 1 <= len(state.reason.encode()) <= 120)
         assert not {"#", "\n", "\r"} & set(state.answer().partition(" # ")[2])
@@ -287,6 +296,87 @@ def test_json_is_readable_for_people() -> None:
     assert dump(State("UP", 77, 300)) == b'{\n  "status": "UP",\n  "weight": 77,\n  "maxconn": 300\n}\n'
     assert dump(FAIL) == b'{\n  "status": "FAIL"\n}\n'
     assert dump(State("UP", reason="für 5 €")) == '{\n  "status": "UP",\n  "reason": "für 5 €"\n}\n'.encode()
+
+
+# Who, and until when
+
+# At this moment, in seconds since 1970, it is noon.
+AT_NOON = 1795780800.0
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (NOON, NOON),
+        ("2026-11-27t12:00:00z", NOON),
+        ("2026-11-27 12:00:00+00:00", NOON),
+        ("2026-11-27T13:30:00+01:30", NOON),
+        ("2026-11-26T23:00:00-13:00", NOON),
+        ("2026-11-27T12:00:00.999999Z", NOON),
+        ("30s", "2026-11-27T12:00:30Z"),
+        ("90m", "2026-11-27T13:30:00Z"),
+        ("2h", "2026-11-27T14:00:00Z"),
+        ("4d", "2026-12-01T12:00:00Z"),
+    ],
+)
+def test_moments_are_stored_in_one_form(given: str, stored: str) -> None:
+    assert moment(given, AT_NOON) == stored
+    assert from_fields({"status": "DRAIN", "until": stored}).until == stored
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "2", "h", "0h", "-2h", "1.5h", "2 h", "2H", "1w", "9999999d", "\u0662h", "now", "12:00", "2026-11-27"),
+        *("2026-11-27T12:00:00", "2026-11-27T12:00Z", "2026-02-29T12:00:00Z", "2026-11-27T24:00:01Z", f" {NOON}"),
+        *(
+            "1999-12-31T23:59:59Z",
+            "2026-11-27T12:00:60Z",
+            "2026-11-27T12:00:00+25:00",
+            f"{NOON}\n",
+            "2026-11-2\u0667T12:00:00Z",
+        ),
+    ],
+)
+def test_other_moments_are_refused(given: str) -> None:
+    with pytest.raises(StateError, match="until must be a date and time with its offset"):
+        moment(given, AT_NOON)
+    with pytest.raises(StateError, match="until must be a moment in UTC"):
+        from_fields({"status": "DRAIN", "until": given})
+
+
+def test_timestamp_of_a_moment() -> None:
+    assert timestamp(NOON) == AT_NOON
+
+
+NOTED = State("DRAIN", reason="disk", by="ada@control1", until=NOON)
+
+
+def test_haproxy_receives_neither_who_nor_until_when() -> None:
+    assert NOTED.answer() == "DRAIN UP # disk"
+    assert NOTED.as_sent() == State("DRAIN", reason="disk")
+    assert NOTED.remarks() == f", by ada@control1, until {NOON}"
+    assert State("DRAIN", reason="disk").remarks() == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "only_notes"),
+    [
+        (NOTED, NOTED._replace(by="bob@control1"), True),
+        (NOTED, NOTED._replace(by=None, until=None), True),
+        (State("DRAIN"), State("DRAIN", by="ada", until=NOON), True),
+        (NOTED, NOTED._replace(reason=None), True),
+        (NOTED, NOTED._replace(reason="kernel"), False),
+        (NOTED, NOTED._replace(weight=7), False),
+        (NOTED, NOTED.with_status("UP"), False),
+    ],
+)
+def test_the_state_is_the_same_with_other_notes(before: State, after: State, only_notes: bool) -> None:
+    assert after.changes_only_notes(before) == only_notes
+
+
+def test_a_new_status_removes_all_notes() -> None:
+    assert NOTED.with_status("UP") == State("UP")
 
 
 # Keywords that reset another state

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils._state import STATUSES
 from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import (
+    Notes,
     after_grace,
     after_ready,
     change,
@@ -129,24 +130,36 @@ def test_undrain_keeps_the_reason_of_another_operator(their_reason: str | None, 
 SHOP: Service = {"name": "shop", "service": "hapgent@shop", "state_file": "", "server": "web1", "backends": ["shop"]}
 API: Service = {"name": "api", "service": "hapgent@api", "state_file": "", "server": "web1", "backends": ["api"]}
 UP, OUT = {"status": "UP"}, {"status": "MAINT", "reason": "disk"}
+NOTES: Notes = {"reason": OURS, "by": "ada@control1", "until": "2026-11-28T06:00:00Z"}
 
 
 def test_all_services_of_a_host_are_drained() -> None:
-    plan = drain_host("web1", [(SHOP, UP), (API, OUT)], OURS, lambda _service: [])
+    plan = drain_host("web1", [(SHOP, UP), (API, OUT)], NOTES, lambda _service: [])
     shop, api = plan["changes"]
-    assert (shop["service"], shop["status"], shop["reason"]) == ("hapgent@shop", "DRAIN", OURS)
+    assert (shop["service"], shop["status"]) == ("hapgent@shop", "DRAIN")
+    assert NOTES.items() <= shop.items()
     assert shop["only_if"] == {"status": ["UP"], "reason": ""}
     # This one is out already. It is only waited for.
-    assert (api["service"], api["status"], api["only_if"]) == ("hapgent@api", "", {})
+    assert (api["service"], api["status"], api["by"], api["until"], api["only_if"]) == ("hapgent@api", "", "", "", {})
     assert plan["message"].startswith("web1 api is already out")
     assert plan["refusal"] == ""
 
 
 def test_no_service_of_a_host_is_drained_if_one_cannot_be() -> None:
     in_maint = asked(row(), row("maint", "agent_or_operator"))
-    plan = drain_host("web1", [(SHOP, UP), (API, UP)], OURS, lambda service: in_maint if service is API else [])
+    plan = drain_host("web1", [(SHOP, UP), (API, UP)], NOTES, lambda service: in_maint if service is API else [])
     assert plan["refusal"].startswith("web1 api cannot be drained")
     assert plan["refusal"].endswith("Nothing was changed on web1.")
+
+
+def test_operators_learn_who_keeps_a_host_out() -> None:
+    plan = drain_host("web1", [(SHOP, {**OUT, "by": "bob@control2"})], NOTES, lambda _service: [])
+    assert "MAINT UP # disk, by bob@control2" in plan["message"]
+
+
+def test_undrain_removes_all_notes() -> None:
+    (plain,) = undrain_host("web1", [(SHOP, {**UP, "by": "bob"})], "", {}, lambda _service: [])["changes"]
+    assert plain["unset"] == ["reason", "by", "until"]
 
 
 def test_undrain_brings_back_those_that_the_drain_took_out() -> None:
@@ -190,23 +203,24 @@ def test_a_drain_in_haproxy_ends_before_the_change() -> None:
 
     left = after_ready(wanted, make)
     (ready,) = made
-    assert (ready["status"], ready["unset"], ready["only_if"]) == ("READY", [], {"status": ["UP"], "reason": "x"})
-    assert (left["status"], left["unset"]) == ("UP", ["reason"])
-    assert left["only_if"] == {"status": ["READY"], "reason": "x"}
+    assert (ready["status"], ready["unset"]) == ("READY", wanted["unset"])
+    assert ready["only_if"] == {"status": ["UP"], "reason": "x"}
+    assert (left["status"], left["unset"]) == ("UP", wanted["unset"])
+    assert left["only_if"] == {"status": ["READY"], "reason": ""}
     # If it fails after the change, only the waiting is left and fails again, and what was changed is reported.
     left = after_ready(wanted, lambda step: make(step, msg="It was not received."))
-    assert (left["status"], left["made"], left["only_if"]) == ("", True, {"status": ["READY"], "reason": "x"})
+    assert (left["status"], left["made"], left["only_if"]) == ("", True, {"status": ["READY"], "reason": ""})
     # So it is if the other agents of the host are changed in between.
-    assert to_await(left, {"changed": False, "after": {"status": "READY", "reason": "x"}})["made"]
+    assert to_await(left, {"changed": False, "after": {"status": "READY"}})["made"]
     assert after_ready({**wanted, "ready_first": False}, make)["status"] == "UP"
     assert len(made) == 2
 
 
 def test_a_change_that_was_made_is_only_waited_for() -> None:
-    wanted = change(SHOP, UP, status="DRAIN", reason=OURS)
+    wanted = change(SHOP, UP, status="DRAIN", notes=NOTES)
     after = {"status": "DRAIN", "reason": OURS}
     made = to_await(wanted, {"changed": True, "kept": False, "after": after})
-    assert (made["made"], made["status"], made["unset"]) == (True, "", [])
+    assert (made["made"], made["status"], made["by"], made["until"], made["unset"]) == (True, "", "", "", [])
     assert made["only_if"] == {"status": ["DRAIN"], "reason": OURS}
     # What has failed fails again, and what changes nothing stays as it is.
     assert to_await(wanted, {"changed": False, "kept": True, "after": OUT}) is wanted
@@ -263,19 +277,22 @@ def test_end_of_a_drain(waited: Row, changed: Row, when_left: str, expected: tup
         assert "on-marked-down" not in found["sessions_left"]
 
 
+REMOVED = ["reason", "by", "until"]
+
+
 @pytest.mark.parametrize(
     ("step", "before", "now", "expected"),
     [
         ("cut", {"status": "UP"}, {"status": "DRAIN", "reason": OURS}, ("MAINT", OURS, [])),
         ("drain", {"status": "UP"}, {"status": "MAINT"}, ("DRAIN", "", [])),
-        ("put_back", {"status": "UP"}, {"status": "DRAIN", "reason": OURS}, ("UP", "", ["reason"])),
+        ("put_back", {"status": "UP"}, {"status": "DRAIN", "reason": OURS}, ("UP", "", REMOVED)),
         ("put_back", {"status": "READY", "reason": "a"}, {"status": "DRAIN", "reason": OURS}, ("UP", "a", [])),
         # An earlier run has drained it. With its reason, it would count as updated.
-        ("put_back", {"status": "DRAIN", "reason": OURS}, {"status": "DRAIN", "reason": OURS}, ("UP", "", ["reason"])),
+        ("put_back", {"status": "DRAIN", "reason": OURS}, {"status": "DRAIN", "reason": OURS}, ("UP", "", REMOVED)),
     ],
 )
 def test_changes_after_the_grace_period(step: str, before: Row, now: Row, expected: tuple[str, str, list[str]]) -> None:
-    made = change(WEB, before, status="DRAIN", reason=OURS)
+    made = change(WEB, before, status="DRAIN", notes=NOTES)
     (found,) = after_grace(step, [(made, now)], {"hapgent": before})
     assert (found["status"], found["reason"], found["unset"]) == expected
     assert found["only_if"] == {"status": [now["status"]], "reason": now.get("reason", "")}

@@ -503,6 +503,11 @@ KEPT_OUT: dict[str, tuple[Result, list[Result], str]] = {
         [balancer("lb1", server("web1", "DRAIN")), balancer("lb2", server("web1", "MAINT"))],
         "lb2 has web/web1 in MAINT, and its agent reports DRAIN",
     ),
+    "another operator": (
+        {"status": "MAINT", "reason": "disk", "by": "bob@control2"},
+        [],
+        "its agent reports MAINT UP # disk, by bob@control2",
+    ),
     "manually, on one load balancer": (
         {"status": "UP"},
         [balancer("lb1", server("web1")), balancer("lb2", server("web1", "DRAIN"))],
@@ -714,6 +719,26 @@ def test_table_shows_the_weight_of_a_ramp() -> None:
     result = agent("web1", status="UP", weight=50)
     result["instances"][0]["ramp_weight"] = 5
     assert "  UP 50% (5% now)  " in table(["web1"], ["web1"], [[]], [result], [])[1]
+
+
+def test_table_shows_who_and_until_when_if_an_agent_reports_it() -> None:
+    def drained(**notes: str) -> list[str]:
+        state: Result = {"status": "DRAIN", "reason": "disk", **notes}
+        return table(["web1", "web2"], ["web1", "web2"], [[], []], [agent(**state), agent("web2")], [])
+
+    assert drained(by="ada@control1", until="2999-11-28T06:00:00Z") == [
+        "host  state  since                    reason  by            until                    received",
+        f"web1  DRAIN  {SINCE_SHOWN}  disk    ada@control1  2999-11-28 06:00:00 UTC  2 of 2",
+        f"web2  UP     {SINCE_SHOWN}                                                 2 of 2",
+    ]
+    assert " until " not in drained(by="ada@control1")[0]
+    assert " by " not in drained()[0]
+
+
+def test_what_is_overdue_is_marked() -> None:
+    cells, below = one_host(agent(status="DRAIN", until="2020-11-28T06:00:00Z"), [])
+    assert cells[4] == "2020-11-28 06:00:00 UTC !"
+    assert below == ["web1: its DRAIN has been overdue since 2020-11-28 06:00:00 UTC"]
 
 
 def test_table_names_the_load_balancers_that_have_not_received_the_state() -> None:

@@ -25,7 +25,14 @@ GIVEN: Given = {
 }
 FROM_THE_INVENTORY = {"play": "Drain the hosts of --limit, one at a time"}
 
-NUMBERS = {"hapgent_min_up": 1, "hapgent_grace": 300, "hapgent_wait_timeout": "60", "hapgent_server_port": None}
+NUMBERS = {
+    "hapgent_until": "",
+    "hapgent_lock": "",
+    "hapgent_min_up": 1,
+    "hapgent_grace": 300,
+    "hapgent_wait_timeout": "60",
+    "hapgent_server_port": None,
+}
 
 # The changed inputs, and parts of each problem.
 CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
@@ -99,6 +106,12 @@ def test_problems_of_variables(given: Any, expected: list[list[str]]) -> None:
         *(("hapgent_wait_timeout", value, False) for value in (-0.1, 1e10)),
         *(("hapgent_server_port", value, True) for value in (None, 1, "65535")),
         *(("hapgent_server_port", value, False) for value in (0, 65536, "http")),
+        *(("hapgent_lock", value, True) for value in ("/run/shop.lock", "/x")),
+        *(("hapgent_lock", value, False) for value in ("shop.lock", "true", "/run/", "/", "~/shop.lock")),
+        *(("hapgent_lock_expires", value, True) for value in (60, "604800")),
+        *(("hapgent_lock_expires", value, False) for value in (59, 604801, "1h")),
+        *(("hapgent_until", value, True) for value in ("2h", "2999-01-01T00:00:00Z", "2999-01-01 00:00:00+00:00")),
+        *(("hapgent_until", value, False) for value in ("2", "06:00", "2999-01-01T00:00:00", "2020-01-01T00:00:00Z")),
     ],
 )
 def test_problems_of_numbers(name: str, value: Any, is_right: bool) -> None:

@@ -100,13 +100,14 @@ DRAINED, MAINT = {"status": "DRAIN", "reason": OURS}, {"status": "MAINT"}
     ],
 )
 def test_changes_of_each_step(step: str, states: list[Result], expected: list[tuple[str, str, str, list[str]]]) -> None:
-    found = changes(step, list(zip([SHOP, API], states, strict=True)), OURS)
+    found = changes(step, list(zip([SHOP, API], states, strict=True)), {"reason": OURS, "by": "ada", "until": "2h"})
     assert [(change["name"], change["status"], change["reason"], change["unset"]) for change in found] == expected
     by_name = {"shop": states[0], "api": states[1]}
     for change in found:
         # The state may have been changed since it was read.
         state = by_name[change["name"]]
         assert change["only_if"] == {"status": [state["status"]], "reason": state.get("reason", "")}
+        assert (change["by"], change["until"]) == (("ada", "2h") if step == "halt" else ("", ""))
 
 
 def host(name: str, **fields: Any) -> Any:
