@@ -34,6 +34,10 @@ class ActionModule(ActionBase):
         if plan["refusal"]:
             return {**result, "failed": True, "msg": plan["refusal"]}
         timeout = float(self._task.args["wait_timeout"])
+        step = self._task.args["step"]
+        before = variables.get("hapgent__changed") or {}
+        # To cut the sessions is part of the drain before it.
+        began = before["began"] if "cut" in (step, before.get("step")) else time.time()
         try:
             results = self._change(plan["changes"], time.time() + timeout, variables)
         except AnsibleConnectionFailure as error:
@@ -49,7 +53,8 @@ class ActionModule(ActionBase):
             "changed": any(changed["changed"] for changed in results if "changed" in changed),
             "diff": [changed["diff"] for changed in results if "diff" in changed],
             "warnings": [warning for changed in results for warning in changed.get("warnings", [])],
-            "step": self._task.args["step"],
+            "step": step,
+            "began": began,
             "timeout": timeout,
             "reported": outcome["reported"],
             "services": [change["service"] for change in plan["changes"]],

@@ -70,6 +70,11 @@ step:
   returned: always
   type: str
   sample: drain
+began:
+  description: When the task has begun, as a Unix time. After the step V(cut), when the one before that has.
+  returned: always
+  type: float
+  sample: 1764244933.5
 timeout:
   description: The option O(wait_timeout), which also limits the wait for what load balancers do with the states.
   returned: always

@@ -291,12 +291,14 @@ def undrain(state: Fields, reason: str, found_out: str) -> Plan:
 class Drained(t.TypedDict):
     """The end of a drain: which sessions are left, that the host is to be put back into rotation, and why it fails.
 
-    Each is '' if there is nothing to report.
+    Each is '' if there is nothing to report. C(began) is the Unix time at which the drain has taken the host out of
+    rotation, None if something else had done so before.
     """
 
     sessions_left: str
     put_back: str
     refusal: str
+    began: float | None
 
 
 def drained(host: str, waited: Fields, changed: Fields, when_left: str, left: str) -> Drained:
@@ -306,19 +308,25 @@ def drained(host: str, waited: Fields, changed: Fields, when_left: str, left: st
     the value of hapgent_after_grace, and C(left) which sessions are left.
     """
     is_ours = any(result["item"]["only_if"] for result in changed["results"])
+    found: Drained = {
+        "sessions_left": left,
+        "put_back": "",
+        "refusal": "",
+        "began": changed["began"] if changed["changed"] else None,
+    }
     if waited["problem"] or waited["takes_new_sessions"]:
-        return {"sessions_left": left, "put_back": "", "refusal": waited["problem"] or _not_out(host, waited, changed)}
+        return {**found, "refusal": waited["problem"] or _not_out(host, waited, changed)}
     if left and when_left == "cut" and is_ours:
-        left += _not_cut(waited)
+        return {**found, "sessions_left": left + _not_cut(waited)}
     if not left or when_left in ("go_on", "cut"):
-        return {"sessions_left": left, "put_back": "", "refusal": ""}
+        return found
     why = f"because sessions are left after hapgent_grace: {left.rstrip('.')}."
     if when_left == "put_back" and is_ours:
-        return {"sessions_left": left, "put_back": f"{host} was put back into rotation, {why}", "refusal": ""}
+        return {**found, "put_back": f"{host} was put back into rotation, {why}"}
     refusal = (
         f"{host} stays in {changed['reported']}, {why} Run this again to wait longer, or set hapgent_after_grace=go_on."
     )
-    return {"sessions_left": left, "put_back": "", "refusal": refusal}
+    return {**found, "refusal": refusal}
 
 
 def _not_out(host: str, waited: Fields, changed: Fields) -> str:

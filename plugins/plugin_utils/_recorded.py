@@ -216,14 +216,34 @@ def fleet_agents(hostvars: Hostvars, name: str, service: Service) -> list[Result
     return [result for result in hostvars[name]["hapgent__fleet"]["agents"] if item_of(result) in wanted]
 
 
-def sessions_left(hostvars: Hostvars, names: t.Iterable[str]) -> list[str]:
-    """Which sessions the drain of these hosts has left after their grace periods."""
-    left = {name: hostvars[name].get("hapgent__drained", {}).get("sessions_left", "") for name in names}
-    return [
-        f"The grace period of {settings(hostvars, name)['grace']} s is over, but sessions are left. {name}: {reports}"
-        for name, reports in left.items()
-        if reports
-    ]
+class Outcomes(t.TypedDict):
+    """A line for each host: those with sessions that are left after the grace period, and others that were changed."""
+
+    left: list[str]
+    done: list[str]
+
+
+def outcomes(hostvars: Hostvars, names: t.Iterable[str], step: str) -> Outcomes:
+    """What the drain or the undrain that has just ended has done with these hosts. C(step) is that of the change."""
+    found: Outcomes = {"left": [], "done": []}
+    now = time.time()
+    for name in names:
+        changed = hostvars[name].get("hapgent__changed") or {}
+        drained = hostvars[name].get("hapgent__drained") or {}
+        left = drained.get("sessions_left", "") if step == "drain" else ""
+        if left:
+            grace = settings(hostvars, name)["grace"]
+            found["left"].append(f"The grace period of {grace} s is over, but sessions are left. {name}: {left}")
+        elif changed.get("step") == step and changed["changed"]:
+            found["done"].append(_outcome(name, step, now - changed["began"], drained.get("began"), now))
+    return found
+
+
+def _outcome(name: str, step: str, seconds: float, left_at: float | None, now: float) -> str:
+    if step == "drain":
+        return f"{name}: drained after {seconds:.0f} s, no sessions are left"
+    out = f", it was out for {now - left_at:.0f} s" if left_at else ""
+    return f"{name}: back in rotation after {seconds:.0f} s{out}"
 
 
 def unhealthy(hostvars: Hostvars, name: str) -> str:
@@ -251,6 +271,7 @@ def turn(hostvars: Hostvars, name: str, *, plays: bool) -> Turn:
         "failed": recorded.get("failed", ""),
         "sessions_left": recorded.get("sessions_left", ""),
         "put_back": recorded.get("put_back", False),
+        "seconds_out": recorded.get("seconds_out", 0),
         "plays": plays,
     }
 

@@ -44,8 +44,9 @@ class Turn(t.TypedDict):
     C(reason) is the reason of the update in which the host has had its turn, '' before that. C(done) is whether the
     host is updated, C(was_done) whether an earlier run has done that. C(kept_out) is why it is left alone, such as what
     else keeps it out of rotation, C(failed) what failed on it, and C(sessions_left) which sessions its drain has left,
-    each '' if there is nothing. C(put_back) is whether it was put back into rotation because of them, and C(plays)
-    whether Ansible still runs tasks on the host.
+    each '' if there is nothing. C(put_back) is whether it was put back into rotation because of them. C(seconds_out) is
+    for how long this run has taken it out of rotation, 0 if it has not or if that is not known, and C(plays) whether
+    Ansible still runs tasks on the host.
     """
 
     reason: str
@@ -55,6 +56,7 @@ class Turn(t.TypedDict):
     failed: str
     sessions_left: str
     put_back: bool
+    seconds_out: int
     plays: bool
 
 
@@ -72,7 +74,7 @@ class Data(t.TypedDict):
     """The progress as data for the next job of a workflow. C(status) is V(finished), V(paused) or V(stopped).
 
     C(failed) is why each host failed, C(kept_out) what else keeps a host out of rotation, and C(put_back) why a host
-    was put back into rotation before your tasks.
+    was put back into rotation before your tasks. C(seconds_out) has the hosts that this run has updated.
     """
 
     status: str
@@ -83,6 +85,7 @@ class Data(t.TypedDict):
     failed: dict[str, str]
     kept_out: dict[str, str]
     put_back: dict[str, str]
+    seconds_out: dict[str, int]
 
 
 class Progress(t.TypedDict):
@@ -91,7 +94,8 @@ class Progress(t.TypedDict):
     C(worked) are the hosts on which this run has worked, C(failed) those on which it failed. C(stops) is whether these
     are too many, and C(halted) are the hosts because of which no other batch may begin: those of C(failed)
     and those whose tasks ended the play. C(paused) is why the run ends although nothing failed, '' if it does not.
-    C(sessions_left) names the sessions that were left on all hosts. C(data) is the same for programs.
+    C(sessions_left) names the sessions that were left on all hosts. C(lines) has what was done with each host on which
+    this run has worked. C(data) is the same for programs.
     """
 
     done: list[str]
@@ -105,6 +109,7 @@ class Progress(t.TypedDict):
     paused: str
     sessions_left: str
     summary: str
+    lines: list[str]
     data: Data
 
 
@@ -244,6 +249,7 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
         ),
         "summary": f"Done: {_listed(done)}. Not finished: {_listed(unfinished)}. "
         f"Kept out by something else: {reasons or 'none'}. Not touched: {_listed(untouched)}.{skipped}",
+        "lines": [f"{host}: {_outcome(turns[host])}" for host in worked],
         "data": {
             "status": "stopped" if halted or stops else "paused" if is_paused else "finished",
             "reason": reason,
@@ -253,8 +259,22 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
             "failed": {host: turns[host]["failed"] or "Ansible does not run tasks on it any more." for host in failed},
             "kept_out": {host: turns[host]["kept_out"] for host in kept},
             "put_back": {host: turns[host]["kept_out"] for host in put_back},
+            "seconds_out": {host: turns[host]["seconds_out"] for host in worked if host in done},
         },
     }
+
+
+def _outcome(turn: Turn) -> str:
+    """What this run has done with a host that had its turn."""
+    left = f" Sessions left: {turn['sessions_left']}" if turn["sessions_left"] else ""
+    if turn["failed"]:
+        return f"failed. {turn['failed']}{left}"
+    if turn["put_back"]:
+        return "put back into rotation, not updated."
+    if not turn["done"]:
+        return f"not finished.{left}"
+    out = f", out of rotation for {turn['seconds_out']} s" if turn["seconds_out"] else ""
+    return f"updated{out}.{left}"
 
 
 def _part(share: t.Any, total: int, *, rounds_up: bool = False) -> int:

@@ -107,7 +107,7 @@ def test_documentation_is_complete_when_stripped(stripped: Path) -> None:
     )
     modules = listed["all"]["module"]
     returned = {
-        "hapgent.agent.hapgent_change": {"step", "timeout", "reported", "services", "messages", "results"},
+        "hapgent.agent.hapgent_change": {"step", "began", "timeout", "reported", "services", "messages", "results"},
         "hapgent.agent.hapgent_decision": {"refusal"},
         "hapgent.agent.hapgent_folder": set(),
         "hapgent.agent.hapgent_host_info": {

@@ -241,8 +241,9 @@ WEB: Service = {"name": "", "service": "hapgent", "state_file": "/srv/state.json
 QUIET = {"problem": "", "pending": "", "takes_new_sessions": False, "sessions": 0, "old_sessions": 0}
 BUSY = {**QUIET, "pending": "lb1: 2 sessions.", "sessions": 2}
 OLD = {**QUIET, "pending": "lb1: 1 session in an old worker.", "old_sessions": 1}
-CHANGED = {"reported": "DRAIN", "results": [{"item": change(WEB, {"status": "UP"}, status="DRAIN")}]}
-LEFT_ALONE = {"reported": "MAINT", "results": [{"item": change(WEB)}]}
+TIMES = {"changed": True, "began": 5.0}
+CHANGED = {"reported": "DRAIN", "results": [{"item": change(WEB, {"status": "UP"}, status="DRAIN")}], **TIMES}
+LEFT_ALONE = {"reported": "MAINT", "results": [{"item": change(WEB)}], **TIMES, "changed": False}
 
 # What the load balancers do, what was changed and hapgent_after_grace; parts of sessions_left, put_back and refusal.
 ENDS: dict[str, tuple[Row, Row, str, tuple[str, str, str]]] = {
@@ -273,6 +274,7 @@ def test_end_of_a_drain(waited: Row, changed: Row, when_left: str, expected: tup
     for part, text in zip(expected, (found["sessions_left"], found["put_back"], found["refusal"]), strict=True):
         assert bool(text) == bool(part)
         assert part in text
+    assert found["began"] == (5.0 if changed is CHANGED else None)
     if waited is OLD:
         assert "on-marked-down" not in found["sessions_left"]
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -128,6 +129,7 @@ def test_host_before_its_turn() -> None:
         "kept_out": "",
         "failed": "",
         "sessions_left": "",
+        "seconds_out": 0,
         "put_back": False,
         "plays": True,
     }
@@ -181,12 +183,28 @@ def test_load_balancers_are_waited_for_from_the_beginning_of_that_wait() -> None
     assert begun["hosts"]["web1"]["problem"].endswith("web1 stays in DRAIN.")
 
 
-def test_sessions_that_are_left() -> None:
+def test_outcomes_of_a_drain_and_of_an_undrain() -> None:
+    began = time.time() - 7
+    changed = {"step": "drain", "changed": True, "began": began}
     of_drain = {"hapgent__settings": {"grace": 5}, "hapgent__drained": {"sessions_left": "lb1: 2 sessions."}}
-    hostvars: dict[str, Result] = {"web1": of_drain, "web2": {"hapgent__drained": {"sessions_left": ""}}, "web3": {}}
-    (report,) = _recorded.sessions_left(hostvars, hostvars)
-    assert "5 s" in report
-    assert report.endswith("web1: lb1: 2 sessions.")
+    drained = {"sessions_left": "", "began": began - 30}
+    hostvars: dict[str, Result] = {
+        "web1": {**of_drain, "hapgent__changed": changed},
+        "web2": {"hapgent__drained": drained, "hapgent__changed": changed},
+        "web3": {},
+        "web4": {"hapgent__drained": drained, "hapgent__changed": {**changed, "changed": False}},
+        "web5": {"hapgent__drained": drained, "hapgent__changed": {**changed, "step": "undrain"}},
+        "web6": {"hapgent__changed": {**changed, "step": "undrain"}},
+    }
+    found = _recorded.outcomes(hostvars, hostvars, "drain")
+    (left,), (done,) = found["left"], found["done"]
+    assert "5 s" in left
+    assert left.endswith("web1: lb1: 2 sessions.")
+    assert re.fullmatch(r"web2: .* [78] s, .*", done)
+    back = _recorded.outcomes(hostvars, hostvars, "undrain")
+    assert back["left"] == []
+    assert re.fullmatch(r"web5: .* [78] s, .* 3[78] s", back["done"][0])
+    assert re.fullmatch(r"web6: .* [78] s", back["done"][1])
 
 
 def test_states_after_a_change() -> None:

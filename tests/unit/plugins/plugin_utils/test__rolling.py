@@ -186,7 +186,7 @@ def test_advised_limit_excludes_the_named_hosts(limit: str) -> None:
 
 def turn(reason: str = "", **fields: Any) -> Turn:
     usual = {"done": False, "was_done": False, "kept_out": "", "failed": "", "sessions_left": ""}
-    return t.cast(Turn, {**usual, "put_back": False, "plays": True, "reason": reason, **fields})
+    return t.cast(Turn, {**usual, "put_back": False, "seconds_out": 0, "plays": True, "reason": reason, **fields})
 
 
 NO_LIMITS: Limits = {"max_failed": 0, "stop_after": "0"}
@@ -284,3 +284,20 @@ def test_summary_of_an_update_names_hosts_that_were_put_back() -> None:
 def test_sessions_that_were_left_are_listed_by_host() -> None:
     turns = {"web1": turn(OURS, sessions_left="lb1: 2 sessions"), "web2": turn(OURS), "web3": turn(sessions_left="x")}
     assert progress(turns, OURS, NO_LIMITS)["sessions_left"] == "web1: lb1: 2 sessions web3: x"
+
+
+def test_each_host_on_which_a_run_has_worked_has_a_line() -> None:
+    turns = {
+        "web1": turn(OURS, done=True, was_done=True),
+        "web2": turn(OURS, done=True, seconds_out=41),
+        "web3": turn(OURS, done=True, sessions_left="lb1: 2 sessions."),
+        "web4": turn(OURS, failed="Failed task: Deploy."),
+        "web5": turn(OURS, kept_out="web5 was put back", put_back=True),
+        "web6": turn(OURS),
+        "web7": turn(),
+    }
+    found = progress(turns, OURS, NO_LIMITS)
+    parts = [("web2", "updated", "41 s"), ("web3", "updated", "2 sessions"), ("web4", "failed", "Deploy")]
+    for line, words in zip(found["lines"], [*parts, ("web5", "not updated"), ("web6", "not finished")], strict=True):
+        assert all(word in line for word in words)
+    assert found["data"]["seconds_out"] == {"web2": 41, "web3": 0}

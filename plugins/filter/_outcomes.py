@@ -5,37 +5,42 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: _sessions_left
-short_description: Report which sessions are left after the grace period
+name: _outcomes
+short_description: Report what a drain or an undrain has done with hosts
 version_added: 1.0.0
 author:
   - The hapgent.agent contributors (@hapgent)
 description:
-  - For the role of this collection only. It may change at any time.
-positional: hosts
+  - This filter is B(private) to the collection. It can have breaking changes at any time.
+positional: names, step
 options:
   _input:
-    description: The variable C(hostvars), with what the tasks of the role have recorded.
+    description: The variables of all hosts.
     type: dict
     required: true
-  hosts:
+  names:
     description: The hosts.
     type: list
     elements: str
     required: true
+  step:
+    description: What was done, V(drain) or V(undrain).
+    type: str
+    required: true
 """
 
 EXAMPLES = r"""
-- name: Show which sessions are left
+- name: Show what was done
   ansible.builtin.debug:
-    msg: "{{ hostvars | hapgent.agent._sessions_left(['web1']) }}"
+    msg: "{{ (hostvars | hapgent.agent._outcomes(['web1'], 'drain')).done }}"
 """
 
 RETURN = r"""
 _value:
-  description: A report for each host that has sessions left.
-  type: list
-  elements: str
+  description:
+    - A line for each host. C(left) has those with sessions that are left after the grace period, and C(done) the others
+      that were changed.
+  type: dict
 """
 
 import typing as t
@@ -47,4 +52,4 @@ class FilterModule:
     """The filter of this file."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"_sessions_left": _recorded.sessions_left}
+        return {"_outcomes": _recorded.outcomes}
