@@ -163,7 +163,9 @@ def test_each_thing_that_happens_is_one_line(fleet: Fleet, release: str) -> None
     before, after = shown.split("TASK [Run your tasks]")
     assert "TASK [" not in before
     assert re.search(rf"^{TIME}web1: DRAIN .*# disk .*\bUP\b.*\b2\b", before, re.MULTILINE)
+    assert re.search(rf"^{TIME}web1: drained after \d+ s", before, re.MULTILINE)
     assert re.search(rf"^{TIME}web1: UP .*\bDRAIN\b.*# disk.*\b2\b", before, re.MULTILINE)
+    assert re.search(rf"^{TIME}web1: back in rotation after \d+ s.* \d+ s$", before, re.MULTILINE)
     # The lines of a table are below each other.
     assert re.search(rf"^{TIME}host +state .*\n {{9}}web1 +UP ", before, re.MULTILINE)
     # The tasks of an update and failures are shown as always.

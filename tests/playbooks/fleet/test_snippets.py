@@ -123,6 +123,7 @@ NOT_RUN_HERE = {
     "haproxy.service.d/server-state.conf\n[Service]": "TestServerState in molecule/settling, on hosts with systemd",
     "%deploy ALL =": "nothing: test hosts have no sudo rules of their own",
     "deploy@control1 rolls": "test_a_second_drain_is_refused_while_the_first_goes_on in test_lock.py",
+    "10:02:13 web7: DRAIN": "test_each_thing_that_happens_is_one_line in test_releases.py",
     "host  state  since": "test_status_playbook_prints_the_documented_table",
 }
 # The beginning of a command, and what runs it.
@@ -144,6 +145,7 @@ COMMANDS = {
     "tests/tools/with-hosts molecule": "what make hosts runs, step by step",
     "systemctl enable --now hapgent-metrics.timer": "molecule/default, on a host with systemd",
     "HAPROXY_PROGRAM=": "tests/agent/test_vtc.py, with the same arguments",
+    "export ANSIBLE_STDOUT_CALLBACK=": "test_each_thing_that_happens_is_one_line in test_releases.py",
     "unshare --net": "nothing: it takes minutes, and its figures are meant for people",
 }
 
