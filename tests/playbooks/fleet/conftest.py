@@ -222,6 +222,7 @@ class Fleet:
         eventually: Eventually,
     ) -> None:
         self._folder = folder
+        self._records = folder / "records.json"
         self._ansible_playbook = ansible_playbook
         self._agents = agents
         self._eventually = eventually
@@ -297,8 +298,9 @@ class Fleet:
         """
         inventory = self._folder / f"inventory-{threading.get_ident()}.yml"
         inventory.write_text(json.dumps(self.inventory), encoding="utf-8")
-        records = self._folder / f"records-{threading.get_ident()}.json"
-        records.unlink(missing_ok=True)
+        # Several threads may play.
+        records = self._records = self._folder / f"records-{threading.get_ident()}.json"
+        self.forget()
         done = self._ansible_playbook.run(
             "--inventory",
             inventory,
@@ -315,9 +317,15 @@ class Fleet:
         return played
 
     def recorded(self) -> str:
-        """The results of the tasks that the running ansible-playbook has recorded so far."""
-        records = self._folder / "records.json"
-        return records.read_text(encoding="utf-8") if records.exists() else ""
+        """The results of the tasks that the last ansible-playbook to start has recorded so far."""
+        try:
+            return self._records.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def forget(self) -> None:
+        """Remove the results of the last ansible-playbook."""
+        self._records.unlink(missing_ok=True)
 
     def state(self, name: str) -> Variables:
         """The content of a host's state file."""

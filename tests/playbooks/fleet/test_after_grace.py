@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 
 if TYPE_CHECKING:
     from tests.conftest import Eventually
     from tests.playbooks.fleet.conftest import Fleet, LoadBalancer, Played
 
-UP, DRAIN = {"status": "UP"}, {"status": "DRAIN"}
+UP, DRAIN = {"status": "UP"}, {"status": "DRAIN", "by": _who.current()}
 CHANGE = "Change the agent's state and wait until every load balancer has received it"
 OUTCOME = "Show the outcome of the drain"
 
@@ -100,7 +101,7 @@ def test_rolling_update_stops_at_a_host_that_fails(fleet: Fleet) -> None:
     played = roll(fleet, "fail", succeeds=False)
     assert worked_on(played) == set()
     assert "sessions are left" in played.failures()["web1"]
-    assert [fleet.state("web1"), fleet.state("web2")] == [{"status": "DRAIN", "reason": "release 10"}, UP]
+    assert [fleet.state("web1"), fleet.state("web2")] == [{**DRAIN, "reason": "release 10"}, UP]
 
 
 def test_sessions_are_cut(fleet: Fleet) -> None:
@@ -112,7 +113,7 @@ def test_sessions_are_cut(fleet: Fleet) -> None:
         # DRAIN, MAINT and DRAIN again.
         assert len(played.results(CHANGE)) == 3
         assert balancer.statuses() == {"web1": "DRAIN (agent)", "web2": "UP", "web3": "UP"}
-        assert fleet.state("web1") == {"status": "DRAIN", "reason": "release 10"}
+        assert fleet.state("web1") == {**DRAIN, "reason": "release 10"}
 
 
 @pytest.mark.usefixtures("balancer")

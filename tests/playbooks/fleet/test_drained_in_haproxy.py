@@ -37,13 +37,13 @@ def test_undrain_ends_a_drain_that_haproxy_keeps(fleet: Fleet, state: dict[str, 
 
 def test_load_balancer_that_does_not_receive_ready_is_named(fleet: Fleet) -> None:
     """The agent then stays READY, and nothing else is said to have set that."""
-    fleet.load_balancers["lb1"].send("set server web/web1 state drain")
     waits = {"hapgent_wait_for": ["127.0.0.11", "127.0.0.99"], "hapgent_wait_timeout": 3}
     variables = {"hapgent_load_balancers": "lb1", **waits}
-    failure = fleet.play("hapgent.agent.undrain", "--limit=web1", succeeds=False, variables=variables).failures()[
-        "web1"
-    ]
-    assert fleet.state("web1") == {"status": "READY"}
+    with fleet.settled("web1"):
+        fleet.load_balancers["lb1"].send("set server web/web1 state drain")
+        played = fleet.play("hapgent.agent.undrain", "--limit=web1", succeeds=False, variables=variables)
+        assert fleet.state("web1") == {"status": "READY"}
+    failure = played.failures()["web1"]
     assert "127.0.0.99" in failure
     assert "The agent stays in READY." in failure
     assert "something else" not in failure

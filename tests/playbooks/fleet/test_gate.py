@@ -39,11 +39,10 @@ def test_others_are_waited_for(fleet: Fleet, eventually: Eventually) -> None:
     assert waited["elapsed"] >= 1
     assert "Leaving: web1" in refused.failures()["web1"]
 
-    records = fleet.project.parent / "records.json"
-    records.unlink()
+    fleet.forget()
 
     def come_back() -> None:
-        eventually(lambda: records.exists() and "Show which servers" in records.read_text(), "the playbook waits")
+        eventually(lambda: "Show which servers" in fleet.recorded(), "the playbook waits")
         fleet.set_state("web2", **UP)
 
     back = threading.Thread(target=come_back)

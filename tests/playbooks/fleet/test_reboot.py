@@ -12,8 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
-from tests.playbooks.fleet.test_releases import EDGES, program
+from releases import EDGES, program
 
 if TYPE_CHECKING:
     from tests.playbooks.fleet.conftest import Fleet, Played

@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from tests.playbooks.fleet.conftest import ANSIBLE
-from tests.playbooks.fleet.test_releases import EDGES, program
+from releases import EDGES, RELEASES, program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +31,7 @@ def roll(
     *arguments: str,
     succeeds: bool = True,
     tasks: Any = (),
-    ansible: Path = ANSIBLE,
+    ansible: Path = RELEASES["of the tests"],
     **variables: object,
 ) -> Played:
     (fleet.project / "tasks.yml").write_text(json.dumps([{"name": "Work", "ansible.builtin.command": "true"}, *tasks]))
