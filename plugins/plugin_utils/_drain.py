@@ -321,7 +321,9 @@ def drained(host: str, waited: Fields, changed: Fields, when_left: str, left: st
     if not left or when_left in ("go_on", "cut"):
         return found
     why = f"because sessions are left after hapgent_grace: {left.rstrip('.')}."
-    if when_left == "put_back" and is_ours:
+    # A host that was drained before may be broken.
+    was_in_rotation = is_ours and all(result["changed"] for result in changed["results"] if result["item"]["only_if"])
+    if when_left == "put_back" and was_in_rotation:
         return {**found, "put_back": f"{host} was put back into rotation, {why}"}
     refusal = (
         f"{host} stays in {changed['reported']}, {why} Run this again to wait longer, or set hapgent_after_grace=go_on."

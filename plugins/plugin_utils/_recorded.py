@@ -155,6 +155,8 @@ class Changed(t.TypedDict):
     """What the last change of a host's agents has recorded: see C(hapgent_change)."""
 
     step: str
+    began: float
+    changed: bool
     timeout: float
     reported: str
     services: list[str]
@@ -167,9 +169,14 @@ def changed(hostvars: Hostvars, name: str, step: str) -> Changed | None:
 
 
 def changed_states(hostvars: Hostvars, name: str) -> list[tuple[Change, Result]]:
-    """The changes that the last change of a host's agents has made or confirmed, with the states after them."""
+    """The changes that the last change of a host's agents has made or confirmed, with the states after them.
+
+    A change that failed before it had an effect has no such state.
+    """
     results = hostvars[name]["hapgent__changed"]["results"]
-    return [(result["item"], result["after"]) for result in results if result["item"]["only_if"]]
+    return [
+        (result["item"], result["after"]) for result in results if result["item"]["only_if"] and result.get("after")
+    ]
 
 
 class FleetQuery(t.TypedDict):
@@ -228,14 +235,15 @@ def outcomes(hostvars: Hostvars, names: t.Iterable[str], step: str) -> Outcomes:
     found: Outcomes = {"left": [], "done": []}
     now = time.time()
     for name in names:
-        changed = hostvars[name].get("hapgent__changed") or {}
-        drained = hostvars[name].get("hapgent__drained") or {}
-        left = drained.get("sessions_left", "") if step == "drain" else ""
+        change = changed(hostvars, name, step)
+        ended = hostvars[name].get(f"hapgent__{step}ed") or {}
+        left = ended.get("sessions_left", "")
         if left:
             grace = settings(hostvars, name)["grace"]
             found["left"].append(f"The grace period of {grace} s is over, but sessions are left. {name}: {left}")
-        elif changed.get("step") == step and changed["changed"]:
-            found["done"].append(_outcome(name, step, now - changed["began"], drained.get("began"), now))
+        elif change and change["changed"] and ended and not ended.get("failed"):
+            left_at = (hostvars[name].get("hapgent__drained") or {}).get("began")
+            found["done"].append(_outcome(name, step, now - change["began"], left_at, now))
     return found
 
 

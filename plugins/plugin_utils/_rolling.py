@@ -71,7 +71,8 @@ class Limits(t.TypedDict):
 
 
 class Data(t.TypedDict):
-    """The progress as data for the next job of a workflow. C(status) is V(finished), V(paused) or V(stopped).
+    """The progress as data for the next job of a workflow. C(status) is V(finished), V(incomplete) if some
+    hosts are not updated or have failed, V(paused) or V(stopped).
 
     C(failed) is why each host failed, C(kept_out) what else keeps a host out of rotation, and C(put_back) why a host
     was put back into rotation before your tasks. C(seconds_out) has the hosts that this run has updated.
@@ -251,7 +252,13 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
         f"Kept out by something else: {reasons or 'none'}. Not touched: {_listed(untouched)}.{skipped}",
         "lines": [f"{host}: {_outcome(turns[host])}" for host in worked],
         "data": {
-            "status": "stopped" if halted or stops else "paused" if is_paused else "finished",
+            "status": "stopped"
+            if halted or stops
+            else "paused"
+            if is_paused
+            else "finished"
+            if not failed and len(done) == len(turns)
+            else "incomplete",
             "reason": reason,
             "done": done,
             "not_finished": unfinished,

@@ -242,7 +242,9 @@ QUIET = {"problem": "", "pending": "", "takes_new_sessions": False, "sessions": 
 BUSY = {**QUIET, "pending": "lb1: 2 sessions.", "sessions": 2}
 OLD = {**QUIET, "pending": "lb1: 1 session in an old worker.", "old_sessions": 1}
 TIMES = {"changed": True, "began": 5.0}
-CHANGED = {"reported": "DRAIN", "results": [{"item": change(WEB, {"status": "UP"}, status="DRAIN")}], **TIMES}
+DRAINS = change(WEB, {"status": "UP"}, status="DRAIN")
+CHANGED = {"reported": "DRAIN", "results": [{"item": DRAINS, "changed": True}], **TIMES}
+DRAINED_BEFORE = {"reported": "DRAIN", "results": [{"item": DRAINS, "changed": False}], **TIMES, "changed": False}
 LEFT_ALONE = {"reported": "MAINT", "results": [{"item": change(WEB)}], **TIMES, "changed": False}
 
 # What the load balancers do, what was changed and hapgent_after_grace; parts of sessions_left, put_back and refusal.
@@ -261,6 +263,7 @@ ENDS: dict[str, tuple[Row, Row, str, tuple[str, str, str]]] = {
     "go on": (BUSY, CHANGED, "go_on", ("lb1: 2 sessions.", "", "")),
     "fail": (BUSY, CHANGED, "fail", ("2 sessions", "", "web1 stays in DRAIN, because sessions are left")),
     "put back": (BUSY, CHANGED, "put_back", ("2 sessions", "web1 was put back into rotation", "")),
+    "drained before": (BUSY, DRAINED_BEFORE, "put_back", ("2 sessions", "", "web1 stays in DRAIN")),
     "not ours to put back": (BUSY, LEFT_ALONE, "put_back", ("2 sessions", "", "web1 stays in MAINT")),
     "not cut": (BUSY, CHANGED, "cut", ("lacks on-marked-down shutdown-sessions", "", "")),
     "not ours to cut": (BUSY, LEFT_ALONE, "cut", ("lb1: 2 sessions.", "", "")),

@@ -188,13 +188,18 @@ def test_outcomes_of_a_drain_and_of_an_undrain() -> None:
     changed = {"step": "drain", "changed": True, "began": began}
     of_drain = {"hapgent__settings": {"grace": 5}, "hapgent__drained": {"sessions_left": "lb1: 2 sessions."}}
     drained = {"sessions_left": "", "began": began - 30}
+    undrain = {"hapgent__changed": {**changed, "step": "undrain"}, "hapgent__undrained": {"ended": began + 7}}
     hostvars: dict[str, Result] = {
         "web1": {**of_drain, "hapgent__changed": changed},
         "web2": {"hapgent__drained": drained, "hapgent__changed": changed},
         "web3": {},
         "web4": {"hapgent__drained": drained, "hapgent__changed": {**changed, "changed": False}},
-        "web5": {"hapgent__drained": drained, "hapgent__changed": {**changed, "step": "undrain"}},
-        "web6": {"hapgent__changed": {**changed, "step": "undrain"}},
+        "web5": {"hapgent__drained": drained, **undrain},
+        "web6": undrain,
+        # What has failed was not done.
+        "web7": {"hapgent__drained": drained, "hapgent__changed": {**changed, "failed": True}},
+        "web8": {"hapgent__drained": {"failed": True}, "hapgent__changed": changed},
+        "web9": {**undrain, "hapgent__undrained": {"failed": True}},
     }
     found = _recorded.outcomes(hostvars, hostvars, "drain")
     (left,), (done,) = found["left"], found["done"]

@@ -257,7 +257,7 @@ def test_pause_is_reported_with_what_all_runs_have_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "status"), [(turn(), "paused"), (turn(plays=False), "stopped"), (turn(done=True), "finished")]
+    ("last", "status"), [(turn(), "paused"), (turn(plays=False), "stopped"), (turn(done=True), "incomplete")]
 )
 def test_result_as_data(last: Turn, status: str) -> None:
     turns = {"a": FAILED, "b": DONE_NOW, "c": turn(kept_out="disk"), "d": last}
@@ -284,6 +284,11 @@ def test_summary_of_an_update_names_hosts_that_were_put_back() -> None:
 def test_sessions_that_were_left_are_listed_by_host() -> None:
     turns = {"web1": turn(OURS, sessions_left="lb1: 2 sessions"), "web2": turn(OURS), "web3": turn(sessions_left="x")}
     assert progress(turns, OURS, NO_LIMITS)["sessions_left"] == "web1: lb1: 2 sessions web3: x"
+
+
+def test_result_of_an_update_of_all_hosts() -> None:
+    turns = {"a": turn(OURS, done=True), "b": turn(OURS, done=True, was_done=True)}
+    assert progress(turns, OURS, NO_LIMITS)["data"]["status"] == "finished"
 
 
 def test_each_host_on_which_a_run_has_worked_has_a_line() -> None:
