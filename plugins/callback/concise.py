@@ -33,6 +33,7 @@ if t.TYPE_CHECKING:
     from ansible.playbook.task import Task
 
 ROLE = "hapgent.agent.fleet"
+PLAYBOOKS = "/ansible_collections/hapgent/agent/playbooks/"
 
 
 class CallbackModule(Default):
@@ -82,7 +83,8 @@ class CallbackModule(Default):
 
 
 def _is_step(task: Task) -> bool:
-    return bool(task._role) and task._role.get_name() == ROLE
+    """Whether a task is one of the role or of the playbooks of this collection."""
+    return (bool(task._role) and task._role.get_name() == ROLE) or PLAYBOOKS in (task.get_path() or "")
 
 
 def _lines(result: t.Any) -> list[str]:

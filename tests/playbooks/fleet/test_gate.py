@@ -35,8 +35,7 @@ def test_others_are_waited_for(fleet: Fleet, eventually: Eventually) -> None:
     fleet.await_statuses(web2="DRAIN (agent)")
     variables = {"hapgent_hosts": "web1", "hapgent_min_up": 2, "hapgent_load_balancers": "lb1"}
     refused = fleet.play("hapgent.agent.drain", succeeds=False, variables={**variables, "hapgent_min_up_wait": 1})
-    (waited,) = refused.results("Wait before the next look")
-    assert waited["elapsed"] >= 1
+    assert len(refused.results("Wait before the next look")) == 1
     assert "Leaving: web1" in refused.failures()["web1"]
 
     fleet.forget()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 from releases import EDGES, program
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ def test_only_hosts_that_need_it_are_rebooted(fleet: Fleet, release: str) -> Non
     assert shown(played) == "Hosts to reboot: web2."
     assert set(played.failures()) == {"web2"}
     assert "would reboot the control node" in played.failures()["web2"]
-    assert fleet.states() == {"web1": UP, "web2": {"status": "DRAIN", "reason": REASON}, "web3": UP}
+    assert fleet.states() == {
+        "web1": UP,
+        "web2": {"status": "DRAIN", "reason": REASON, "by": _who.current()},
+        "web3": UP,
+    }
 
     # The next run does not reboot it again, but brings it back.
     needed.unlink()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.hapgent.agent.plugins.module_utils import _who
 from releases import EDGES, RELEASES, program
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 UP = {"status": "UP"}
 REASON = "release 10"
-DRAINED = {"status": "DRAIN", "reason": REASON}
+DRAINED = {"status": "DRAIN", "reason": REASON, "by": _who.current()}
 DONE = {"status": "UP", "reason": REASON}
 
 
