@@ -18,7 +18,7 @@ import typing as t
 from . import _as_owner
 from ._agent_client import Instance, why_fail
 from ._agent_process import POLL_SECONDS, InstanceError
-from ._state import LockedError, MissingError, State, StateError, StateFile, from_fields
+from ._state import NOTES, LockedError, MissingError, State, StateError, StateFile, from_fields
 from ._wait_for import Peer, WaitFor, WaitResult, polling
 
 LAST_LOOK_SECONDS = 5.0
@@ -57,10 +57,13 @@ class Change(t.NamedTuple):
         """This state with the fields of C(named) set and those of C(unset) removed. Raises StateError.
 
         C(state) is None if there is no file. Who asks for what is already there has not done it, so a state that would
-        differ only in C(by) stays as it is, unless nothing else is set.
+        differ only in C(by) stays as it is, unless nothing else is set. Who gave the previous reason, and until when,
+        does not apply to another one.
         """
         status = self.named.get("status")
         kept = state.with_status(status or state.status).fields() if state else {}
+        if self.named.get("reason", kept.get("reason")) != kept.get("reason"):
+            kept = {name: value for name, value in kept.items() if name not in NOTES}
         after = from_fields({**kept, **self.named, **dict.fromkeys(self.unset)})
         return state if state and self.named.keys() > {"by"} and after._replace(by=state.by) == state else after
 

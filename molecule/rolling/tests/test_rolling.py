@@ -253,7 +253,7 @@ def test_server_that_is_drained_during_its_update_stays_drained() -> None:
     tasks = f"--extra-vars=hapgent_tasks={Path(__file__).parents[1] / 'tasks' / 'deploy_and_drain.yml'}"
     done = rolling("8", tasks, "--limit=rolling-web1")
     assert done.returncode == 0, done.stdout
-    assert re.search(r"Not finished: none\. [^:]+: rolling-web1: .* DRAIN UP # disk\.", done.stdout)
+    assert re.search(r"Not finished: none\. [^:]+: rolling-web1: .* DRAIN UP # disk\b", done.stdout)
     assert state("rolling-web1") == {"status": "DRAIN", "reason": "disk"}
     assert versions()[0] == "8"
 

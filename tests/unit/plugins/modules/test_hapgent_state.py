@@ -436,6 +436,15 @@ def test_create_makes_no_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(("reason", "keeps"), [("disk", True), ("kernel", False)])
+def test_another_reason_forgets_who_gave_the_previous_one(new_file: Path, reason: str, keeps: bool) -> None:
+    notes = {"by": "ada@control1", "until": "2026-11-28T06:00:00Z"}
+    new_file.write_text(json.dumps({"status": "DRAIN", "reason": "disk", **notes}), encoding="utf-8")
+    result = run_module(state_file=str(new_file), notify=False, status="DRAIN", reason=reason)
+    assert result["changed"] is not keeps
+    assert result["after"] == {"status": "DRAIN", "reason": reason, **(notes if keeps else {})}
+
+
 def test_missing_file_is_an_error_without_create(new_file: Path) -> None:
     result = run_module(state_file=str(new_file), notify=False, status="UP")
     assert_nothing_changed(result, f"{new_file} ", "state_file", "create")
