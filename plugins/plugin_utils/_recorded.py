@@ -223,6 +223,10 @@ def fleet_agents(hostvars: Hostvars, name: str, service: Service) -> list[Result
     return [result for result in hostvars[name]["hapgent__fleet"]["agents"] if item_of(result) in wanted]
 
 
+# What a drain and an undrain have recorded at their end.
+OUTCOMES = {"drain": "hapgent__drained", "undrain": "hapgent__undrained"}
+
+
 class Outcomes(t.TypedDict):
     """A line for each host: those with sessions that are left after the grace period, and others that were changed."""
 
@@ -236,7 +240,7 @@ def outcomes(hostvars: Hostvars, names: t.Iterable[str], step: str) -> Outcomes:
     now = time.time()
     for name in names:
         change = changed(hostvars, name, step)
-        ended = hostvars[name].get(f"hapgent__{step}ed") or {}
+        ended = hostvars[name].get(OUTCOMES[step]) or {}
         left = ended.get("sessions_left", "")
         if left:
             grace = settings(hostvars, name)["grace"]

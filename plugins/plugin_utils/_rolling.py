@@ -235,6 +235,12 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
     stop_after = _part(limits["stop_after"], len(turns), rounds_up=True)
     is_paused = not halted and untouched and 0 < stop_after <= updated
     stops = len(failed) > max_failed
+    if halted or stops:
+        status = "stopped"
+    elif is_paused:
+        status = "paused"
+    else:
+        status = "incomplete" if failed or len(done) < len(turns) else "finished"
     return {
         "done": done,
         "unfinished": unfinished,
@@ -252,13 +258,7 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
         f"Kept out by something else: {reasons or 'none'}. Not touched: {_listed(untouched)}.{skipped}",
         "lines": [f"{host}: {_outcome(turns[host])}" for host in worked],
         "data": {
-            "status": "stopped"
-            if halted or stops
-            else "paused"
-            if is_paused
-            else "finished"
-            if not failed and len(done) == len(turns)
-            else "incomplete",
+            "status": status,
             "reason": reason,
             "done": done,
             "not_finished": unfinished,

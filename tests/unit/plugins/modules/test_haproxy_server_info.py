@@ -177,6 +177,25 @@ def balancer(tmp_path: Path, free_port: FreePort) -> Iterator[LoadBalancer]:
     balancer.end()
 
 
+@pytest.fixture
+def other(tmp_path_factory: pytest.TempPathFactory, free_port: FreePort) -> Iterator[LoadBalancer]:
+    """Another HAProxy, which runs."""
+    other = LoadBalancer(tmp_path_factory.mktemp("other"), free_port)
+    try:
+        simple(other)
+        yield other
+    finally:
+        other.end()
+
+
+def not_its_master_socket(balancer: LoadBalancer, other: LoadBalancer) -> Iterator[tuple[Path, str]]:
+    """Paths that are not the master socket of the first HAProxy, each with a part of the problem."""
+    yield balancer.folder / "none.sock", "there is no "
+    yield balancer.folder / "haproxy.cfg", "is not a socket"
+    yield balancer.socket, "is not HAProxy's master socket"
+    yield other.master_socket, "is the master socket of another HAProxy"
+
+
 CHECKS = "check inter 200ms agent-check agent-inter 100ms weight 100"
 
 
@@ -591,25 +610,14 @@ def test_old_worker_that_hangs_does_not_end_the_wait(balancer: LoadBalancer, eve
 
 
 @pytest.mark.parametrize("wait", [{}, {"wait_until": "drained", "timeout": 60}])
-def test_error_if_the_master_socket_is_wrong(
-    balancer: LoadBalancer, wait: Result, tmp_path_factory: pytest.TempPathFactory, free_port: FreePort
-) -> None:
+def test_error_if_the_master_socket_is_wrong(balancer: LoadBalancer, other: LoadBalancer, wait: Result) -> None:
     agent = simple(balancer)
     agent.line = "drain"
-    other = LoadBalancer(tmp_path_factory.mktemp("other"), free_port)
-    try:
-        simple(other)
-        for path, named in (
-            (balancer.folder / "none.sock", "there is no master socket"),
-            (balancer.folder / "haproxy.cfg", "is not a socket"),
-            (balancer.socket, "is not HAProxy's master socket"),
-            (other.master_socket, "is the master socket of another HAProxy"),
-        ):
-            assert_failed(balancer.run_module(master_socket=str(path), **wait), "settings", named, str(path))
-        result = run_module(socket=str(balancer.master_socket), **wait)
-        assert_failed(result, "settings", f"{balancer.master_socket} is HAProxy's master socket", "set master_socket")
-    finally:
-        other.end()
+    for path, why in not_its_master_socket(balancer, other):
+        named = "there is no master socket" if why == "there is no " else why
+        assert_failed(balancer.run_module(master_socket=str(path), **wait), "settings", named, str(path))
+    result = run_module(socket=str(balancer.master_socket), **wait)
+    assert_failed(result, "settings", f"{balancer.master_socket} is HAProxy's master socket", "set master_socket")
     arguments: Result = {"url": balancer.page, "master_socket": str(balancer.master_socket)}
     assert_failed(run_module(**arguments, **wait), "", "mutually exclusive: master_socket|url")
 
@@ -652,7 +660,7 @@ def run_with_default(path: Path, *, as_nobody: bool = False, **arguments: Any) -
 
 
 def test_default_master_socket_is_used_if_it_is_that_of_this_haproxy(
-    balancer: LoadBalancer, eventually: Eventually, tmp_path_factory: pytest.TempPathFactory, free_port: FreePort
+    balancer: LoadBalancer, other: LoadBalancer, eventually: Eventually
 ) -> None:
     _session, old = drained_after_a_reload(balancer, eventually)
     arguments: Result = {"socket": str(balancer.socket)}
@@ -660,23 +668,13 @@ def test_default_master_socket_is_used_if_it_is_that_of_this_haproxy(
     result = run_with_default(balancer.master_socket, **{**drained, "timeout": 0})
     assert_failed(result, "timeout", f"1 session in an old worker (pid {old})")
     assert run_with_default(balancer.master_socket, **arguments)["haproxy"]["old_processes"] == [old]
-    other = LoadBalancer(tmp_path_factory.mktemp("other"), free_port)
-    try:
-        simple(other)
-        for path, why in (
-            (balancer.folder / "none.sock", "there is no "),
-            (balancer.folder / "haproxy.cfg", "is not a socket"),
-            (balancer.socket, "is not HAProxy's master socket"),
-            (other.master_socket, "is the master socket of another HAProxy"),
-        ):
-            result = run_with_default(path, **drained)
-            assert not result.get("failed"), result
-            assert len(result["warnings"]) == 1
-            assert why in warnings(result)
-            result = run_with_default(path, **arguments)
-            assert (result["haproxy"]["old_processes"], result.get("warnings", [])) == (None, [])
-    finally:
-        other.end()
+    for path, why in not_its_master_socket(balancer, other):
+        result = run_with_default(path, **drained)
+        assert not result.get("failed"), result
+        assert len(result["warnings"]) == 1
+        assert why in warnings(result)
+        result = run_with_default(path, **arguments)
+        assert (result["haproxy"]["old_processes"], result.get("warnings", [])) == (None, [])
     # With a socket that an earlier process has left, it cannot be known whether HAProxy has old workers.
     stale = balancer.folder / "stale.sock"
     with socket.socket(socket.AF_UNIX) as left:
