@@ -279,11 +279,7 @@ class StateFile:
                     raise
             after = change(before)
             if after != before:
-                replace(name, dump(after), f"{name}.tmp", folder)
-                self.identity = None
-                # The state was saved, even if another program has removed the file since.
-                with contextlib.suppress(OSError):
-                    self.identity = _identity(os.stat(name, dir_fd=folder, follow_symlinks=False))
+                self.identity = _identity(replace(name, dump(after), f"{name}.tmp", folder))
             return before, after
 
     def _read(self, name: str, folder: int | None) -> State:
@@ -328,11 +324,11 @@ def read(path: str, maximum: int, folder: int | None = None) -> tuple[bytes, os.
     return raw, status
 
 
-def replace(name: str, content: bytes, temporary: str, folder: int) -> None:
+def replace(name: str, content: bytes, temporary: str, folder: int) -> os.stat_result:
     """Replace a file atomically: a reader sees the old or the new content, even after a crash or a power cut.
 
     C(temporary) is a name in the same folder that only the holder of one lock uses, so that killed saves leave at most
-    one such file. The mode and, if permitted, the owner are kept. Raises OSError.
+    one such file. The mode and, if permitted, the owner are kept. Returns the status of the new file. Raises OSError.
     """
     _remove(temporary, folder)
     # O_EXCL does not follow symbolic links.
@@ -343,12 +339,15 @@ def replace(name: str, content: bytes, temporary: str, folder: int) -> None:
             file.flush()
             _keep_owner_and_mode(name, folder, descriptor)
             os.fsync(descriptor)
-        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            # Renaming changes the status. By its name, another program's file could be found instead.
+            status = os.fstat(descriptor)
     except OSError:
         _remove(temporary, folder)
         raise
     # The rename must survive a power cut too.
     os.fsync(folder)
+    return status
 
 
 def _identity(status: os.stat_result) -> list[int]:

@@ -610,7 +610,27 @@ def test_edit_does_not_write_an_equal_state(tmp_path: Path) -> None:
     path.write_bytes(b'{"weight": 5.0, "status": "UP"}')
     before = path.stat()
     assert edit(path, State("UP", 5)) == (State("UP", 5), State("UP", 5))
-    assert path.stat() == before
+    # The whole status would include the access time.
+    assert (path.stat().st_ino, path.stat().st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
+
+
+def test_file_that_another_program_writes_during_a_save_has_not_been_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "state.json", tmp_path / "other"
+    other.write_bytes(b'{"status": "MAINT"}')
+    rename = os.rename
+
+    def rename_and_be_overtaken(*arguments: Any, **keywords: Any) -> None:
+        rename(*arguments, **keywords)
+        other.replace(path)
+
+    monkeypatch.setattr(os, "rename", rename_and_be_overtaken)
+    saved, reader = StateFile(str(path)), StateFile(str(path))
+    saved.edit(lambda _before: State("DRAIN"), time.monotonic())
+    assert reader.load() == State("MAINT")
+    assert saved.identity is not None
+    assert saved.identity != reader.identity
 
 
 def test_edit_stays_in_the_folder_that_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
