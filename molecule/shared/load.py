@@ -4,7 +4,7 @@
 
 """Keep a steady load on load balancers, then report the outcomes of the requests.
 
-usage: load.py [--rate REQUESTS_PER_SECOND] ADDRESS...
+usage: load.py [--rate REQUESTS_PER_SECOND] [--slow SECONDS] ADDRESS...
 
 It runs until its stdin is closed or it receives SIGTERM. Then it completes the requests in progress and prints one
 JSON object.
@@ -37,7 +37,6 @@ STEADY_SECONDS = 1.0
 FRESH_CLIENTS = 5
 # Each address also receives slow requests.
 SLOW_REQUESTS_PER_SECOND = 2.0
-SLOW_SECONDS = (2.0, 5.0)
 # If a connection was closed while idle, a request on it fails at once. A later failure is a request lost in progress.
 IDLE_CLOSE_SECONDS = 1.0
 
@@ -184,7 +183,7 @@ class Pace:
 class Client:
     """Sends one request after the other, on one connection or a new one each time."""
 
-    def __init__(self, address: str, pace: Pace, keeps_alive: bool, slow: bool) -> None:
+    def __init__(self, address: str, pace: Pace, keeps_alive: bool, slow: float) -> None:
         self._address = address
         self._pace = pace
         self._keeps_alive = keeps_alive
@@ -198,8 +197,8 @@ class Client:
         self._close()
 
     def _send(self) -> Outcome:
-        seconds = round(random.uniform(*SLOW_SECONDS), 1) if self._slow else 0.0
-        path = f"/slow?seconds={seconds}" if self._slow else "/"
+        seconds = round(random.uniform(self._slow / 2, self._slow), 1)
+        path = f"/slow?seconds={seconds}" if seconds else "/"
         server = failure = ""
         reconnected = False
         start = time.monotonic()
@@ -242,14 +241,14 @@ class Client:
             self._connection = None
 
 
-def clients(address: str, per_second: float) -> Iterator[Client]:
-    """The clients that send this many fast requests per second to an address, and some slow ones."""
+def clients(address: str, per_second: float, slow: float) -> Iterator[Client]:
+    """The clients that send this many fast requests per second to an address, and some of up to C(slow) seconds."""
     pace = Pace(per_second)
     for number in range(math.ceil(per_second * STEADY_SECONDS)):
-        yield Client(address, pace, keeps_alive=number % FRESH_CLIENTS != 0, slow=False)
+        yield Client(address, pace, keeps_alive=number % FRESH_CLIENTS != 0, slow=0.0)
     pace = Pace(SLOW_REQUESTS_PER_SECOND)
-    for number in range(math.ceil(SLOW_REQUESTS_PER_SECOND * max(SLOW_SECONDS))):
-        yield Client(address, pace, keeps_alive=number % 2 != 0, slow=True)
+    for number in range(math.ceil(SLOW_REQUESTS_PER_SECOND * slow)):
+        yield Client(address, pace, keeps_alive=number % 2 != 0, slow=slow)
 
 
 # The program
@@ -265,6 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Keep a steady load on load balancers.")
     parser.add_argument("addresses", nargs="+", metavar="ADDRESS")
     parser.add_argument("--rate", type=float, default=300.0, help="requests per second, over all addresses")
+    parser.add_argument("--slow", type=float, default=5.0, help="seconds that a slow request takes at most")
     options = parser.parse_args()
 
     outcomes: list[Outcome] = []
@@ -272,7 +272,7 @@ def main() -> None:
     threads = [
         threading.Thread(target=client.keep_sending, args=(outcomes, over))
         for address in options.addresses
-        for client in clients(address, options.rate / len(options.addresses))
+        for client in clients(address, options.rate / len(options.addresses), options.slow)
     ]
     start = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt):

@@ -20,9 +20,9 @@ LOAD = Path(__file__).with_name("load.py")
 class Traffic:
     """Keep a load on load balancers while the context lasts. After that, C(counted) is the result of load.py."""
 
-    def __init__(self, host: str, ssh_config: Path, addresses: list[str], rate: int = 300) -> None:
+    def __init__(self, host: str, ssh_config: Path, addresses: list[str], rate: int = 300, slow: int = 5) -> None:
         self.counted: dict[str, Any] = {}
-        program = ["python3", "-c", LOAD.read_text(encoding="utf-8"), f"--rate={rate}", *addresses]
+        program = ["python3", "-c", LOAD.read_text(encoding="utf-8"), f"--rate={rate}", f"--slow={slow}", *addresses]
         self._command = ["ssh", "-F", str(ssh_config), host, shlex.join(program)]
         self._progress = "0 requests, 0 failed"
 

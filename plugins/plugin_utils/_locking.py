@@ -36,18 +36,20 @@ def outcome(taken: t.Sequence[Result], hosts: t.Sequence[str], *, check: bool) -
     C(check) is whether this run changes nothing.
     """
     # A run that has the lock in several places is reported once.
-    problems = {
-        result.get("held", {}).get("run") or problem: problem for result in taken if (problem := _problem(result))
-    }
+    problems = {_run(result) or problem: problem for result in taken if (problem := _problem(result))}
     text = printable(" ".join(problems.values()), MAX_SHOWN)
     if not text:
         return {"refusal": "", "release": [], "message": ""}
     if check:
         return {"refusal": "", "release": [], "message": text}
     is_held = any(result.get("held") for result in taken)
-    advice = " Wait for its end or, if it will not go on, take the lock over with hapgent_lock_take=true."
+    advice = (
+        " Wait for its end or, if it will not go on, take the lock over with hapgent_lock_take=true."
+        if is_held
+        else " Fix this or, if the host is down, exclude it from hapgent_load_balancers or, without it, from hapgent_fleet."
+    )
     return {
-        "refusal": f"{text}{advice if is_held else ''} Nothing was changed on {', '.join(hosts)}.",
+        "refusal": f"{text}{advice} Nothing was changed on {', '.join(hosts)}.",
         "release": [name_of(result) for result in taken if not _problem(result)],
         "message": "",
     }
@@ -56,7 +58,16 @@ def outcome(taken: t.Sequence[Result], hosts: t.Sequence[str], *, check: bool) -
 def _problem(result: Result) -> str:
     if result.get("unreachable") or "held" not in result:
         return f"The lock cannot be taken on {name_of(result)}: {str(result.get('msg', 'unknown')).rstrip('.')}."
-    return described(result["held"]) if result["held"] else ""
+    try:
+        return described(result["held"]) if result["held"] else ""
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return f"The lock cannot be taken on {name_of(result)}: who has it is not described as expected."
+
+
+def _run(result: Result) -> str:
+    """The run that has the lock, '' if it is not known. A host may answer with anything."""
+    held = result.get("held")
+    return str(held.get("run", "")) if isinstance(held, dict) else ""
 
 
 def described(held: Result) -> str:

@@ -277,6 +277,7 @@ def turn(hostvars: Hostvars, name: str, *, plays: bool) -> Turn:
     recorded = hostvars[name].get("hapgent__turn", {})
     return {
         "reason": recorded.get("reason", ""),
+        "refused": recorded.get("refused", ""),
         "done": recorded.get("done", False),
         "was_done": recorded.get("was_done", False),
         "kept_out": recorded.get("kept_out", ""),

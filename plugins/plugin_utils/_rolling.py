@@ -41,15 +41,16 @@ class HostCheck(t.TypedDict):
 class Turn(t.TypedDict):
     """What a rolling update has recorded about a host.
 
-    C(reason) is the reason of the update in which the host has had its turn, '' before that. C(done) is whether the
-    host is updated, C(was_done) whether an earlier run has done that. C(kept_out) is why it is left alone, such as what
-    else keeps it out of rotation, C(failed) what failed on it, and C(sessions_left) which sessions its drain has left,
-    each '' if there is nothing. C(put_back) is whether it was put back into rotation because of them. C(seconds_out) is
-    for how long this run has taken it out of rotation, 0 if it has not or if that is not known, and C(plays) whether
-    Ansible still runs tasks on the host.
+    C(reason) is the reason of the update in which the host has had its turn, '' before that. C(refused) is why it was
+    not updated when it was next. C(done) is whether the host is updated, C(was_done) whether an earlier run has done
+    that. C(kept_out) is why it is left alone, such as what else keeps it out of rotation, C(failed) what failed on it,
+    and C(sessions_left) which sessions its drain has left. Each text is '' if there is nothing. C(put_back) is whether
+    it was put back into rotation because of these sessions. C(seconds_out) is for how long this run has taken it out of
+    rotation, 0 if it has not or if that is not known, and C(plays) whether Ansible still runs tasks on the host.
     """
 
     reason: str
+    refused: str
     done: bool
     was_done: bool
     kept_out: str
@@ -74,8 +75,9 @@ class Data(t.TypedDict):
     """The progress as data for the next job of a workflow. C(status) is V(finished), V(incomplete) if some
     hosts are not updated or have failed, V(paused) or V(stopped).
 
-    C(failed) is why each host failed, C(kept_out) what else keeps a host out of rotation, and C(put_back) why a host
-    was put back into rotation before your tasks. C(seconds_out) has the hosts that this run has updated.
+    C(failed) is why each host failed, C(refused) why a host was not updated when it was next, C(kept_out) what else
+    keeps a host out of rotation, and C(put_back) why a host was put back into rotation before your tasks.
+    C(seconds_out) has the hosts that this run has updated.
     """
 
     status: str
@@ -84,6 +86,7 @@ class Data(t.TypedDict):
     not_finished: list[str]
     not_touched: list[str]
     failed: dict[str, str]
+    refused: dict[str, str]
     kept_out: dict[str, str]
     put_back: dict[str, str]
     seconds_out: dict[str, int]
@@ -93,10 +96,10 @@ class Progress(t.TypedDict):
     """The hosts that are done, not finished, kept out of rotation by something else, and open; and a summary of these.
 
     C(worked) are the hosts on which this run has worked, C(failed) those on which it failed. C(stops) is whether these
-    are too many, and C(halted) are the hosts because of which no other batch may begin: those of C(failed)
-    and those whose tasks ended the play. C(paused) is why the run ends although nothing failed, '' if it does not.
-    C(sessions_left) names the sessions that were left on all hosts. C(lines) has what was done with each host on which
-    this run has worked. C(data) is the same for programs.
+    are too many, and C(halted) are the hosts because of which no other batch may begin: those of C(failed) and
+    C(refused), which must not be updated now, and those whose tasks ended the play. C(paused) is why the run ends
+    although nothing failed, '' if it does not. C(sessions_left) names the sessions that were left on all hosts, and
+    C(lines) has what was done with each host on which this run has worked. C(data) is the same for programs.
     """
 
     done: list[str]
@@ -105,6 +108,7 @@ class Progress(t.TypedDict):
     open: list[str]
     worked: list[str]
     failed: list[str]
+    refused: list[str]
     stops: bool
     halted: list[str]
     paused: str
@@ -221,14 +225,15 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
     done = [host for host, turn in turns.items() if turn["done"]]
     put_back = [host for host, turn in turns.items() if turn["put_back"]]
     kept = [host for host, turn in turns.items() if turn["kept_out"] and not turn["put_back"]]
-    started = [host for host, turn in turns.items() if turn["reason"] == reason]
+    started = [host for host, turn in turns.items() if turn["reason"] == reason and not turn["refused"]]
     unfinished = [host for host in started if host not in (*done, *kept, *put_back)]
     untouched = [host for host in turns if host not in (*started, *done, *kept)]
     skipped = "".join(f" Skipped: {turns[host]['kept_out']}" for host in put_back)
     reasons = "; ".join(f"{host}: {turns[host]['kept_out']}" for host in kept)
     worked = [host for host in started if not turns[host]["was_done"] and (host in done or host not in kept)]
-    failed = [host for host, turn in turns.items() if turn["failed"] or not turn["plays"]]
-    stuck = [host for host in turns if host in failed or host in unfinished]
+    refused = [host for host, turn in turns.items() if turn["refused"]]
+    failed = [host for host, turn in turns.items() if turn["failed"] or not (turn["plays"] or turn["refused"])]
+    stuck = [host for host in turns if host in (*failed, *refused, *unfinished)]
     max_failed = _part(limits["max_failed"], len(turns))
     halted = stuck if len(stuck) > max_failed else []
     updated = len([host for host in worked if host in done])
@@ -240,7 +245,7 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
     elif is_paused:
         status = "paused"
     else:
-        status = "incomplete" if failed or len(done) < len(turns) else "finished"
+        status = "incomplete" if stuck or len(done) < len(turns) else "finished"
     return {
         "done": done,
         "unfinished": unfinished,
@@ -248,6 +253,7 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
         "open": untouched,
         "worked": worked,
         "failed": failed,
+        "refused": refused,
         "stops": stops,
         "halted": halted,
         "paused": f"Paused: {len(done)} of {len(turns)} done. Run the same command to go on." if is_paused else "",
@@ -264,6 +270,7 @@ def progress(turns: t.Mapping[str, Turn], reason: str, limits: Limits) -> Progre
             "not_finished": unfinished,
             "not_touched": untouched,
             "failed": {host: turns[host]["failed"] or "Ansible does not run tasks on it any more." for host in failed},
+            "refused": {host: turns[host]["refused"] for host in refused},
             "kept_out": {host: turns[host]["kept_out"] for host in kept},
             "put_back": {host: turns[host]["kept_out"] for host in put_back},
             "seconds_out": {host: turns[host]["seconds_out"] for host in worked if host in done},

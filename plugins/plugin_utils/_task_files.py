@@ -26,6 +26,7 @@ from ansible.playbook.role.include import RoleInclude
 from ansible.playbook.role_include import IncludeRole
 from ansible.playbook.task import Task
 from ansible.playbook.task_include import TaskInclude
+from ansible.release import __version__
 from ansible.vars.manager import VariableManager
 from ansible_collections.hapgent.agent.plugins.module_utils._printable import printable
 
@@ -37,6 +38,8 @@ LOADERS = {
     **dict.fromkeys(FILES, (TaskInclude, HandlerTaskInclude)),
     **dict.fromkeys(ROLES, (IncludeRole, IncludeRole)),
 }
+# Before, Ansible looks for the imported file without the variables that name the file which imports it.
+CAN_IMPORT = tuple(map(int, __version__.split(".")[:2])) >= (2, 19)
 PARTS_OF_ROLES = ("tasks", "handlers", "vars", "defaults")
 MAX_SHOWN = 400
 # Bounds the recursion of files that include each other.
@@ -92,6 +95,11 @@ class _Reader:
             self._note(path, str(error))
             return
         name = str(action).rpartition(".")[2]
+        if name == "import_tasks" and not handlers and not CAN_IMPORT:
+            self._note(
+                path, "before ansible-core 2.19, an included file of tasks cannot import another: use include_tasks"
+            )
+            return
         if not self._takes(path, LOADERS.get(name, (Task, Handler))[handlers], entry):
             return
         if name in FILES:

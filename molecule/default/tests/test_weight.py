@@ -34,6 +34,7 @@ SETTINGS = {
     "hapgent_weight_fallback": 2,
 }
 UNIT = "hapgent-weight@hapgent"
+RAMP = {"hapgent_ramp": [10, 50, 100], "hapgent_ramp_seconds": 6}
 REQUESTS = 60
 
 
@@ -137,10 +138,32 @@ def test_the_unit_is_sandboxed() -> None:
 
 
 def test_without_a_command_the_configured_weight_comes_back_and_nothing_is_left() -> None:
-    output = converge(hapgent_weight=CONFIGURED)
+    output = converge(hapgent_weight=CONFIGURED, **RAMP)
     assert answer() == f"READY {CONFIGURED}%"
     assert run(HOST, f"systemctl list-units --all --no-legend '{UNIT}*'").stdout == "", output
     assert run(HOST, f"ls /etc/systemd/system/{UNIT}.* /etc/hapgent/state.json.weight").stdout == ""
+
+
+def test_the_server_comes_back_with_a_growing_weight() -> None:
+    """HAProxy 2.2, 2.6 and 3.0 follow each step, and a drain in the middle ends the ramp."""
+    seen: list[list[int]] = [[], [], []]
+
+    def note() -> list[list[int]]:
+        for steps, weight in zip(seen, weights(), strict=True):
+            if weight not in steps[-1:]:
+                steps.append(weight)
+        return seen
+
+    def come_back(steps: list[int]) -> None:
+        module(HOST, "hapgent_state", "status=DRAIN")
+        assert eventually(lambda: set(shown(HOST).values()), {"DRAIN (agent)"}) == {"DRAIN (agent)"}
+        seen[:] = [[], [], []]
+        module(HOST, "hapgent_state", "status=UP")
+        assert eventually(lambda: set(shown(HOST).values()), {"UP"}) == {"UP"}
+        assert eventually(note, [steps] * 3, timeout=40) == [steps] * 3
+
+    come_back([7, 38])
+    come_back([7, 38, CONFIGURED])
 
 
 def test_documented_cron_jobs_set_a_weight() -> None:

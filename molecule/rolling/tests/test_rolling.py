@@ -14,6 +14,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +24,13 @@ from pathlib import Path
 import pytest
 from haproxy import servers
 from lab import HOSTS, SSH_CONFIG, agents, ansible, ansible_command, eventually, operator_command, run, ssh
+from server_state import install_drop_in
 from traffic import Traffic
 
 LOAD_BALANCERS = {name: address for name, address in HOSTS.items() if "-lb" in name}
 LB1 = LOAD_BALANCERS["rolling-lb1"]
 WEB = [name for name in HOSTS if "-web" in name]
+TASKS = Path(__file__).parents[1] / "tasks"
 DEPLOY = Path(__file__).parents[2] / "shared" / "tasks" / "deploy.yml"
 OLDEST = Path(__file__).parents[3] / ".cache" / "oldest" / "bin" / "ansible-playbook"
 ROLLING = ["hapgent.agent.rolling", "--extra-vars=hapgent_hosts=web", f"--extra-vars=hapgent_tasks={DEPLOY}"]
@@ -42,8 +45,12 @@ CONTROL = f"{pwd.getpwuid(os.geteuid()).pw_name}@{socket.gethostname()}"
 FULL_RATE = 300
 
 
-def traffic(rate: int = 100) -> Traffic:
-    return Traffic("rolling-client", SSH_CONFIG, list(LOAD_BALANCERS.values()), rate)
+# How long the slow requests take whose sessions continue in an old worker.
+LONG = 10
+
+
+def traffic(rate: int = 100, slow: int = 5) -> Traffic:
+    return Traffic("rolling-client", SSH_CONFIG, list(LOAD_BALANCERS.values()), rate, slow)
 
 
 def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -108,6 +115,12 @@ def drain(host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return playbook("hapgent.agent.drain", f"--limit={host}", *arguments)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _drop_in() -> None:
+    for name in LOAD_BALANCERS:
+        assert run(name, install_drop_in()).returncode == 0
+
+
 @pytest.fixture(autouse=True)
 def _reset_fleet() -> Iterator[None]:
     """Put every server back into rotation after each test."""
@@ -124,12 +137,45 @@ def _reset_fleet() -> Iterator[None]:
     assert eventually(lambda: [haproxy_statuses(host) for host in WEB], [IN_ROTATION] * 4) == [IN_ROTATION] * 4
 
 
+@contextmanager
+def reloads(hosts: list[str]) -> Iterator[None]:
+    """Reload each HAProxy when it has just drained one of these servers: its sessions continue in an old worker."""
+    over = threading.Event()
+
+    def reload_at_each_drain(name: str) -> set[str]:
+        drained: set[str] = set()
+        while not over.wait(0.2):
+            rows = servers(LOAD_BALANCERS[name])
+            now = {host for host in hosts if rows[host]["status"] == "DRAIN (agent)"} - drained
+            if now:
+                assert run(name, "systemctl reload haproxy").returncode == 0
+            drained |= now
+        return drained
+
+    with ThreadPoolExecutor() as pool:
+        reloading = [pool.submit(reload_at_each_drain, name) for name in LOAD_BALANCERS]
+        try:
+            yield
+        finally:
+            over.set()
+    assert [future.result() for future in reloading] == [set(hosts)] * 2
+
+
 def test_no_request_is_lost() -> None:
+    """Both load balancers are reloaded in the middle of each drain, while long requests are in progress."""
     before = versions()
-    with traffic(FULL_RATE) as load:
-        done = rolling("2")
+    more = {
+        "hapgent_lock": "/run/hapgent-web.lock",
+        "hapgent_bake": 2,
+        "hapgent_before_tasks": str(TASKS / "silence.yml"),
+        "hapgent_after_tasks": str(TASKS / "resume.yml"),
+    }
+    with traffic(FULL_RATE, LONG) as load:
+        with reloads(WEB):
+            done = rolling("2", f"--extra-vars={json.dumps(more)}")
         load.go_on_until(20_000)
     assert done.returncode == 0, done.stdout
+    assert re.search(r"[1-9][0-9]* sessions? in (an )?old worker", done.stdout), done.stdout
     assert load.counted["failed"] == 0, load.counted
     assert load.counted["requests"] >= 20_000
     assert load.counted["slow"] > 100
@@ -138,6 +184,19 @@ def test_no_request_is_lost() -> None:
     assert set(load.counted["by_server"]) == served
     assert versions() == ["2"] * 4
     assert [state(host) for host in WEB] == [{"status": "UP"}] * 4
+    assert [run(host, "cat /var/tmp/alerts").stdout.split() for host in WEB] == [["silent", "resumed"]] * 4
+    assert [run(name, "ls /run/hapgent-web.lock").stdout for name in LOAD_BALANCERS] == ["", ""]
+
+
+def test_without_the_master_socket_requests_in_old_workers_are_lost() -> None:
+    """Over the page of its statistics, HAProxy does not report its old workers."""
+    page = "--extra-vars=hapgent_haproxy_url=http://127.0.0.1:8404/"
+    with traffic(slow=LONG) as load:
+        load.go_on_until(1000)
+        with reloads(["rolling-web1"]):
+            done = rolling("2", "--limit=rolling-web1", page)
+        assert done.returncode == 0, done.stdout
+    assert load.counted["failed"] > 0, load.counted
 
 
 def test_without_draining_requests_are_lost() -> None:
@@ -154,9 +213,11 @@ def test_without_draining_requests_are_lost() -> None:
 
 
 def test_update_stops_at_a_version_that_does_not_start() -> None:
-    """The other server of its batch is finished, no further batch begins, and a second run continues."""
+    """It is rolled back, the other server of its batch is finished, no other batch begins, and a second run continues."""
+    old = versions()[0]
     broken = "--extra-vars={\"version\": \"{{ 'broken' if inventory_hostname == 'rolling-web1' else '3' }}\"}"
-    arguments = ["--extra-vars=hapgent_serial=2", "--extra-vars=hapgent_health_tries=3"]
+    rollback = f"--extra-vars=hapgent_rollback_tasks={TASKS / 'roll_back.yml'} old_version={old}"
+    arguments = ["--extra-vars=hapgent_serial=2", "--extra-vars=hapgent_health_tries=3", rollback]
     with traffic() as load:
         done = playbook(*ROLLING, "--extra-vars=reason='release 3'", broken, *arguments)
         output = failure(done)
@@ -166,6 +227,7 @@ def test_update_stops_at_a_version_that_does_not_start() -> None:
         assert "Not touched: rolling-web3, rolling-web4." in output
         assert [haproxy_statuses(host) for host in WEB[1:]] == [IN_ROTATION] * 3
         assert state("rolling-web1") == {"status": "DRAIN", "reason": "release 3", "by": CONTROL}
+        assert versions()[:2] == [old, "3"]
 
         before = start_time("rolling-web2")
         # A second run may come from another control node, here with the oldest supported Ansible.
@@ -250,7 +312,7 @@ def test_servers_that_were_already_drained_are_left_alone() -> None:
 
 
 def test_server_that_is_drained_during_its_update_stays_drained() -> None:
-    tasks = f"--extra-vars=hapgent_tasks={Path(__file__).parents[1] / 'tasks' / 'deploy_and_drain.yml'}"
+    tasks = f"--extra-vars=hapgent_tasks={TASKS / 'deploy_and_drain.yml'}"
     done = rolling("8", tasks, "--limit=rolling-web1")
     assert done.returncode == 0, done.stdout
     assert re.search(r"Not finished: none\. [^:]+: rolling-web1: .* DRAIN UP # disk\b", done.stdout)

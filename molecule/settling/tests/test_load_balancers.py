@@ -18,22 +18,13 @@ from typing import Any
 import pytest
 from haproxy import STATS_PORT
 from lab import HOSTS, agents, ask, eventually, module, operator_command, run, shown
+from server_state import DROP_IN, install_drop_in
 
 AGENTS_HOST = "settling-bullseye"
 ADDRESSES = sorted(HOSTS.values())
 SETTLE_SECONDS = 6
 
-DOCUMENTATION = Path(__file__).parents[3] / "docs" / "haproxy.md"
-DROP_IN = "/etc/systemd/system/haproxy.service.d/server-state.conf"
 SERVER_STATE = "/var/lib/haproxy/server-state"
-# Test hosts have no socat. This does what the drop-in uses it for.
-SOCAT = """#!/usr/bin/python3
-import socket, sys
-with socket.socket(socket.AF_UNIX) as client:
-    client.connect(sys.argv[2])
-    client.sendall(sys.stdin.buffer.read())
-    sys.stdout.buffer.write(b"".join(iter(lambda: client.recv(4096), b"")))
-"""
 
 
 def set_state(agent: str, arguments: str) -> dict[str, Any]:
@@ -296,13 +287,9 @@ class TestServerState:
     @pytest.fixture(scope="class")
     @staticmethod
     def _drop_in() -> Generator[None, None, None]:
-        (text,) = re.findall(rf"```ini\n(# {DROP_IN}\n.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), re.DOTALL)
-        socat = "/usr/local/bin/socat"
-        for path, content in ((DROP_IN, text), (socat, SOCAT)):
-            run_on_each(f"mkdir -p {Path(path).parent} && cat >{path} <<'END'\n{content}END")
         # The agent does not listen on the new port either.
         change_port = r"sed -i.kept 's/\(server drained .* agent-port\) [0-9]*/\1 9/' /etc/haproxy/haproxy.cfg"
-        run_on_each(f"chmod 755 {socat} && systemctl daemon-reload && {change_port}")
+        run_on_each(f"{install_drop_in()}\n{change_port}")
         yield
         run_on_each("cd /etc/haproxy && mv haproxy.cfg.kept haproxy.cfg")
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _who
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _runs
+from releases import EDGES, program
 
 if TYPE_CHECKING:
     from tests.playbooks.fleet.conftest import Fleet
@@ -134,6 +135,17 @@ def test_lock_is_released_after_a_failure(fleet: Fleet, locks: Locks) -> None:
     assert locks.taken() == []
 
 
+def test_hosts_with_different_locks_are_refused(fleet: Fleet, locks: Locks) -> None:
+    fleet.host_vars("web2")["hapgent_lock"] = "/run/others.lock"
+    (fleet.project / "tasks.yml").write_text("[]", encoding="utf-8")
+    for playbook, variables in ((DRAIN, {"hapgent_hosts": "web1,web2"}), (ROLLING, ROLL)):
+        refusal = fleet.play(playbook, variables=variables, succeeds=False).failures()["web1"]
+        for part in ("hapgent_lock", "/does not exist/shop.lock", "/run/others.lock", "Nothing was changed"):
+            assert part in refusal
+    assert fleet.states() == dict.fromkeys(fleet.states(), UP)
+    assert locks.taken() == []
+
+
 def test_file_that_is_no_lock_is_refused(fleet: Fleet, locks: Locks) -> None:
     locks.paths["lb2"].symlink_to("/etc/hostname")
     refusal = fleet.play(DRAIN, "--limit=web1", succeeds=False).failures()["web1"]
@@ -179,10 +191,31 @@ def test_a_rolling_update_has_the_lock_until_its_end(fleet: Fleet, locks: Locks,
     assert locks.taken() == []
 
 
+@pytest.mark.parametrize("release", EDGES)
+def test_a_rolling_update_that_is_refused_before_a_batch_reports_what_it_has_done(
+    fleet: Fleet, locks: Locks, release: str
+) -> None:
+    """The second batch has two hosts, of which one fails and the other one does not know why."""
+    (fleet.project / "tasks.yml").write_text("[]", encoding="utf-8")
+    given = {**ROLL, "hapgent_hosts": "web", "hapgent_serial": [1, 2], "hapgent_min_up": 2, "hapgent_max_failed": 1}
+    played = fleet.play(ROLLING, variables=given, succeeds=False, ansible=program(release))
+    failures = played.failures()
+    assert set(failures) == {"web2", "web3"}
+    assert "hapgent_min_up requires 2" in failures["web2"]
+    for failure in failures.values():
+        assert "Done: web1. Not finished: none. Kept out by something else: none. Not touched: web2, web3." in failure
+    (passed_on,) = played.results("Pass the result to the next job")
+    result = passed_on["ansible_stats"]["data"]["hapgent_rolling"]
+    assert (result["status"], result["done"], set(result["refused"])) == ("stopped", ["web1"], {"web2", "web3"})
+    assert fleet.states() == {"web1": {**UP, "reason": "4.10"}, "web2": UP, "web3": UP}
+    assert locks.taken() == []
+
+
 def test_a_rolling_update_ends_if_its_lock_is_taken_over(fleet: Fleet, locks: Locks) -> None:
     claim = {"content": json.dumps(BOB), "dest": str(locks.paths["lb1"]), "mode": "0644"}
     (fleet.project / "tasks.yml").write_text(json.dumps([{"ansible.builtin.copy": claim}]), encoding="utf-8")
     played = fleet.play(ROLLING, variables={**ROLL, "hapgent_lock_take": True}, succeeds=False)
     assert played.failures()["web2"].startswith(KEPT)
+    assert "Done: web1." in played.failures()["web2"]
     assert fleet.states() == {"web1": {**UP, "reason": "4.10"}, "web2": UP, "web3": UP}
     assert locks.read("lb1") == BOB

@@ -59,6 +59,9 @@ def test_only_hosts_that_need_it_are_rebooted(fleet: Fleet, release: str) -> Non
 
     played = fleet.play("hapgent.agent.reboot", "--check", ansible=ansible, variables=given)
     assert shown(played) == "Hosts to reboot: none."
+    (passed_on,) = played.results("Pass the result to the next job if there is no host to reboot")
+    result = passed_on["ansible_stats"]["data"]["hapgent_rolling"]
+    assert (result["status"], result["not_touched"]) == ("finished", ["web1", "web2", "web3"])
     assert not any("Drain" in record["task"] for record in played.records)
 
     # The command of one host fails.

@@ -156,7 +156,7 @@ def test_update_tolerates_a_failure_pauses_and_continues(fleet: Fleet, site: Sit
     }
     played = roll(fleet, tasks=FAIL, succeeds=False, ansible=program(release), failing="web1", **first, **given)
     assert own_tasks(played) == [
-        *(("before_tasks", "web1"), ("Work", "web1"), ("rollback_tasks", "web1")),
+        *(("before_tasks", "web1"), ("Work", "web1"), ("rollback_tasks", "web1"), ("Restart", "web1")),
         *(("before_tasks", "web2"), ("Work", "web2"), ("Restart", "web2"), ("after_tasks", "web2")),
     ]
     (waited,) = played.results("Wait before the next batch")

@@ -43,13 +43,19 @@ OUTCOMES: dict[str, tuple[list[dict[str, Any]], str, bool, list[str]]] = {
     "without a reason": ([result("lb1", held={**HELD, "reason": ""})], "deploy@control1 rolls since", True, []),
     "failed": (
         [FREE, result("lb2", failed=True, msg="/run/x.lock: it is not JSON")],
-        "The lock cannot be taken on lb2: /run/x.lock: it is not JSON. Nothing was changed on web1.",
+        "The lock cannot be taken on lb2: /run/x.lock: it is not JSON. Fix this",
         False,
+        ["lb1"],
+    ),
+    "something else": (
+        [FREE, result("lb2", held="root"), result("lb3", held={**HELD, "since": 1e30})],
+        "The lock cannot be taken on lb2: who has it is not described as expected. ",
+        True,
         ["lb1"],
     ),
     "unreachable": (
         [FREE, result("lb2", unreachable=True, msg="timed out.")],
-        "The lock cannot be taken on lb2: timed out. Nothing was changed on web1.",
+        "The lock cannot be taken on lb2: timed out. Fix this",
         False,
         ["lb1"],
     ),

@@ -124,6 +124,7 @@ def test_agents_of_the_fleets_to_query() -> None:
 def test_host_before_its_turn() -> None:
     assert _recorded.turn(HOSTVARS, "web1", plays=True) == {
         "reason": "",
+        "refused": "",
         "done": False,
         "was_done": False,
         "kept_out": "",

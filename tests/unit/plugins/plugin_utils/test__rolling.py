@@ -185,7 +185,7 @@ def test_advised_limit_excludes_the_named_hosts(limit: str) -> None:
 
 
 def turn(reason: str = "", **fields: Any) -> Turn:
-    usual = {"done": False, "was_done": False, "kept_out": "", "failed": "", "sessions_left": ""}
+    usual = {"refused": "", "done": False, "was_done": False, "kept_out": "", "failed": "", "sessions_left": ""}
     return t.cast(Turn, {**usual, "put_back": False, "seconds_out": 0, "plays": True, "reason": reason, **fields})
 
 
@@ -206,6 +206,7 @@ PROGRESS: dict[str, tuple[dict[str, Turn], tuple[str, str, str, str]]] = {
     "one is kept out": ({"web1": turn(OURS, kept_out="a"), "web2": turn()}, ("", "", "web1", "")),
     "one is done and kept out since": ({"web1": turn(OURS, done=True, kept_out="a")}, ("web1", "", "web1", "")),
     "one was put back": ({"web1": turn(OURS, kept_out="a", put_back=True), "web2": turn()}, ("", "", "", "")),
+    "one was refused": ({"web1": turn(OURS, done=True), "web2": turn(OURS, refused="a")}, ("web1", "", "", "web2")),
     "another update in the same run": ({"web1": turn("release 9"), "web2": turn(OURS)}, ("", "web2", "", "web2")),
 }
 
@@ -267,6 +268,14 @@ def test_result_as_data(last: Turn, status: str) -> None:
     assert data["not_finished"] == ["a"]
     assert "b" in data["done"]
     assert ("d" in data["not_touched"]) == (not last["done"])
+
+
+@pytest.mark.parametrize(("max_failed", "status"), [(0, "stopped"), (1, "incomplete")])
+def test_hosts_that_were_refused_have_not_failed(max_failed: int, status: str) -> None:
+    turns = {"a": DONE_NOW, "b": turn(OURS, refused="min_up", plays=False)}
+    data = progress(turns, OURS, {"max_failed": max_failed, "stop_after": 0})["data"]
+    assert (data["status"], data["refused"], data["failed"]) == (status, {"b": "min_up"}, {})
+    assert (data["not_finished"], data["not_touched"]) == ([], ["b"])
 
 
 def test_summary_of_an_update_names_all_hosts() -> None:

@@ -80,7 +80,7 @@ WRONG: dict[str, tuple[Any, Files, list[str]]] = {
     "a block with an invalid task": ([{"block": ["true"]}], {}, ["task"]),
     "a missing file": ([{"include_tasks": "more.yml"}], {}, ["more.yml"]),
     "a mistake in an included file": (
-        [{"import_tasks": {"file": "more.yml"}}],
+        [{"include_tasks": {"file": "more.yml"}}],
         {"more.yml": [{"comand": "true"}]},
         ["more.yml", "comand"],
     ),
@@ -183,7 +183,6 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
         [
             {"block": [COMMAND], "rescue": None, "become": True, "when": "version is defined", "tags": ["x"]},
             {"include_tasks": {"file": "more.yml", "apply": {"become": True}}, "loop": [1], "vars": {"x": 1}},
-            {"import_tasks": "more.yml", "become": True},
             {**role("shop", apply={"become": True}, public=True), "loop": [1], "loop_control": {"loop_var": "one"}},
         ],
         {"more.yml": [COMMAND], "roles/shop/tasks/main.yml": [COMMAND]},
@@ -213,10 +212,11 @@ RIGHT: dict[str, tuple[Tasks, Files, str]] = {
 CASES: dict[str, tuple[Any, Files, str]] = {
     **{name: (tasks, files, "") for name, (tasks, files, _parts) in WRONG.items()},
     **RIGHT,
+    "an imported file": ([{"import_tasks": "more.yml", "become": True}], {"more.yml": [COMMAND]}, ""),
     "a block of handlers": ([COMMAND], {"handlers.yml": [{"block": [RESTART]}]}, "handlers.yml"),
     "files that include each other": (
-        [{"import_tasks": "b.yml"}],
-        {"b.yml": [{"import_tasks": "deploy.yml"}, {"comand": "true"}]},
+        [{"include_tasks": "b.yml"}],
+        {"b.yml": [{"include_tasks": "deploy.yml"}, {"comand": "true"}]},
         "",
     ),
 }
@@ -295,6 +295,13 @@ def test_mistakes_are_named(problems: dict[str, list[str]], case: str) -> None:
 @pytest.mark.parametrize("case", RIGHT)
 def test_valid_tasks_are_accepted(problems: dict[str, list[str]], case: str) -> None:
     assert problems[case] == []
+
+
+def test_import_is_refused_if_this_ansible_cannot_do_it(
+    problems: dict[str, list[str]], request: pytest.FixtureRequest
+) -> None:
+    found = " ".join(problems["an imported file"])
+    assert ("include_tasks" in found) == (request.node.callspec.params["problems"] == "oldest")
 
 
 def test_files_that_include_each_other_are_read_once(problems: dict[str, list[str]]) -> None:
