@@ -213,7 +213,7 @@ def test_without_draining_requests_are_lost() -> None:
 
 
 def test_update_stops_at_a_version_that_does_not_start() -> None:
-    """It is rolled back, the other server of its batch is finished, no other batch begins, and a second run continues."""
+    """It is rolled back, the other one of its batch is finished, no other batch begins, and a second run continues."""
     old = versions()[0]
     broken = "--extra-vars={\"version\": \"{{ 'broken' if inventory_hostname == 'rolling-web1' else '3' }}\"}"
     rollback = f"--extra-vars=hapgent_rollback_tasks={TASKS / 'roll_back.yml'} old_version={old}"
