@@ -46,7 +46,7 @@ def outcome(taken: t.Sequence[Result], hosts: t.Sequence[str], *, check: bool) -
     advice = (
         " Wait for its end or, if it will not go on, take the lock over with hapgent_lock_take=true."
         if is_held
-        else " Fix this or, if the host is down, exclude it from hapgent_load_balancers, or hapgent_fleet without these."
+        else " Fix this or, if the host is down, exclude it from hapgent_load_balancers or from hapgent_fleet."
     )
     return {
         "refusal": f"{text}{advice} Nothing was changed on {', '.join(hosts)}.",
