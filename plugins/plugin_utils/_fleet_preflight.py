@@ -12,7 +12,7 @@ import re
 import time
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.module_utils._state import StateError, moment, timestamp
+from ansible_collections.hapgent.agent.plugins.module_utils._state import FIELDS, StateError, moment, timestamp
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern, strangers, unknown, words
 
 # A playbook puts the text into the name of a play if the variable is not defined when Ansible creates the play. If the
@@ -67,7 +67,7 @@ def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]
         *_numbers(given["numbers"]),
         *_cannot_cut(given),
         *_until(given["numbers"].get("hapgent_until", "")),
-        *_then(given["numbers"]),
+        *_then(given["numbers"].get("hapgent_then", ""), given["numbers"].get("hapgent_until", "")),
         *_lock(given["numbers"].get("hapgent_lock", "")),
     ]
 
@@ -141,8 +141,10 @@ def _until(given: str) -> t.Iterator[str]:
             yield f"hapgent_until must be in the future, not {until}."
 
 
-def _then(given: t.Mapping[str, t.Any]) -> t.Iterator[str]:
-    if given.get("hapgent_then") and not given["hapgent_until"]:
+def _then(given: str, until: str) -> t.Iterator[str]:
+    if given and given not in FIELDS["then"].choices:
+        yield f"hapgent_then must be {FIELDS['then'].range}, not {given}."
+    elif given and not until:
         yield "hapgent_then requires hapgent_until, the moment at which the host comes back."
 
 
