@@ -131,4 +131,6 @@ def test_problems_of_numbers(name: str, value: Any, is_right: bool) -> None:
 )
 def test_what_follows_is_up_at_a_moment(until: str, then: str, expected: list[str]) -> None:
     found = problems({**GIVEN, "numbers": {**NUMBERS, "hapgent_until": until, "hapgent_then": then}}, GROUPS)
-    assert [problem.partition(",")[0] if "requires" in problem else problem.rstrip(".") for problem in found] == expected
+    assert [
+        problem.partition(",")[0] if "requires" in problem else problem.rstrip(".") for problem in found
+    ] == expected
