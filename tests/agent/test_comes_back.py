@@ -171,6 +171,8 @@ def test_signal_during_the_save_is_not_lost(agents: Agents, disk: HangingDisk, e
         assert json.loads(agent.state_file.read_bytes())["status"] == "DRAIN"
     agent.await_saved({"status": "DOWN"})
     assert agent.ask() == b"DOWN\n"
+    # Not even for a moment was another answer given.
+    assert "-> UP" not in "".join(agent.log())
 
 
 # A state that cannot be saved
