@@ -311,7 +311,8 @@ def test_documents_include_both_valid_and_invalid_states() -> None:
     found = [meant for meant in seen if meant]
     assert 0.2 < len(found) / len(seen) < 0.8
     for field in Meant._fields:
-        assert len({getattr(meant, field) for meant in found}) >= 7
+        # The last one has only one value.
+        assert len({getattr(meant, field) for meant in found}) >= (2 if field == "then" else 7)
 
 
 @settings(same_examples, max_examples=2500)
@@ -706,6 +707,8 @@ changes = st.builds(
     st.sampled_from([None, None, None, 7]),
     **dict.fromkeys(NOTES, st.sampled_from([None, None, "release 4.2", "é: kernel, maint 50%"])),
     until=st.sampled_from([None, "2026-11-28T06:00:00Z"]),
+    # What the agent does by itself is in tests/agent/test_comes_back.py.
+    then=st.none(),
 )
 settles = st.sampled_from([2, 5, 60])
 balancer_numbers = st.integers(0, 2)
