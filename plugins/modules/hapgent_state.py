@@ -233,11 +233,6 @@ EXAMPLES = r"""
     status: DRAIN
     by: nightly backup
     until: 2h
-
-- name: Drain the server for half an hour
-  hapgent.agent.hapgent_state:
-    status: DRAIN
-    until: 30m
     then: UP
 
 - name: Bring the server back into rotation
