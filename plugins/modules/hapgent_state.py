@@ -524,7 +524,10 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "status": {"type": "str", "choices": list(STATUSES)},
-            **{name: {"type": field.kind, "choices": list(field.choices) or None} for name, field in FIELDS.items()},
+            **{
+                name: {"type": field.kind, **({"choices": list(field.choices)} if field.choices else {})}
+                for name, field in FIELDS.items()
+            },
             "unset": {"type": "list", "elements": "str", "choices": list(FIELDS), "default": []},
             "only_if": {
                 "type": "dict",
