@@ -148,7 +148,7 @@ def test_a_state_that_has_replaced_it_stays(
         agent.write_state(replaced)
         yield ""
 
-    with at_the_moment(agents, replace, {"HAPGENT_SOCKET": str(path)}) as (agent, _):
+    with at_the_moment(agents, replace, {"HAPGENT_SOCKET": str(path)}) as (agent, _prepared):
         eventually(lambda: status(path)["state"] == json.loads(replaced), "the agent has read the file")
         assert agent.state_file.read_bytes() == replaced
 
@@ -162,7 +162,7 @@ def test_signal_during_the_save_is_not_lost(agents: Agents, disk: HangingDisk, e
         yield ""
         disk.recover()
 
-    with at_the_moment(agents, hang, disk.environment("fsync")) as (agent, _):
+    with at_the_moment(agents, hang, disk.environment("fsync")) as (agent, _prepared):
         eventually(agent.state_file.with_name("state.json.tmp").exists, "the agent saves the new state")
         # The answer changes only after the save, but a signal is obeyed at once.
         assert agent.ask() == b"DRAIN UP # disk\n"
