@@ -121,6 +121,8 @@ _hapgent() {
         replies='@WORDS@'
     elif [[ $previous == --service ]]; then
         replies=$(_hapgent_services "${words[0]}")
+    elif [[ $previous == --then ]]; then
+        replies='up'
     elif [[ $previous == --reason ]]; then
         return
     else

@@ -135,7 +135,7 @@ def _request(command: usage.Command, given: usage.Arguments) -> Request:
     if "--wait" in options:
         wait = _seconds(options["--wait"]) if options["--wait"] else float(usage.WAIT_SECONDS)
     fields = _assignments(given.words) if command.name == "set" else {"status": STATUS_OF[command.name]}
-    for name in ("reason", "until"):
+    for name in ("reason", "until", "then"):
         if f"--{name}" in options:
             if name in fields:
                 raise usage.UsageError(f"{name} must not be set twice, as a field and with --{name}")
@@ -144,6 +144,9 @@ def _request(command: usage.Command, given: usage.Arguments) -> Request:
         raise usage.UsageError(f"at least one field must be set: {', '.join(FIELDS)}")
     if fields.get("until") is not None:
         fields["until"] = _future(fields["until"])
+    if fields.get("then") is not None:
+        # The name of the command is accepted too.
+        fields["then"] = fields["then"].upper()
     named = {name: value for name, value in fields.items() if value is not None}
     # A server in rotation needs no one to ask about it, unless there is a reason.
     if "by" not in fields and ({"reason", "until"} & named.keys() or named.get("status", "UP") not in IN_ROTATION):

@@ -21,13 +21,17 @@ import typing as t
 
 from hapgent import log
 from hapgent._ramp import ramped
-from hapgent._state import FAIL, LOCK_POLL_SECONDS, LockedError, State, StateError, StateFile
+from hapgent._state import FAIL, LOCK_POLL_SECONDS, LockedError, MissingError, State, StateError, StateFile
 from hapgent.memory import Identity, Memory, MemoryUnusableError, Recalled
 from hapgent.peers import ANYTHING, Change, Peers
 from hapgent.systemd import Manager
 
 # How long a save waits for a module that has locked the state file.
 LOCK_SECONDS = 10.0
+# How long a change at the moment in the state waits for it. That delays all other work of the keeper.
+BRIEF_LOCK_SECONDS = 0.4
+# When such a change is tried again if it was not saved.
+RETRY_SECONDS = 60.0
 # A disk that has not responded for this long is reported.
 PATIENCE_SECONDS = 10.0
 
@@ -63,6 +67,7 @@ class Keeper:
         self._unsaved: Unsaved | None = None
         self._reload = False
         self._last_moment = float("inf")
+        self._retry_at = 0.0
         self._notes: collections.deque[tuple[t.Callable[[str], None], str]] = collections.deque(maxlen=100)
         self._due = threading.Event()
         self._working_since: float | None = None
@@ -126,6 +131,7 @@ class Keeper:
             self._manager.notify("READY=1", self.summary())
         if self._unsaved:
             self._save(self._unsaved)
+        self._end_status()
         if self._peers.unsaved:
             self._remember()
         self._manager.retry()
@@ -247,6 +253,39 @@ class Keeper:
                 self._answer(self._with_unsaved(after), unsaved.cause)
         self._manager.notify(self.summary())
 
+    def _end_status(self) -> None:
+        """If it is time for the status that follows, set it. The answer changes only after the file was saved.
+
+        What the file has now decides, and is answered, because a module may have just changed it.
+        """
+        ended = self.change.state
+        if _now(ended) == ended or time.monotonic() < self._retry_at:
+            return
+        file = StateFile(os.path.realpath(self.state_file))
+        problem = ""
+        after = None
+        try:
+            _before, after = file.edit(_now, min(time.monotonic() + BRIEF_LOCK_SECONDS, self._last_moment))
+        except (LockedError, StateError) as error:
+            problem = str(error)
+        except OSError as error:
+            problem = error.strerror or str(error)
+        cause = f"until {ended.until}, then {ended.then}"
+        if after:
+            self._adopt(file)
+            self.counters["saves"] += 1
+            with self._changing:
+                self._answer(self._with_unsaved(after), cause)
+            self._manager.notify(self.summary())
+        else:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self.counters["failed_saves"] += 1
+            problem = f"not saved, tried again every {RETRY_SECONDS:g} s: {self.state_file}: {problem}"
+            if problem != self.last_error[0]:
+                log.error(f"{ended.answer()} ({cause}): {problem}")
+            self.last_error = (problem, time.time())
+        self.state_file_ok = not problem
+
     def _remember(self, complete: bool = False) -> bool:
         """Save the memory. Returns whether that succeeded. If it did not, it is tried again later."""
         self._peers.unsaved = False
@@ -289,3 +328,10 @@ class Keeper:
             self.counters["changes"] += 1
             self.change = self.change.next(state, self._peers.ramp)
             self._peers.unsaved = True
+
+
+def _now(state: State | None) -> State:
+    """The state that a state has become by now. Raises MissingError if there is none."""
+    if state is None:
+        raise MissingError("does not exist")
+    return state.at(time.time())

@@ -92,8 +92,14 @@ UNTIL = Option(
     "--until",
     "MOMENT",
     "when the status is overdue: a date and time with its offset from UTC, such as 2026-11-28T06:00:00Z, or a duration "
-    "from now, such as 90m, 2h or 1d. The server does not come back then, but hapgent status and the metrics show it. "
-    "A new status removes it",
+    "from now, such as 90m, 2h or 1d. The server does not come back then without --then, but hapgent status and the "
+    "metrics show it. A new status removes it",
+)
+THEN = Option(
+    "--then",
+    "up",
+    "requires --until: at that moment, the agent sets the status UP, as hapgent up does. It does not check whether the "
+    "service works; HAProxy's health checks do",
 )
 WAIT = Option(
     "--wait",
@@ -139,7 +145,7 @@ WEIGHING = (
     Option("--restore", "", "run no command: set the configured values of the last run, and forget its readings"),
 )
 
-_CHANGING = (REASON, UNTIL, WAIT, SERVICE, ALL)
+_CHANGING = (REASON, UNTIL, THEN, WAIT, SERVICE, ALL)
 _ONE_OR_ALL = ("--service", "--all")
 
 
@@ -183,7 +189,7 @@ COMMANDS = {
         ),
         Command(
             "set",
-            "set or remove weight, maxconn, reason, by and until",
+            "set or remove weight, maxconn, reason, by, until and then",
             "Sets fields of the state: FIELD is one of " + ", ".join(FIELDS) + ". The value none removes the field. "
             "HAProxy keeps the last maxconn that it received, because no response of an agent can reset it.",
             _CHANGING,
@@ -298,6 +304,7 @@ EXAMPLES: Terms = (
         "hapgent drain --until 2h --reason 'kernel upgrade'",
         "drain the server, and let monitoring complain after two hours",
     ),
+    ("hapgent drain --until 30m --then up", "drain the server for half an hour"),
     ("hapgent set weight=50 --service shop", "give the server of the instance shop half of its weight"),
     ("hapgent set weight=none", "return to the weight configured in HAProxy"),
     ("hapgent maint --all", "put the servers of all instances into maintenance"),
@@ -409,7 +416,7 @@ def _table(terms: Terms, width: int) -> str:
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
     # A wrapped line must not begin within the brackets of one option.
-    kept = re.sub(r" (\[SECONDS|(?:TEXT|MOMENT|SECONDS|PERCENT|COUNT)\]|NAME)", "\0\\1", text)
+    kept = re.sub(r" (\[SECONDS|(?:TEXT|MOMENT|SECONDS|PERCENT|COUNT|up)\]|NAME)", "\0\\1", text)
     lines = textwrap.wrap(
         kept, WIDTH, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
     )

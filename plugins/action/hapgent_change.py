@@ -86,7 +86,7 @@ class ActionModule(ActionBase):
         return results
 
     def _run(self, change: Change, waiting: Result, variables: Result) -> Result:
-        names = ("status", "reason", "by", "until", "only_if", "state_file")
+        names = ("status", "reason", "by", "until", "then", "only_if", "state_file")
         given = {name: value for name, value in change.items() if name in names and value}
         arguments = {**given, "unset": change["unset"], "service": change["service"], **waiting}
         done: Result = self._execute_module(module_name=MODULE, module_args=arguments, task_vars=variables)

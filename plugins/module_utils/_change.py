@@ -58,12 +58,14 @@ class Change(t.NamedTuple):
 
         C(state) is None if there is no file. Who asks for what is already there has not done it, so a state that would
         differ only in C(by) stays as it is, unless nothing else is set. Who gave the previous reason, and until when,
-        does not apply to another one.
+        does not apply to another one, and what follows at a moment does not follow at another one.
         """
         status = self.named.get("status")
         kept = state.with_status(status or state.status).fields() if state else {}
         if self.named.get("reason", kept.get("reason")) != kept.get("reason"):
             kept = {name: value for name, value in kept.items() if name not in NOTES}
+        if "until" in self.unset or self.named.get("until", kept.get("until")) != kept.get("until"):
+            kept.pop("then", None)
         after = from_fields({**kept, **self.named, **dict.fromkeys(self.unset)})
         return state if state and self.named.keys() > {"by"} and after._replace(by=state.by) == state else after
 

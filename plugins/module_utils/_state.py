@@ -57,7 +57,7 @@ class Field(t.NamedTuple):
     C(kind) is the name of its type in Ansible, C(limit) the highest number or the maximum length of a text in bytes,
     and C(meaning) what it is. C(prefix) and C(unit) surround its value in the agent's answer; if the prefix is None,
     HAProxy does not receive the field. C(is_note) is whether it explains the status, so that a new status removes it.
-    C(is_moment) is whether the text is a moment in UTC.
+    C(is_moment) is whether the text is a moment in UTC. C(choices) are the only valid texts, if there are any.
     """
 
     kind: str
@@ -67,10 +67,13 @@ class Field(t.NamedTuple):
     unit: str = ""
     is_note: bool = False
     is_moment: bool = False
+    choices: tuple[str, ...] = ()
 
     @property
     def range(self) -> str:
-        """The valid numbers, lengths or form, in words."""
+        """The valid numbers, lengths, form or texts, in words."""
+        if self.choices:
+            return " or ".join(self.choices)
         if self.is_moment:
             return "such as 2026-11-28T06:00:00Z"
         return f"0 to {self.limit}" if self.kind == "int" else f"1 to {self.limit} bytes"
@@ -92,6 +95,9 @@ class State(t.NamedTuple):
     until: t.Annotated[
         Text, Field("str", 20, "the moment after which the status is overdue", is_note=True, is_moment=True)
     ] = None
+    then: t.Annotated[
+        Text, Field("str", 2, "the status that the agent sets at that moment", is_note=True, choices=("UP",))
+    ] = None
 
     def fields(self) -> dict[str, str | int]:
         """The fields that are set, in the order in which they are written to the file."""
@@ -100,6 +106,12 @@ class State(t.NamedTuple):
     def with_status(self, status: str) -> State:
         """This state with another status. A new status removes the notes, which explain the previous one."""
         return self if status == self.status else self._replace(status=status, **dict.fromkeys(NOTES))
+
+    def at(self, now: float) -> State:
+        """What this state becomes by itself at C(now), in seconds since 1970. A server in rotation stays as it is."""
+        if self.then and self.until and self.status not in IN_ROTATION and timestamp(self.until) <= now:
+            return self.with_status(self.then)
+        return self
 
     def as_sent(self) -> State:
         """The part of this state that HAProxy receives."""
@@ -184,6 +196,8 @@ def from_fields(fields: dict[str, t.Any]) -> State:
     if status not in STATUSES:
         raise StateError(f"status must be one of {', '.join(STATUSES)}, not {_shown(status)}")
     values: dict[str, t.Any] = {name: _checked(name, field, fields.get(name)) for name, field in FIELDS.items()}
+    if values["then"] and not values["until"]:
+        raise StateError("then requires until: set both, or neither")
     return State(status, **values)
 
 
@@ -447,6 +461,10 @@ def _checked(name: str, field: Field, value: t.Any) -> int | str | None:
         if _is_whole_number(value, field.limit):
             return int(value)
         raise StateError(f"{name} must be a whole number from {field.range}, not {_shown(value)}")
+    if field.choices:
+        if value in field.choices:
+            return str(value)
+        raise StateError(f"{name} must be {field.range}, not {_shown(value)}")
     if field.is_moment:
         if isinstance(value, str) and _is_moment(value):
             return value

@@ -82,11 +82,19 @@ options:
     description:
       - The moment after which the status is overdue, as a date and time with its offset from UTC, such as
         V(2026-11-28T06:00:00Z), or as a duration from now, such as V(90m), V(2h) or V(1d).
-      - HAProxy does not receive it, and the state does not change at that moment. C(hapgent status), the metrics and
-        the playbook C(hapgent.agent.status) show that it is overdue.
+      - HAProxy does not receive it, and the state does not change at that moment, unless O(then) is set. C(hapgent
+        status), the metrics and the playbook C(hapgent.agent.status) show that it is overdue.
       - The moment is kept until O(status) changes or another one is set. With a duration, each run sets another one.
       - It is stored in UTC, in seconds.
     type: str
+  then:
+    description:
+      - V(UP) to let the agent change the status to V(UP) at the moment O(until), as this module would. Requires
+        O(until).
+      - The agent does not check whether the service works. That is left to the health checks of HAProxy.
+      - It is kept until O(status) changes, or O(until) is set to another moment without it.
+    type: str
+    choices: [UP]
   unset:
     description:
       - Fields to remove from the state, so that the agent no longer reports them.
@@ -95,7 +103,7 @@ options:
         to the configured value. The module issues a warning.
     type: list
     elements: str
-    choices: [weight, maxconn, reason, by, until]
+    choices: [weight, maxconn, reason, by, until, then]
     default: []
   only_if:
     description:
@@ -225,6 +233,7 @@ EXAMPLES = r"""
     status: DRAIN
     by: nightly backup
     until: 2h
+    then: UP
 
 - name: Bring the server back into rotation
   hapgent.agent.hapgent_state:
@@ -515,7 +524,10 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "status": {"type": "str", "choices": list(STATUSES)},
-            **{name: {"type": field.kind} for name, field in FIELDS.items()},
+            **{
+                name: {"type": field.kind, **({"choices": list(field.choices)} if field.choices else {})}
+                for name, field in FIELDS.items()
+            },
             "unset": {"type": "list", "elements": "str", "choices": list(FIELDS), "default": []},
             "only_if": {
                 "type": "dict",

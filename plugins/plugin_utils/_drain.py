@@ -54,6 +54,7 @@ class Change(t.TypedDict):
     reason: str
     by: str
     until: str
+    then: str
     unset: list[str]
     only_if: Fields
 
@@ -79,15 +80,19 @@ class Plans(t.TypedDict):
 
 
 class Notes(t.TypedDict):
-    """Why a host is out of rotation, who has taken it out, and when that is overdue, '' if that is not known."""
+    """Why a host is out of rotation, who has taken it out, when that is overdue, and which status follows then.
+
+    Each is '' if it is not known.
+    """
 
     reason: str
     by: str
     until: str
+    then: str
 
 
 Agent = tuple[Service, Fields]
-NO_NOTES: Notes = {"reason": "", "by": "", "until": ""}
+NO_NOTES: Notes = {"reason": "", "by": "", "until": "", "then": ""}
 
 
 def together(plans: dict[str, HostPlan]) -> Plans:
@@ -119,9 +124,11 @@ def drain_host(
         for service, _state, plan in plans
         if plan["note"]
     ]
+    # A server that an earlier drain would bring back must not come back during what follows this one.
+    stays = () if notes["then"] else ("then",)
     return {
         "changes": [
-            change(service, state, status="DRAIN", notes=notes) if plan["change"] else change(service)
+            change(service, state, status="DRAIN", notes=notes, unset=stays) if plan["change"] else change(service)
             for service, state, plan in plans
         ],
         "notes": {service["service"]: plan["note"] for service, _state, plan in plans},

@@ -249,7 +249,8 @@ def _notes(state: t.Mapping[str, t.Any] | None) -> list[str]:
     if not state:
         return [""] * 3
     until = _date(timestamp(state["until"])) if "until" in state else ""
-    return [state.get("reason", ""), state.get("by", ""), f"{until}{MARK if _is_overdue(state) else ''}"]
+    then = f", then {state['then']}" if "then" in state else ""
+    return [state.get("reason", ""), state.get("by", ""), f"{until}{then}{MARK if _is_overdue(state) else ''}"]
 
 
 def _is_overdue(state: t.Mapping[str, t.Any]) -> bool:

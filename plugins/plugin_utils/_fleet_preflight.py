@@ -12,7 +12,7 @@ import re
 import time
 import typing as t
 
-from ansible_collections.hapgent.agent.plugins.module_utils._state import StateError, moment, timestamp
+from ansible_collections.hapgent.agent.plugins.module_utils._state import FIELDS, StateError, moment, timestamp
 from ansible_collections.hapgent.agent.plugins.plugin_utils._variables import host_pattern, strangers, unknown, words
 
 # A playbook puts the text into the name of a play if the variable is not defined when Ansible creates the play. If the
@@ -42,8 +42,8 @@ class Given(t.TypedDict):
     C(names) are the names of its variables, C(own) is the value of hapgent_own_variables, C(play) the name of the play,
     C(stray_words) the words that Ansible has found outside of quotes, C(pattern) the value of hapgent_load_balancers
     and C(balancers) the hosts that it selects. C(names_there) and C(own_there) are the names and own variables of all
-    these hosts together. C(numbers) is empty, or has hapgent_after_grace, hapgent_until, hapgent_lock and variables of
-    SHARES and RANGES; None is a port that is not set.
+    these hosts together. C(numbers) is empty, or has hapgent_after_grace, hapgent_until, hapgent_then if it is used,
+    hapgent_lock and variables of SHARES and RANGES; None is a port that is not set.
     """
 
     names: list[str]
@@ -67,6 +67,7 @@ def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]
         *_numbers(given["numbers"]),
         *_cannot_cut(given),
         *_until(given["numbers"].get("hapgent_until", "")),
+        *_then(given["numbers"].get("hapgent_then", ""), given["numbers"].get("hapgent_until", "")),
         *_lock(given["numbers"].get("hapgent_lock", "")),
     ]
 
@@ -138,6 +139,13 @@ def _until(given: str) -> t.Iterator[str]:
     else:
         if until and timestamp(until) < now:
             yield f"hapgent_until must be in the future, not {until}."
+
+
+def _then(given: str, until: str) -> t.Iterator[str]:
+    if given and given not in FIELDS["then"].choices:
+        yield f"hapgent_then must be {FIELDS['then'].range}, not {given}."
+    elif given and not until:
+        yield "hapgent_then requires hapgent_until, the moment at which the host comes back."
 
 
 def _lock(given: str) -> t.Iterator[str]:

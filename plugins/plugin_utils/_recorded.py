@@ -54,9 +54,9 @@ def read_once(hostvars: Hostvars) -> Hostvars:
 class Settings(t.TypedDict):
     """What steps/check_variables.yml has recorded.
 
-    C(min_up), C(fleet), C(grace), C(max_sessions) and C(until) are there if the host may be drained, C(bake),
-    C(bake_errors), C(max_failed) and C(stop_after) in a rolling update. C(found_out) has the notes of a drain in the
-    same run.
+    C(min_up), C(fleet), C(grace), C(max_sessions) and C(until) are there if the host may be drained, C(then) in a drain
+    alone, C(bake), C(bake_errors), C(max_failed) and C(stop_after) in a rolling update. C(found_out) has the notes of a
+    drain in the same run.
     """
 
     services: list[Service]
@@ -67,6 +67,7 @@ class Settings(t.TypedDict):
     grace: t.Any
     max_sessions: t.Any
     until: str
+    then: str
     min_up: t.Any
     fleet: list[str]
     bake: t.Any
@@ -86,6 +87,7 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
         "grace": 0,
         "max_sessions": 0,
         "until": "",
+        "then": "",
         # Nothing may leave by mistake.
         "min_up": "100%",
         "fleet": [],
@@ -99,8 +101,9 @@ def settings(hostvars: Hostvars, name: str) -> Settings:
 
 def notes(hostvars: Hostvars, name: str, reason: str) -> Notes:
     """The notes of a drain of this host with this reason that begins now."""
-    until = settings(hostvars, name)["until"]
-    return {"reason": reason, "by": _who.current(), "until": moment(until, time.time()) if until else ""}
+    found = settings(hostvars, name)
+    until = moment(found["until"], time.time()) if found["until"] else ""
+    return {"reason": reason, "by": _who.current(), "until": until, "then": found["then"]}
 
 
 def balancers(hostvars: Hostvars, names: t.Iterable[str]) -> list[tuple[str, t.Any, t.Any]]:

@@ -171,6 +171,7 @@ COMPLETED = {
     "hapgent --ser": "hapgent --services ",
     "hapgent drain --se": "hapgent drain --service ",
     "hapgent drain --wait --r": "hapgent drain --wait --reason ",
+    "hapgent drain --until 2h --then u": "hapgent drain --until 2h --then up ",
     "hapgent status --prom": "hapgent status --prometheus ",
     "hapgent drain --service sh": "hapgent drain --service shop ",
     "hapgent drain --service hapgent@s": "hapgent drain --service hapgent@shop ",

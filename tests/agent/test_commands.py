@@ -272,6 +272,7 @@ def polled(agent: Agent, status_socket: Path, eventually: Eventually, **addresse
 
 UNTIL = "2999-11-28T06:00:00Z"
 FORMS = {"weight": " {}%", "maxconn": " maxconn:{}", "reason": " # {}"}
+LATER = {"until": ", until {}", "then": ", then {}"}
 
 
 @pytest.mark.parametrize(
@@ -280,6 +281,10 @@ FORMS = {"weight": " {}%", "maxconn": " maxconn:{}", "reason": " # {}"}
         (["drain"], {"status": "DRAIN", "weight": 50, "by": BY}),
         (["drain", "--reason", "release 4.2"], {"status": "DRAIN", "weight": 50, "reason": "release 4.2", "by": BY}),
         (["drain", f"--until={UNTIL}"], {"status": "DRAIN", "weight": 50, "by": BY, "until": UNTIL}),
+        (
+            ["drain", f"--until={UNTIL}", "--then", "up"],
+            {"status": "DRAIN", "weight": 50, "by": BY, "until": UNTIL, "then": "UP"},
+        ),
         (["maint", "--reason=disk"], {"status": "MAINT", "weight": 50, "reason": "disk", "by": BY}),
         (["down"], {"status": "DOWN", "weight": 50, "by": BY}),
         (["ready"], {"status": "READY", "weight": 50}),
@@ -287,12 +292,16 @@ FORMS = {"weight": " {}%", "maxconn": " maxconn:{}", "reason": " # {}"}
         (["set", "reason=all is well"], {"status": "UP", "weight": 50, "reason": "all is well", "by": BY}),
         (["set", "--reason", "x", "weight=none"], {"status": "UP", "reason": "x", "by": BY}),
         (["set", "by=ada", f"until={UNTIL}"], {"status": "UP", "weight": 50, "by": "ada", "until": UNTIL}),
+        (
+            ["set", f"until={UNTIL}", "then=UP"],
+            {"status": "UP", "weight": 50, "by": BY, "until": UNTIL, "then": "UP"},
+        ),
     ],
     ids=" ".join,
 )
 def test_state_is_changed_once(commands: Commands, arguments: list[str], after: dict[str, Any]) -> None:
     commands.write("hapgent@shop", {"status": "UP", "weight": 50})
-    now = f"{after['status']}{shown(after, {**FORMS, 'until': ', until {}'})}"
+    now = f"{after['status']}{shown(after, {**FORMS, **LATER})}"
     for service in ("shop", "hapgent@shop", "hapgent@shop.service"):
         done = commands.run(*arguments, "--service", service)
         if service == "shop":
@@ -309,7 +318,7 @@ def test_state_is_changed_once(commands: Commands, arguments: list[str], after: 
 
 def shown(state: dict[str, Any], forms: Mapping[str, str] | None = None) -> str:
     """The fields of a state after its status. What a command has just set does not name who runs it."""
-    forms = forms or {**FORMS, "by": ", by {}", "until": ", until {}"}
+    forms = forms or {**FORMS, "by": ", by {}", **LATER}
     return "".join(form.format(state[name]) for name, form in forms.items() if name in state)
 
 
@@ -532,6 +541,21 @@ def test_duration_is_stored_as_a_moment(commands: Commands) -> None:
     assert commands.saved("hapgent@shop") == DRAIN
 
 
+def test_what_follows_belongs_to_its_moment(commands: Commands) -> None:
+    def after(*arguments: str) -> Any:
+        assert commands.run(*arguments, "--service", "shop").returncode == 0
+        return commands.saved("hapgent@shop")
+
+    returns = after("drain", "--until", UNTIL, "--then", "up")
+    assert after("set", "weight=7") == {**returns, "weight": 7}
+    assert after("drain", "--until", UNTIL) == {**returns, "weight": 7}
+    assert "then" not in after("drain", "--until", "3h")
+    assert after("drain", "--until", UNTIL, "--then", "UP")["then"] == "UP"
+    assert after("set", "until=none", "weight=none") == DRAIN
+    after("drain", "--until", UNTIL, "--then", "up")
+    assert after("set", "then=none") == {**DRAIN, "until": UNTIL}
+
+
 # Exit statuses
 
 
@@ -584,6 +608,9 @@ def test_user_of_an_agent_in_a_sandbox_is_not_permitted(tmp_path: Path) -> None:
         (["drain", "--until=2020-11-28T06:00:00Z"], "until must be in the future"),
         (["set", "until=soon"], "offset from UTC"),
         (["set", "until=2h", "--until=2h"], "twice"),
+        (["drain", "--then", "up"], "then requires until"),
+        (["drain", "--until=2h", "--then=down"], "then must be UP, not"),
+        (["set", "then=UP", "until=none"], "then requires until"),
         (["drain", "--service", "shop", "--all"], "--service and --all"),
         (["drain", "--al"], "Did you mean --all?"),
         (["drain", "--all=yes"], "--all takes no value"),

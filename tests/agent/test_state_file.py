@@ -49,7 +49,7 @@ STATUS = "UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED"
 WEIGHT = "0 to 255"
 MAXCONN = "0 to 65535"
 REASON = "1 to 120 bytes"
-FIELDS = "status, weight, maxconn, reason, by, until"
+FIELDS = "status, weight, maxconn, reason, by, until, then"
 
 # The content of the file, and what the log line must name: the field, its value, what it must be.
 REJECTED = {
@@ -101,6 +101,12 @@ REJECTED = {
     "reason with a line break": (b'{"status": "UP", "reason": "a\\nb"}', "reason", "a\\nb", REASON),
     "reason with a control character": (b'{"status": "UP", "reason": "a\\u009bb"}', "reason", REASON),
     "reason with half a surrogate pair": (b'{"status": "UP", "reason": "\\ud83d"}', "reason", REASON),
+    "then another status": (
+        b'{"status": "DRAIN", "until": "2999-11-28T06:00:00Z", "then": "READY"}',
+        "then must be UP",
+        '"READY"',
+    ),
+    "then without until": (b'{"status": "DRAIN", "then": "UP"}', "then requires until"),
     "unknown field": (b'{"status": "UP", "wieght": 50}', '"wieght"', FIELDS),
     "field in upper case": (b'{"STATUS": "UP"}', '"STATUS"', FIELDS),
     "field without a name": (b'{"status": "UP", "": null}', '""', FIELDS),

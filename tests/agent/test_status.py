@@ -1152,6 +1152,7 @@ SITUATIONS: dict[str, Situation] = {
         "70m",
         {OVERDUE: [of_agent()]},
     ),
+    "about to come back": (agent_metrics(state="DRAIN", until=3600), "64m", {}),
     "drained for less than a day": (agent_metrics(state="DRAIN"), "23h", {}),
     "down for long": (agent_metrics(state="DOWN"), "26h", {}),
     "there is no agent": (

@@ -67,6 +67,7 @@ ALL: dict[str, Any] = {
         "reason": "kernel upgrade",
         "by": "ada@control1",
         "until": "2026-11-28T06:00:00Z",
+        "then": "UP",
     },
     "answer": "DRAIN UP 50% maxconn:9 # kernel upgrade",
     "settle": 60,
@@ -318,7 +319,7 @@ def hostile() -> dict[str, Any]:
     """Return a status in which every text that is shown contains control characters."""
     document = copy.deepcopy(ALL)
     document.update(version=HOSTILE, address=HOSTILE, state_file=HOSTILE, last_error=HOSTILE)
-    document["state"].update(status=HOSTILE, reason=HOSTILE, by=HOSTILE, until=HOSTILE)
+    document["state"].update(status=HOSTILE, reason=HOSTILE, by=HOSTILE, until=HOSTILE, then=HOSTILE)
     document["peers"][0]["address"] = HOSTILE
     document["counters"][HOSTILE] = 1
     return document
@@ -340,7 +341,7 @@ def test_each_hostile_text_is_shown(path: Path) -> None:
     with responding(path, sent(hostile())):
         lines = run(path).stdout.splitlines()
     begun = [line.split(r"\x1b]0;owned\x07\x9b31m\x7f\nstate", 1)[0].strip() for line in lines if "owned" in line]
-    assert begun == ["state", "error", "reason", "by", "until", "answers on", "state file", ""]
+    assert begun == ["state", "error", "reason", "by", "until", "then", "answers on", "state file", ""]
 
 
 def test_path_is_escaped_in_the_error(tmp_path: Path) -> None:

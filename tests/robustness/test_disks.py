@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +116,37 @@ def test_answers_and_recovers_on_a_full_or_read_only_disk(
     agent.send(signal.SIGUSR1)
     eventually(lambda: len(lines_with(agent, of_memory)) == 2, "the problem is logged again")
     next(obstacle, None)
+
+
+@pytest.mark.parametrize("prevent_saving", [full, read_only])
+def test_server_does_not_come_back_on_a_full_or_read_only_disk(
+    disk: Disk, agents: Agents, clients: ClientsOf, prevent_saving: Callable[[Disk], Iterator[str]]
+) -> None:
+    agent = agents.start(state_file=disk.folder / "state.json")
+    # On a busy machine, the moment may come before the disk is prepared.
+    for seconds in (2, 4, 8, 16, 32):
+        until = time.time() + seconds
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until))
+        state = {"status": "DRAIN", "until": moment, "then": "UP"}
+        agent.write_state(json.dumps(state).encode())
+        agent.send(signal.SIGHUP)
+        agent.await_log(f"until {moment}, then UP (SIGHUP)")
+        obstacle = prevent_saving(disk)
+        problem = next(obstacle)
+        if time.time() < until - 1:
+            break
+        next(obstacle, None)
+    with clients(agent, "ask", 4) as met:
+        agent.await_log("not saved")
+        (line,) = lines_with(agent, "not saved")
+        assert problem in line
+    assert set(met) == {"DRAIN\n"}
+    assert not agent.spins()
+    assert state_in(agent.state_file) == state
+    assert len(lines_with(agent, "not saved")) == 1
+    next(obstacle, None)
+    agent.send(signal.SIGUSR1)
+    agent.await_saved({"status": "UP"})
 
 
 @pytest.mark.parametrize("prevent_saving", [full, read_only])

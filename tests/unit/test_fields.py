@@ -42,7 +42,8 @@ def test_module_documents_the_option(name: str, field: Field) -> None:
     assert OPTIONS[name]["type"] == field.kind
     text = " ".join(OPTIONS[name]["description"])
     limits = f"V(0) to V({field.limit})" if field.kind == "int" else f"{field.limit} bytes"
-    assert ("V(2026-11-28T06:00:00Z)" if field.is_moment else limits) in text
+    assert OPTIONS[name].get("choices", []) == [*field.choices]
+    assert field.choices or ("V(2026-11-28T06:00:00Z)" if field.is_moment else limits) in text
 
 
 def test_module_can_unset_each_field() -> None:
@@ -53,7 +54,8 @@ def test_module_can_unset_each_field() -> None:
 def test_state_file_is_documented(name: str, field: Field) -> None:
     row = re.search(rf"^\| `{name}` \|.*$", (ROOT / "docs/state.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert row, "the table of fields in docs/state.md"
-    assert ("2026-11-28T06:00:00Z" if field.is_moment else str(field.limit)) in row[0]
+    limits = field.range if field.choices else str(field.limit)
+    assert ("2026-11-28T06:00:00Z" if field.is_moment else limits) in row[0]
 
 
 @NAMED

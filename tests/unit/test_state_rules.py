@@ -72,10 +72,11 @@ class Meant(NamedTuple):
     reason: str | None = None
     by: str | None = None
     until: str | None = None
+    then: str | None = None
 
 
 LIMITS = {"weight": 255, "maxconn": 65535}
-NOTES = [name for name in Meant._fields[1:] if name not in (*LIMITS, "until")]
+NOTES = [name for name in Meant._fields[1:] if name not in (*LIMITS, "until", "then")]
 UP_AND_DOWN = ("UP", "DOWN", "FAIL", "STOPPED")
 ADMINISTRATIVE = ("READY", "DRAIN", "MAINT")
 STATUSES = (*UP_AND_DOWN, *ADMINISTRATIVE)
@@ -106,12 +107,15 @@ def expected_state(raw: bytes) -> Meant | None:
     values = [decoded_value(name, text) for name, text in written.items()]
     if status not in STATUSES or "wrong" in values:
         return None
-    return Meant(status, *values)  # type: ignore[arg-type]
+    state = Meant(status, *values)  # type: ignore[arg-type]
+    return None if state.then and not state.until else state
 
 
 def decoded_value(name: str, written: str) -> int | str | None:
     if name in LIMITS:
         return decoded_number(written, LIMITS[name])
+    if name == "then":
+        return None if written == "null" else "UP" if decoded_string(written) == "UP" else "wrong"
     return decoded_moment(written) if name == "until" else decoded_note(written)
 
 
@@ -235,6 +239,7 @@ good_values = {
     '"maxconn"': good_numbers,
     **{f'"{name}"': plain_texts.filter(bool).map(json.dumps) | st.just("null") for name in NOTES},
     '"until"': moments.map(json.dumps) | st.just("null"),
+    '"then"': st.sampled_from(['"UP"', '"\\u0055P"', "null"]),
 }
 odd_members = st.sampled_from(
     [
@@ -245,6 +250,7 @@ odd_members = st.sampled_from(
         ('"maxconn"', written_numbers),
         *((f'"{name}"', written_texts) for name in NOTES * 2),
         ('"until"', written_moments),
+        ('"then"', written_statuses),
         ('"wait"', st.just("null")),
         *((f'"{name}"', written_values) for name in Meant._fields),
     ]
@@ -285,7 +291,8 @@ meanings = st.builds(
         NOTES, st.none() | plain_texts.filter(lambda text: text and not text.isspace() and len(text.encode()) <= 120)
     ),
     until=st.none() | moments,
-)
+    then=st.sampled_from([None, "UP"]),
+).map(lambda state: state if state.until else state._replace(then=None))
 
 
 def parsed(raw: bytes) -> Meant | None:
@@ -304,7 +311,8 @@ def test_documents_include_both_valid_and_invalid_states() -> None:
     found = [meant for meant in seen if meant]
     assert 0.2 < len(found) / len(seen) < 0.8
     for field in Meant._fields:
-        assert len({getattr(meant, field) for meant in found}) >= 7
+        # The last one has only one value.
+        assert len({getattr(meant, field) for meant in found}) >= (2 if field == "then" else 7)
 
 
 @settings(same_examples, max_examples=2500)
@@ -699,6 +707,8 @@ changes = st.builds(
     st.sampled_from([None, None, None, 7]),
     **dict.fromkeys(NOTES, st.sampled_from([None, None, "release 4.2", "é: kernel, maint 50%"])),
     until=st.sampled_from([None, "2026-11-28T06:00:00Z"]),
+    # What the agent does by itself is in tests/agent/test_comes_back.py.
+    then=st.none(),
 )
 settles = st.sampled_from([2, 5, 60])
 balancer_numbers = st.integers(0, 2)

@@ -20,17 +20,19 @@ _hapgent() {
         replies='drain undrain up down maint ready set status weigh load pressure --help --version --services'
     elif [[ $previous == --service ]]; then
         replies=$(_hapgent_services "${words[0]}")
+    elif [[ $previous == --then ]]; then
+        replies='up'
     elif [[ $previous == --reason ]]; then
         return
     else
         case $command in
-        drain) replies='--reason --until --wait --service --all --help' ;;
-        undrain) replies='--reason --until --wait --service --all --help' ;;
-        up) replies='--reason --until --wait --service --all --help' ;;
-        down) replies='--reason --until --wait --service --all --help' ;;
-        maint) replies='--reason --until --wait --service --all --help' ;;
-        ready) replies='--reason --until --wait --service --all --help' ;;
-        set) replies='weight= maxconn= reason= by= until= --reason --until --wait --service --all --help' ;;
+        drain) replies='--reason --until --then --wait --service --all --help' ;;
+        undrain) replies='--reason --until --then --wait --service --all --help' ;;
+        up) replies='--reason --until --then --wait --service --all --help' ;;
+        down) replies='--reason --until --then --wait --service --all --help' ;;
+        maint) replies='--reason --until --then --wait --service --all --help' ;;
+        ready) replies='--reason --until --then --wait --service --all --help' ;;
+        set) replies='weight= maxconn= reason= by= until= then= --reason --until --then --wait --service --all --help' ;;
         status) replies='--watch --service --json --prometheus --help' ;;
         weigh) replies='--service --min --max --step --smoothing --fallback --weight --maxconn --restore --help' ;;
         load) replies='--help' ;;

@@ -460,7 +460,7 @@ def test_examples_of_hapgent_state(fleet: Fleet) -> None:
     assert after[:6] == [
         {"status": "DRAIN"},
         {"status": "DRAIN", "reason": reason},
-        {"status": "DRAIN", "reason": reason, "by": "nightly backup"},
+        {"status": "DRAIN", "reason": reason, "by": "nightly backup", "then": "UP"},
         {"status": "UP"},
         {"status": "UP", "weight": 50},
         {"status": "UP"},

@@ -39,6 +39,7 @@ NUMBERS = {
 OTHERS = {
     "hapgent_own_variables",
     "hapgent_until",
+    "hapgent_then",
     "hapgent_lock",
     "hapgent_state_file",
     # Without systemd, only the default instance can be found. See test__services.py.

@@ -38,11 +38,12 @@ from hypothesis import strategies as st
 
 # Messages name the valid statuses, fields, numbers and lengths.
 ONE_STATUS = "UP, DOWN, READY, DRAIN, FAIL, MAINT, STOPPED"
-FIELDS = "status, weight, maxconn, reason, by, until"
+FIELDS = "status, weight, maxconn, reason, by, until, then"
 WEIGHT = "0 to 255"
 MAXCONN = "0 to 65535"
 REASON = "1 to 120 bytes"
 MOMENT = "such as 2026-11-28T06:00:00Z"
+THEN = "then must be UP"
 ONE_OBJECT = "one JSON object"
 
 # A character has at most four bytes. Cc are control characters, Cs are halves of surrogate pairs.
@@ -57,7 +58,8 @@ states = st.builds(
     **{name: st.none() | st.integers(0, limit) for name, limit in LIMITS.items()},
     **dict.fromkeys(("reason", "by"), st.none() | reasons),
     until=st.sampled_from([None, NOON, "2000-02-29T23:59:59Z"]),
-)
+    then=st.sampled_from([None, "UP"]),
+).map(lambda state: state if state.until else state._replace(then=None))
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
@@ -72,6 +74,7 @@ fields_near_a_state = st.fixed_dictionaries(
         "maxconn": st.integers(-1, 70_000) | json_values,
         "reason": st.text(max_size=130) | json_values,
         "until": st.sampled_from([NOON, NOON.lower(), "2h", "2026-02-29T12:00:00Z"]) | json_values,
+        "then": st.sampled_from(["UP", "up", "READY", ""]) | json_values,
     },
 )
 # Every run has the same examples and writes nothing to the working folder.
@@ -270,7 +273,8 @@ def test_any_fields_are_a_state_or_refused(fields: dict[str, Any]) -> None:
     try:
         state = from_fields(fields)
     except StateError as error:
-        assert any(valid in str(error) for valid in (ONE_STATUS, FIELDS, WEIGHT, MAXCONN, REASON, MOMENT))
+        valid = (ONE_STATUS, FIELDS, WEIGHT, MAXCONN, REASON, MOMENT, THEN, "then requires until")
+        assert any(text in str(error) for text in valid)
         assert len(str(error)) < 200
     else:
         assert state.status in STATUSES
@@ -280,6 +284,8 @@ def test_any_fields_are_a_state_or_refused(fields: dict[str, Any]) -> None:
             assert value is None or 0 <= value <= limit
         assert state.until == fields.get("until")
         assert state.until in (None, NOON)
+        assert state.then == fields.get("then")
+        assert (state.then, state.until) == ("UP", NOON) or state.then is None
         assert state.reason == fields.get("reason")
         assert state.reason is None or (state.reason.strip() and 1 <= len(state.reason.encode()) <= 120)
         assert not {"#", "\n", "\r"} & set(state.answer().partition(" # ")[2])
@@ -376,7 +382,38 @@ def test_the_state_is_the_same_with_other_notes(before: State, after: State, onl
 
 
 def test_a_new_status_removes_all_notes() -> None:
-    assert NOTED.with_status("UP") == State("UP")
+    assert NOTED._replace(then="UP").with_status("UP") == State("UP")
+
+
+@pytest.mark.parametrize("given", ["up", "READY", "DRAIN", "", 1, True, ["UP"], {}])
+def test_only_up_follows(given: object) -> None:
+    with pytest.raises(StateError, match="then must be UP, not "):
+        from_fields({"status": "DRAIN", "until": NOON, "then": given})
+
+
+def test_a_status_follows_only_at_a_moment() -> None:
+    with pytest.raises(StateError, match="then requires until"):
+        from_fields({"status": "DRAIN", "then": "UP"})
+    assert from_fields({"status": "DRAIN", "until": NOON, "then": "UP"}).remarks() == f", until {NOON}, then UP"
+
+
+RETURNS = State("DRAIN", 50, 9, "disk", "ada@control1", NOON, "UP")
+
+
+@pytest.mark.parametrize(
+    ("state", "now", "expected"),
+    [
+        (RETURNS, AT_NOON - 0.001, RETURNS),
+        (RETURNS, AT_NOON, State("UP", 50, 9)),
+        (RETURNS, AT_NOON + 86400, State("UP", 50, 9)),
+        *((RETURNS._replace(status=status), AT_NOON, State("UP", 50, 9)) for status in ("DOWN", "FAIL", "MAINT")),
+        *((RETURNS._replace(status=status), AT_NOON, RETURNS._replace(status=status)) for status in ("UP", "READY")),
+        (RETURNS._replace(then=None), AT_NOON, RETURNS._replace(then=None)),
+        (State("DRAIN"), AT_NOON, State("DRAIN")),
+    ],
+)
+def test_state_that_follows(state: State, now: float, expected: State) -> None:
+    assert state.at(now) == expected
 
 
 # Keywords that reset another state

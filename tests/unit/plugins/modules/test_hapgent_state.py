@@ -445,6 +445,21 @@ def test_another_reason_forgets_who_gave_the_previous_one(new_file: Path, reason
     assert result["after"] == {"status": "DRAIN", "reason": reason, **(notes if keeps else {})}
 
 
+def test_then_requires_until(new_file: Path) -> None:
+    new_file.write_bytes(b'{"status": "UP"}')
+    arguments: Any = {"state_file": str(new_file), "notify": False, "status": "DRAIN"}
+    assert_nothing_changed(run_module(**arguments, then="UP"), "then requires until")
+    assert "READY" in run_module(**arguments, until="2h", then="READY")["msg"]
+    assert new_file.read_bytes() == b'{"status": "UP"}'
+    notes: Any = {"until": "2999-11-28T06:00:00Z", "then": "UP"}
+    assert run_module(**arguments, **notes)["after"] == {"status": "DRAIN", **notes}
+    again = run_module(**arguments, **notes)
+    assert (again["changed"], again["after"]) == (False, {"status": "DRAIN", **notes})
+    # Without what follows, another moment removes it.
+    notes = {"until": "2999-11-28T07:00:00Z"}
+    assert run_module(**arguments, **notes)["after"] == {"status": "DRAIN", **notes}
+
+
 def test_missing_file_is_an_error_without_create(new_file: Path) -> None:
     result = run_module(state_file=str(new_file), notify=False, status="UP")
     assert_nothing_changed(result, f"{new_file} ", "state_file", "create")

@@ -130,7 +130,8 @@ def test_undrain_keeps_the_reason_of_another_operator(their_reason: str | None, 
 SHOP: Service = {"name": "shop", "service": "hapgent@shop", "state_file": "", "server": "web1", "backends": ["shop"]}
 API: Service = {"name": "api", "service": "hapgent@api", "state_file": "", "server": "web1", "backends": ["api"]}
 UP, OUT = {"status": "UP"}, {"status": "MAINT", "reason": "disk"}
-NOTES: Notes = {"reason": OURS, "by": "ada@control1", "until": "2026-11-28T06:00:00Z"}
+REMOVED = ["reason", "by", "until", "then"]
+NOTES: Notes = {"reason": OURS, "by": "ada@control1", "until": "2026-11-28T06:00:00Z", "then": ""}
 
 
 def test_all_services_of_a_host_are_drained() -> None:
@@ -143,6 +144,14 @@ def test_all_services_of_a_host_are_drained() -> None:
     assert (api["service"], api["status"], api["by"], api["until"], api["only_if"]) == ("hapgent@api", "", "", "", {})
     assert plan["message"].startswith("web1 api is already out")
     assert plan["refusal"] == ""
+
+
+@pytest.mark.parametrize(("then", "unset"), [("UP", []), ("", ["then"])])
+def test_only_the_last_drain_brings_a_host_back_by_itself(then: str, unset: list[str]) -> None:
+    drained = {"status": "DRAIN", "reason": OURS, "until": "2026-11-28T06:00:00Z", "then": "UP"}
+    plan = drain_host("web1", [(SHOP, drained)], {**NOTES, "then": then}, lambda _service: [])
+    (made,) = plan["changes"]
+    assert (made["status"], made["then"], made["unset"]) == ("DRAIN", then, unset)
 
 
 def test_no_service_of_a_host_is_drained_if_one_cannot_be() -> None:
@@ -159,7 +168,7 @@ def test_operators_learn_who_keeps_a_host_out() -> None:
 
 def test_undrain_removes_all_notes() -> None:
     (plain,) = undrain_host("web1", [(SHOP, {**UP, "by": "bob"})], "", {}, lambda _service: [])["changes"]
-    assert plain["unset"] == ["reason", "by", "until"]
+    assert plain["unset"] == REMOVED
 
 
 def test_undrain_brings_back_those_that_the_drain_took_out() -> None:
@@ -280,9 +289,6 @@ def test_end_of_a_drain(waited: Row, changed: Row, when_left: str, expected: tup
     assert found["began"] == (5.0 if changed is CHANGED else None)
     if waited is OLD:
         assert "on-marked-down" not in found["sessions_left"]
-
-
-REMOVED = ["reason", "by", "until"]
 
 
 @pytest.mark.parametrize(

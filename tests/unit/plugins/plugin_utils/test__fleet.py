@@ -731,6 +731,7 @@ def test_table_shows_who_and_until_when_if_an_agent_reports_it() -> None:
         f"web1  DRAIN  {SINCE_SHOWN}  disk    ada@control1  2999-11-28 06:00:00 UTC  2 of 2",
         f"web2  UP     {SINCE_SHOWN}                                                 2 of 2",
     ]
+    assert "  2999-11-28 06:00:00 UTC, then UP  2 of 2" in drained(until="2999-11-28T06:00:00Z", then="UP")[1]
     assert " until " not in drained(by="ada@control1")[0]
     assert " by " not in drained()[0]
 

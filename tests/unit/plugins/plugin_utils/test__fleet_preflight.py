@@ -117,3 +117,20 @@ def test_problems_of_variables(given: Any, expected: list[list[str]]) -> None:
 def test_problems_of_numbers(name: str, value: Any, is_right: bool) -> None:
     found = problems({**GIVEN, "numbers": {**NUMBERS, name: value}}, GROUPS)
     assert [problem.partition(" ")[0] for problem in found] == ([] if is_right else [name])
+
+
+@pytest.mark.parametrize(
+    ("until", "then", "expected"),
+    [
+        ("2h", "UP", []),
+        ("2h", "", []),
+        ("", "UP", ["hapgent_then requires hapgent_until"]),
+        ("2h", "up", ["hapgent_then must be UP, not up"]),
+        ("", "READY", ["hapgent_then must be UP, not READY"]),
+    ],
+)
+def test_what_follows_is_up_at_a_moment(until: str, then: str, expected: list[str]) -> None:
+    found = problems({**GIVEN, "numbers": {**NUMBERS, "hapgent_until": until, "hapgent_then": then}}, GROUPS)
+    assert [
+        problem.partition(",")[0] if "requires" in problem else problem.rstrip(".") for problem in found
+    ] == expected

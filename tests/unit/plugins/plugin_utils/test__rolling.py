@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.inventory.manager import InventoryManager
+from ansible_collections.hapgent.agent.plugins.plugin_utils._drain import Notes
 from ansible_collections.hapgent.agent.plugins.plugin_utils._rolling import (
     Limits,
     Turn,
@@ -100,7 +101,8 @@ DRAINED, MAINT = {"status": "DRAIN", "reason": OURS}, {"status": "MAINT"}
     ],
 )
 def test_changes_of_each_step(step: str, states: list[Result], expected: list[tuple[str, str, str, list[str]]]) -> None:
-    found = changes(step, list(zip([SHOP, API], states, strict=True)), {"reason": OURS, "by": "ada", "until": "2h"})
+    notes: Notes = {"reason": OURS, "by": "ada", "until": "2h", "then": ""}
+    found = changes(step, list(zip([SHOP, API], states, strict=True)), notes)
     assert [(change["name"], change["status"], change["reason"], change["unset"]) for change in found] == expected
     by_name = {"shop": states[0], "api": states[1]}
     for change in found:
