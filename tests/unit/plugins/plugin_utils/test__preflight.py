@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.hapgent.agent.plugins.filter._host_variable_problems import host_variable_problems as filtered
+from ansible_collections.hapgent.agent.plugins.filter._host import host_variable_problems as filtered
 from ansible_collections.hapgent.agent.plugins.module_utils._host import path_to
 from ansible_collections.hapgent.agent.plugins.plugin_utils._instances import instances
 from ansible_collections.hapgent.agent.plugins.plugin_utils._preflight import (

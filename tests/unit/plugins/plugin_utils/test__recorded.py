@@ -11,8 +11,7 @@ import time
 from typing import Any
 
 import pytest
-from ansible_collections.hapgent.agent.plugins.filter._host_servers import host_servers
-from ansible_collections.hapgent.agent.plugins.filter._wait import wait
+from ansible_collections.hapgent.agent.plugins.filter._fleet import host_servers, wait
 from ansible_collections.hapgent.agent.plugins.plugin_utils import _recorded
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import Service
 

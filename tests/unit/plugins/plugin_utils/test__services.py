@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.hapgent.agent.plugins.filter._services import services_of
+from ansible_collections.hapgent.agent.plugins.filter._fleet import services_of
 from ansible_collections.hapgent.agent.plugins.plugin_utils._services import (
     Service,
     ServicesError,
