@@ -69,7 +69,7 @@ CONDITIONS = [
 def test_conditions_are_found() -> None:
     assert len(CONDITIONS) > 50
     documents = {str(condition.id).partition(":")[0] for condition in CONDITIONS}
-    assert {"playbooks/rolling.yml", "plugins/filter/_drained.yml", "README.md"} <= documents
+    assert {"playbooks/rolling.yml", "plugins/filter/_drained.yml", "docs/fleet.md"} <= documents
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
