@@ -68,6 +68,7 @@ class Keeper:
         self._reload = False
         self._last_moment = float("inf")
         self._retry_at = 0.0
+        self._locked_since = float("inf")
         self._notes: collections.deque[tuple[t.Callable[[str], None], str]] = collections.deque(maxlen=100)
         self._due = threading.Event()
         self._working_since: float | None = None
@@ -263,17 +264,23 @@ class Keeper:
             return
         file = StateFile(os.path.realpath(self.state_file))
         problem = ""
-        after = None
+        before = after = None
+        self._locked_since = min(self._locked_since, time.monotonic())
         try:
-            _before, after = file.edit(_now, min(time.monotonic() + BRIEF_LOCK_SECONDS, self._last_moment))
-        except (LockedError, StateError) as error:
+            before, after = file.edit(_now, min(time.monotonic() + BRIEF_LOCK_SECONDS, self._last_moment))
+        except LockedError as error:
+            if time.monotonic() < self._locked_since + LOCK_SECONDS:
+                return
+            problem = str(error)
+        except StateError as error:
             problem = str(error)
         except OSError as error:
             problem = error.strerror or str(error)
+        self._locked_since = float("inf")
         cause = f"until {ended.until}, then {ended.then}"
         if after:
             self._adopt(file)
-            self.counters["saves"] += 1
+            self.counters["saves"] += before != after
             with self._changing:
                 self._answer(self._with_unsaved(after), cause)
             self._manager.notify(self.summary())

@@ -108,8 +108,8 @@ class State(t.NamedTuple):
         return self if status == self.status else self._replace(status=status, **dict.fromkeys(NOTES))
 
     def at(self, now: float) -> State:
-        """What this state becomes by itself at C(now), in seconds since 1970. A server in rotation stays as it is."""
-        if self.then and self.until and self.status not in IN_ROTATION and timestamp(self.until) <= now:
+        """What this state becomes by itself at C(now), in seconds since 1970."""
+        if self.then and self.until and self.status != self.then and timestamp(self.until) <= now:
             return self.with_status(self.then)
         return self
 

@@ -110,9 +110,7 @@ def drain_host(
 
     C(notes) explain the drain. C(asked) returns what the load balancers report about a service.
     """
-    plans = [
-        (service, state, drain(state, notes["reason"], asked(service), service["server"])) for service, state in agents
-    ]
+    plans = [(service, state, drain(state, notes, asked(service), service["server"])) for service, state in agents]
     refusals = [
         f"{titled(host, service)} cannot be drained: {plan['refusal']}."
         for service, _state, plan in plans
@@ -245,16 +243,19 @@ def to_await(change: Change, result: Fields) -> Change:
     }
 
 
-def drain(state: Fields, reason: str, asked: t.Iterable[Fields], server: str) -> Plan:
+def drain(state: Fields, notes: Notes, asked: t.Iterable[Fields], server: str) -> Plan:
     """Plan the drain of a host whose agent has this state.
 
-    C(asked) has the results of C(haproxy_server_info) in a loop over the load balancers.
+    C(notes) explain the drain. C(asked) has the results of C(haproxy_server_info) in a loop over the load balancers.
     """
     reported = f"its agent reports {answer_of(state)}"
-    if state["status"] == "DRAIN":
-        others = state.get("reason", "") != reason
-        return _plan(change=not others, note=f"{reported}, which is kept" if others else "")
+    if state["status"] == "DRAIN" and state.get("reason", "") == notes["reason"]:
+        return _plan(change=True)
     if state["status"] not in IN_ROTATION:
+        if "then" in state and not notes["then"]:
+            # What follows this drain may take longer.
+            advice = "Drain it again with that reason, or remove this first (hapgent set then=none)"
+            return _plan(change=False, refusal=f"{reported}, so it would come back by itself. {advice}")
         return _plan(change=False, note=f"{reported}, which is kept")
     rows = [(name_of(result), row) for result in asked for row in result.get("servers", []) if row["server"] == server]
     in_maint = [f"{row['backend']}/{row['server']} on {name}" for name, row in rows if _agent_would_end(row)]

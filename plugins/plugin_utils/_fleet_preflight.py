@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import typing as t
@@ -67,7 +68,7 @@ def problems(given: Given, groups: t.Mapping[str, t.Sequence[str]]) -> list[str]
         *_numbers(given["numbers"]),
         *_cannot_cut(given),
         *_until(given["numbers"].get("hapgent_until", "")),
-        *_then(given["numbers"].get("hapgent_then", ""), given["numbers"].get("hapgent_until", "")),
+        *_then(given["numbers"]),
         *_lock(given["numbers"].get("hapgent_lock", "")),
     ]
 
@@ -141,11 +142,27 @@ def _until(given: str) -> t.Iterator[str]:
             yield f"hapgent_until must be in the future, not {until}."
 
 
-def _then(given: str, until: str) -> t.Iterator[str]:
+def _then(numbers: t.Mapping[str, t.Any]) -> t.Iterator[str]:
+    given, until = (str(numbers.get(name, "")) for name in ("hapgent_then", "hapgent_until"))
     if given and given not in FIELDS["then"].choices:
         yield f"hapgent_then must be {FIELDS['then'].range}, not {given}."
     elif given and not until:
         yield "hapgent_then requires hapgent_until, the moment at which the host comes back."
+    elif given:
+        yield from _too_early(numbers)
+
+
+def _too_early(numbers: t.Mapping[str, t.Any]) -> t.Iterator[str]:
+    """A host must not come back while the drain still waits for its sessions to end."""
+    waits = ("hapgent_min_up_wait", "hapgent_wait_timeout", "hapgent_grace")
+    now = time.time()
+    with contextlib.suppress(ValueError, TypeError, StateError):
+        longest = sum(float(numbers[name]) for name in waits)
+        if timestamp(moment(str(numbers["hapgent_until"]), now)) < now + longest:
+            yield (
+                f"With hapgent_then, hapgent_until must be later than the drain can end, which is {longest:.0f} s from "
+                f"now: the sum of {', '.join(waits)}."
+            )
 
 
 def _lock(given: str) -> t.Iterator[str]:

@@ -98,7 +98,7 @@ def test_server_comes_back_at_the_moment(agents: Agents, python: str, path: Path
     }
 
 
-@pytest.mark.parametrize("before", ["DOWN", "MAINT", "FAIL", "STOPPED"])
+@pytest.mark.parametrize("before", ["DOWN", "READY", "MAINT", "FAIL", "STOPPED"])
 def test_server_comes_back_from_each_status(lasting_agent: Agent, before: str) -> None:
     # A moment that is over counts too.
     lasting_agent.write_state(returns("2020-11-28T06:00:00Z", status=before))
@@ -120,15 +120,15 @@ def test_previous_status_is_reset_and_a_ramp_begins_also_after_a_restart(agents:
     assert agent.saved() == {"status": "UP"}
 
 
-def test_a_server_in_rotation_and_one_without_a_request_stay(agents: Agents) -> None:
+def test_a_server_that_is_up_and_one_without_a_request_stay(agents: Agents) -> None:
     over = in_seconds(0)
-    ready = agents.start(returns(over, status="READY"))
+    up = agents.start(returns(over, status="UP"))
     drained = agents.start(json.dumps({"status": "DRAIN", "until": over}).encode())
     # Another agent that has started later has come back.
     agents.start(returns(over)).await_answer(b"UP\n")
-    assert (ready.ask(), drained.ask()) == (b"READY\n", b"DRAIN\n")
-    assert (ready.saved(), drained.saved()) == (
-        json.loads(returns(over, status="READY")),
+    assert (up.ask(), drained.ask()) == (b"UP\n", b"DRAIN\n")
+    assert (up.saved(), drained.saved()) == (
+        json.loads(returns(over, status="UP")),
         {"status": "DRAIN", "until": over},
     )
 

@@ -39,6 +39,10 @@ def asked(*rows: Row) -> list[dict[str, Any]]:
     return [*({"item": f"lb{number}", "servers": [shown]} for number, shown in enumerate(rows, 1)), {"item": "lb9"}]
 
 
+def for_reason(reason: str, then: str = "") -> Notes:
+    return {"reason": reason, "by": "ada@control1", "until": "2026-11-28T06:00:00Z" if then else "", "then": then}
+
+
 IN_USE = asked(row(), row(), row("maint", "agent_or_operator", name="web2"))
 
 
@@ -47,7 +51,7 @@ IN_USE = asked(row(), row(), row("maint", "agent_or_operator", name="web2"))
 @pytest.mark.parametrize("their_reason", [None, OURS, "disk"])
 def test_drain_changes_only_servers_in_rotation(status: str, reason: str, their_reason: str | None) -> None:
     state = {"status": status, **({"reason": their_reason} if their_reason else {})}
-    plan = drain(state, reason, IN_USE, "web1")
+    plan = drain(state, for_reason(reason), IN_USE, "web1")
     ours = status == "DRAIN" and (their_reason or "") == reason
     assert plan["change"] == (status in ("UP", "READY") or ours)
     assert bool(plan["note"]) != plan["change"]
@@ -55,6 +59,15 @@ def test_drain_changes_only_servers_in_rotation(status: str, reason: str, their_
     if not plan["change"]:
         assert status in plan["note"]
         assert (their_reason or "") in plan["note"]
+
+
+@pytest.mark.parametrize("status", ["DRAIN", "MAINT", "FAIL"])
+def test_host_that_would_come_back_by_itself_during_what_follows_is_refused(status: str) -> None:
+    state = {"status": status, "reason": "disk", "until": "2026-11-28T06:00:00Z", "then": "UP"}
+    refusal = drain(state, for_reason(OURS), IN_USE, "web1")["refusal"]
+    assert "2026-11-28T06:00:00Z, then UP" in refusal
+    # This run requests the same.
+    assert drain(state, for_reason(OURS, "UP"), IN_USE, "web1")["refusal"] == ""
 
 
 # The server in HAProxy, and whether the drain is refused, changes the agent's state, or leaves it.
@@ -77,7 +90,7 @@ IN_HAPROXY: dict[str, tuple[list[Row], str]] = {
 
 @pytest.mark.parametrize(("rows", "outcome"), IN_HAPROXY.values(), ids=IN_HAPROXY)
 def test_drain_never_ends_maintenance_in_haproxy(rows: list[Row], outcome: str) -> None:
-    plan = drain({"status": "UP"}, OURS, asked(*rows), "web1")
+    plan = drain({"status": "UP"}, for_reason(OURS), asked(*rows), "web1")
     got = "refused" if plan["refusal"] else "changed" if plan["change"] else "left"
     assert got == outcome
     assert bool(plan["note"]) == (outcome == "left")
@@ -85,7 +98,7 @@ def test_drain_never_ends_maintenance_in_haproxy(rows: list[Row], outcome: str) 
         assert "web/web1 on lb2" in plan["refusal"]
         assert "lb1" not in plan["refusal"]
     # If the agent is drained already, the change ends no maintenance.
-    assert drain({"status": "DRAIN", "reason": OURS}, OURS, asked(*rows), "web1")["change"]
+    assert drain({"status": "DRAIN", "reason": OURS}, for_reason(OURS), asked(*rows), "web1")["change"]
 
 
 # The state, the given reason, why this run's drain left the server; whether undrain changes it, and its report.
@@ -240,10 +253,10 @@ def test_a_change_that_was_made_is_only_waited_for() -> None:
 
 def test_text_from_agents_and_haproxy_is_escaped() -> None:
     state = {"status": "MAINT", "reason": "gone\u202e"}
-    for plan in (drain(state, "", [], "web1"), undrain(state, "", ""), undrain(state, OURS, "")):
+    for plan in (drain(state, for_reason(""), [], "web1"), undrain(state, "", ""), undrain(state, OURS, "")):
         assert plan["note"].isprintable()
     hostile = asked(row(), {**row("maint", "agent_or_operator"), "backend": "\x1b[2J"})
-    assert drain({"status": "UP"}, "", hostile, "web1")["refusal"].isprintable()
+    assert drain({"status": "UP"}, for_reason(""), hostile, "web1")["refusal"].isprintable()
 
 
 WEB: Service = {"name": "", "service": "hapgent", "state_file": "/srv/state.json", "server": "s1", "backends": []}

@@ -29,10 +29,13 @@ NUMBERS = {
     "hapgent_until": "",
     "hapgent_lock": "",
     "hapgent_min_up": 1,
+    "hapgent_min_up_wait": 0,
     "hapgent_grace": 300,
     "hapgent_wait_timeout": "60",
     "hapgent_server_port": None,
 }
+
+TOO_EARLY = "With hapgent_then, hapgent_until must be later than the drain can end, which is 360 s from now"
 
 # The changed inputs, and parts of each problem.
 CASES: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
@@ -126,6 +129,8 @@ def test_problems_of_numbers(name: str, value: Any, is_right: bool) -> None:
         ("2h", "", []),
         ("", "UP", ["hapgent_then requires hapgent_until"]),
         ("2h", "up", ["hapgent_then must be UP, not up"]),
+        ("5m", "UP", [f"{TOO_EARLY}: the sum of hapgent_min_up_wait, hapgent_wait_timeout, hapgent_grace"]),
+        ("7m", "UP", []),
         ("", "READY", ["hapgent_then must be UP, not READY"]),
     ],
 )
