@@ -225,7 +225,9 @@ def test_the_roles_do_not_overwrite_what_the_other_has_recorded() -> None:
     # What is recorded also overrides a variable of a task.
     assert both[0] & variables_of_tasks(FLEET) == set()
     assert both[1] & variables_of_tasks(HAPGENT) == set()
-    assert all(name.startswith("hapgent__") for names in both for name in names)
+    # The role fleet forgets failures that are over, which Ansible would still report.
+    forgotten = {"ansible_failed_task", "ansible_failed_result"}
+    assert all(name.startswith("hapgent__") for names in both for name in names - forgotten)
 
 
 @pytest.mark.parametrize("file", FILES.values(), ids=FILES)
