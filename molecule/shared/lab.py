@@ -4,7 +4,8 @@
 
 """Helpers for the scenarios' tests: query agents and HAProxy from outside, run playbooks and send checks.
 
-Pytest also loads this file as a plugin, which adds the agents' journals to each failure.
+Pytest also loads this file as a plugin, which adds the agents' journals to each failure, and the failure to the table
+of stages.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, TypeVar
 
 import pytest
 import yaml
+from failed_tests import pytest_runtest_logreport  # noqa: F401
 from haproxy import servers
 from quick_python import quick_python
 
