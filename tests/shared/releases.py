@@ -26,7 +26,8 @@ def releases() -> dict[str, Path]:
 RELEASES = releases()
 BY_NUMBER = [name for name in RELEASES if name[0].isdigit()]
 NEWEST = BY_NUMBER[-1]
-EDGES = (BY_NUMBER[0], "of the tests", NEWEST)
+# What differs most. Ansible-core 2.19, with which most tests run, is between them.
+EDGES = (BY_NUMBER[0], NEWEST)
 
 
 def program(release: str) -> Path:
