@@ -94,6 +94,12 @@ def baked(bake: _bake.Bake, results: t.Sequence[_recorded.Result], hostvars: _re
     return _bake.proceed(bake, results, unhealthy, time.time())
 
 
+def can_be_cut(wait: _waiting.Wait, hostvars: _recorded.Hostvars, host: str) -> bool:
+    """See _can_be_cut.yml."""
+    waited = wait["hosts"].get(host)
+    return bool(waited and _waiting.has_current_sessions(waited) and after_grace(hostvars, host, "cut"))
+
+
 def drain_plans(hostvars: _recorded.Hostvars, hosts: t.Iterable[str], reason: str = "") -> Plans:
     """See _drain_plans.yml."""
     hostvars = _recorded.read_once(hostvars)
@@ -293,7 +299,17 @@ def wait(hostvars: _recorded.Hostvars, hosts: t.Iterable[str], step: str) -> _wa
     until, max_sessions = UNTIL[step]
     changed = {host: found for host in hosts if (found := _recorded.changed(hostvars, host, step))}
     waited = {host: _waited_host(hostvars, host, found) for host, found in changed.items()}
-    return _waiting.begin(until, waited, time.time(), max_sessions=max_sessions)
+    if step == "undrain":
+        return _waiting.begin(until, waited, time.time(), max_sessions=max_sessions)
+    settings = {host: _recorded.settings(hostvars, host) for host in waited}
+    return _waiting.begin(
+        until,
+        waited,
+        time.time(),
+        max_sessions=max_sessions,
+        graces={host: float(found["grace"]) for host, found in settings.items()},
+        max_left=min((int(found["max_sessions"]) for found in settings.values()), default=0),
+    )
 
 
 def _waited_host(hostvars: _recorded.Hostvars, host: str, changed: _recorded.Changed) -> _waiting.Host:
@@ -307,15 +323,10 @@ def _waited_host(hostvars: _recorded.Hostvars, host: str, changed: _recorded.Cha
     )
 
 
-def wait_for_sessions(wait: _waiting.Wait, hostvars: _recorded.Hostvars, step: str) -> _waiting.Wait:
-    """See _wait_for_sessions.yml."""
-    if step == "cut":
-        changed = {host: found for host in wait["hosts"] if (found := _recorded.changed(hostvars, host, step))}
-        return _waiting.for_sessions(wait, {host: found["timeout"] for host, found in changed.items()}, time.time())
-    settings = {host: _recorded.settings(hostvars, host) for host in wait["hosts"]}
-    graces = {host: float(found["grace"]) for host, found in settings.items()}
-    max_sessions = min((int(found["max_sessions"]) for found in settings.values()), default=0)
-    return _waiting.for_sessions(wait, graces, time.time(), max_sessions=max_sessions)
+def wait_for_cut(wait: _waiting.Wait, hostvars: _recorded.Hostvars) -> _waiting.Wait:
+    """See _wait_for_cut.yml."""
+    changed = {host: found for host in wait["hosts"] if (found := _recorded.changed(hostvars, host, "cut"))}
+    return _waiting.for_sessions(wait, {host: found["timeout"] for host, found in changed.items()}, time.time())
 
 
 def waited(wait: _waiting.Wait, results: t.Sequence[_recorded.Result]) -> _waiting.Wait:
@@ -339,6 +350,7 @@ class FilterModule:
             "_after_grace": after_grace,
             "_bake": bake,
             "_baked": baked,
+            "_can_be_cut": can_be_cut,
             "_drain_plans": drain_plans,
             "_drained": drained,
             "_fleet_problems": fleet_problems,
@@ -365,7 +377,7 @@ class FilterModule:
             "_unchanged": unchanged,
             "_undrain_plans": undrain_plans,
             "_wait": wait,
-            "_wait_for_sessions": wait_for_sessions,
+            "_wait_for_cut": wait_for_cut,
             "_waited": waited,
             "_warned": warned,
             "_words": words,

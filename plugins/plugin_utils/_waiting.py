@@ -54,6 +54,9 @@ class Wait(t.TypedDict):
     C(until) and C(max_sessions) are options of C(haproxy_server_info). C(queries) has the servers to query, by load
     balancer, and is empty if the wait is over. One query takes at most C(round) seconds, and all end at C(deadline).
     C(messages) are for the operator: what is waited for after the first round.
+
+    After this wait, that for sessions begins on the hosts in C(graces), which has their grace periods in seconds. It
+    ends when a server has at most C(max_left) sessions. C(graces) is empty if no such wait follows.
     """
 
     until: str
@@ -63,6 +66,8 @@ class Wait(t.TypedDict):
     round: float
     deadline: float
     messages: list[str]
+    graces: dict[str, float]
+    max_left: int
 
 
 def host(
@@ -89,10 +94,18 @@ def host(
     }
 
 
-def begin(until: str, hosts: t.Mapping[str, Host], now: float, *, max_sessions: int = 0) -> Wait:
-    """Begin to wait for these hosts."""
+def begin(
+    until: str,
+    hosts: t.Mapping[str, Host],
+    now: float,
+    *,
+    max_sessions: int = 0,
+    graces: t.Mapping[str, float] | None = None,
+    max_left: int = 0,
+) -> Wait:
+    """Begin to wait for these hosts. The arguments are those of Wait."""
     deadline = max((one["deadline"] for one in hosts.values() if one["waits"]), default=now)
-    wait: Wait = {
+    return {
         "until": until,
         "max_sessions": max_sessions,
         "hosts": {name: {**one, "problem": one["problem"] or _unfinished(one)} for name, one in hosts.items()},
@@ -100,8 +113,9 @@ def begin(until: str, hosts: t.Mapping[str, Host], now: float, *, max_sessions: 
         "round": max(MIN_ROUND_SECONDS, (deadline - now) / MAX_ROUNDS),
         "deadline": deadline,
         "messages": [],
+        "graces": dict(graces or {}),
+        "max_left": max_left,
     }
-    return wait
 
 
 def for_sessions(wait: Wait, graces: t.Mapping[str, float], now: float, *, max_sessions: int = 0) -> Wait:
@@ -122,18 +136,29 @@ def _may_have_sessions(one: Host) -> bool:
     return bool(left) and not one["takes_new_sessions"] and not one["problem"]
 
 
+def has_current_sessions(one: Host) -> bool:
+    """Whether sessions are left that HAProxy can end: those in old workers are not among them."""
+    return bool(one["pending"] and one["sessions"]) and not one["takes_new_sessions"] and not one["problem"]
+
+
 def proceed(wait: Wait, asked: t.Sequence[Result], now: float) -> Wait:
-    """The wait after one more round. C(asked) has the results of C(haproxy_server_info) for its queries."""
+    """The wait after one more round, and that for sessions after the last one.
+
+    C(asked) has the results of C(haproxy_server_info) for its queries.
+    """
     hosts = {name: _look(one, asked, now) if one["waits"] else one for name, one in wait["hosts"].items()}
     left = {name: one for name, one in hosts.items() if one["waits"]}
     deadline = max((one["deadline"] for one in left.values()), default=now)
-    return {
+    proceeded: Wait = {
         **wait,
         "hosts": hosts,
         "queries": _queries(hosts),
         "deadline": deadline,
         "messages": _messages(left, deadline - now),
     }
+    if left or not wait["graces"]:
+        return proceeded
+    return for_sessions(proceeded, wait["graces"], now, max_sessions=wait["max_left"])
 
 
 def _messages(left: t.Mapping[str, Host], seconds: float) -> list[str]:

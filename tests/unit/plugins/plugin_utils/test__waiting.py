@@ -90,17 +90,21 @@ def test_host_has_a_problem_until_the_wait_for_it_is_over() -> None:
     """The tasks that query may fail before the first round, or between two rounds."""
     wait = begin("drained", {"web1": of("web/web1", balancers=("lb1",))}, NOW, max_sessions=1000)
     assert wait["hosts"]["web1"]["problem"].endswith("It stays in DRAIN.")
-    aborted = for_sessions(wait, {"web1": 300.0}, NOW)
-    assert (aborted["queries"], bool(aborted["hosts"]["web1"]["problem"])) == ({}, True)
-    for seconds, result, has_problem in (
-        (5, asked("lb1", ("web1",), web1=2), True),
-        (6, asked("lb1", web1=2), False),
-    ):
-        wait = proceed(wait, [result], NOW + seconds)
-        assert bool(wait["hosts"]["web1"]["problem"]) == has_problem
-    wait = for_sessions(wait, {"web1": 300.0}, NOW + 6)
-    assert wait["hosts"]["web1"]["problem"]
-    wait = proceed(wait, [asked("lb1", ("web1",), web1=1)], NOW + 306)
+    for seconds, left in ((5, ("web1",)), (6, ())):
+        wait = proceed(wait, [asked("lb1", left, web1=2)], NOW + seconds)
+        assert bool(wait["hosts"]["web1"]["problem"]) == bool(left)
+
+
+def test_wait_for_sessions_follows_that_for_new_ones() -> None:
+    hosts = {"web1": of("web/web1", balancers=("lb1",))}
+    wait = begin("drained", hosts, NOW, max_sessions=1000, graces={"web1": 300.0}, max_left=3)
+    wait = proceed(wait, [asked("lb1", ("web1",), web1=5)], NOW + 5)
+    assert (wait["max_sessions"], wait["deadline"]) == (1000, NOW + 60)
+    wait = proceed(wait, [asked("lb1", web1=5)], NOW + 6)
+    assert (wait["queries"], wait["max_sessions"], wait["deadline"]) == ({"lb1": ["web/web1"]}, 3, NOW + 306)
+    assert wait["hosts"]["web1"]["problem"].endswith("It stays in DRAIN.")
+    wait = proceed(wait, [asked("lb1", ("web1",), web1=5)], NOW + 306)
+    assert (wait["queries"], wait["hosts"]["web1"]["sessions"]) == ({}, 5)
     assert (wait["hosts"]["web1"]["problem"], wait["hosts"]["web1"]["pending"]) == ("", "lb1: web1 waits.")
 
 
