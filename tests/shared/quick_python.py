@@ -7,6 +7,9 @@
 Each run is a separate process: a fork of a server that has already imported what the programs import. Ansible sends
 each module as a zip file that contains only sources, so the server also caches, by content, what it compiles from zip
 files. It contains nothing specific to Ansible and so works with every release.
+
+Test hosts run this file as a service. Its argument is the folder for its files, in which the program python is the
+interpreter. It ends when its standard input ends.
 """
 
 from __future__ import annotations
@@ -47,7 +50,11 @@ import _socket, marshal, os, sys
 if sys.argv[1:2] and sys.argv[1].startswith("-"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 connection = _socket.socket(_socket.AF_UNIX)
-connection.connect({socket!r})
+try:
+    connection.connect({socket!r})
+except OSError:
+    # A host that has just started does not serve yet, and it serves root only.
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 request = marshal.dumps((sys.argv[1:], dict(os.environ), os.getcwd()))
 descriptors = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
 rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptors)]
@@ -70,11 +77,8 @@ def quick_python(
     It is this C(python), after it has imported the modules C(preloaded) in this environment. The default is that of the
     tests.
     """
-    path, program = folder / "server", folder / "python"
-    program.write_text(CLIENT.format(python=python, socket=str(path)), encoding="utf-8")
-    program.chmod(0o755)
     environment = {name: value for name, value in (environment or os.environ).items() if name != "PYTHONPATH"}
-    command = [python, __file__, str(path), *preloaded.split()]
+    command = [python, __file__, str(folder), *preloaded.split()]
     with subprocess.Popen(
         command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     ) as server:
@@ -82,21 +86,26 @@ def quick_python(
         assert server.stdout
         server.stdout.readline()
         try:
-            yield program
+            yield folder / "python"
         finally:
             server.stdin.close()
 
 
-def _serve(path: Path, preloaded: list[str]) -> None:
+def _serve(folder: Path, preloaded: list[str]) -> None:
     """Run what clients send, until standard input closes."""
+    path, program = folder / "server", folder / "python"
     for name in preloaded:
         importlib.import_module(name)
-    _keep_compiled(path.with_name("compiled"))
+    _keep_compiled(folder / "compiled")
     # From now on, the garbage collector leaves alone what is imported, so that it stays shared with each process.
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
+    path.unlink(missing_ok=True)
     listener.bind(str(path))
+    path.chmod(0o600)
     listener.listen()
+    program.write_text(CLIENT.format(python=sys.executable, socket=str(path)), encoding="utf-8")
+    program.chmod(0o755)
     print("ready", flush=True)
     running: dict[int, tuple[int, socket.socket]] = {}
     while sys.stdin not in (ready := select.select([listener, sys.stdin, *running], [], [])[0]):
@@ -159,19 +168,21 @@ def _run(connection: socket.socket) -> None:
 
 
 def _keep_compiled(folder: Path) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     compile_source = zipimport._compile_source  # type: ignore[attr-defined]
 
     # The importer asks for each module twice.
     @functools.cache
     def compile_once(path: str, source: bytes) -> types.CodeType:
-        # Compiled code contains the path within the zip file, so the path is part of the key.
-        kept = folder / hashlib.sha256(path.rpartition(".zip")[2].encode() + b"\0" + source).hexdigest()
+        # Compiled code contains the path within the zip file, so the path is part of the key. Test hosts with different
+        # versions of Python share a folder.
+        key = sys.version + path.rpartition(".zip")[2]
+        kept = folder / hashlib.sha256(key.encode() + b"\0" + source).hexdigest()
         try:
             code: types.CodeType = marshal.loads(kept.read_bytes())
         except FileNotFoundError:
             code = compile_source(path, source)
-            new = kept.with_suffix(f".{os.getpid()}")
+            new = kept.with_suffix(f".{os.uname().nodename}.{os.getpid()}")
             new.write_bytes(marshal.dumps(code))
             new.replace(kept)
         return code
@@ -180,4 +191,4 @@ def _keep_compiled(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]), sys.argv[2:])
+    _serve(Path(sys.argv[1]), sys.argv[2:] or PRELOADED.split())
