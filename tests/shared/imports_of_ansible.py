@@ -16,6 +16,7 @@ import importlib
 import marshal
 import os
 import types
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ for name in MODULES.split():
 # Ansible creates a folder for temporary files when it is imported. All runs share it, with the modules that they pack
 # in it, so the first that ends must not remove it.
 atexit.unregister(cleanup_tmp_file)
-COMPILED = Path(constants.DEFAULT_LOCAL_TMP)
+COMPILED = Path(constants.DEFAULT_LOCAL_TMP)  # type: ignore[attr-defined]
 
-compile_template = Environment.compile
+compile_template: Callable[..., types.CodeType] = Environment.compile
 # What compiled templates depend on. Some releases evaluate constant expressions then, which may depend on the folder.
 SYNTAX = """
 block_end_string block_start_string comment_end_string comment_start_string keep_trailing_newline line_comment_prefix
