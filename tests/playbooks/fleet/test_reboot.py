@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.hapgent.agent.plugins.module_utils import _who
-from releases import EDGES, program
+from releases import EDGES, NEWEST, program
 
 if TYPE_CHECKING:
     from tests.playbooks.fleet.conftest import Fleet, Played
@@ -54,7 +54,7 @@ def test_only_hosts_that_need_it_are_rebooted(fleet: Fleet, release: str) -> Non
     assert shown(played) == "Hosts to reboot: none. An earlier run has begun on web2."
     assert played.changed() == {"web2"}
     assert fleet.states() == dict.fromkeys(fleet.states(), UP)
-    if release != "of the tests":
+    if release != NEWEST:
         return
 
     played = fleet.play("hapgent.agent.reboot", "--check", ansible=ansible, variables=given)
@@ -69,6 +69,6 @@ def test_only_hosts_that_need_it_are_rebooted(fleet: Fleet, release: str) -> Non
     needed.touch()
     command = given.pop("hapgent_reboot_command")
     fleet.host_vars("web2")["hapgent_reboot_command"] = command
-    played = fleet.play("hapgent.agent.reboot", variables=given, succeeds=False)
+    played = fleet.play("hapgent.agent.reboot", ansible=ansible, variables=given, succeeds=False)
     assert "web1" in played.failures()
     assert fleet.states() == dict.fromkeys(fleet.states(), UP)
