@@ -28,8 +28,10 @@ MINOR_VERSIONS = range(9, 15)
 # Modules there are imported by several test folders.
 sys.path.append(str(ROOT / "tests" / "shared"))
 
-from failed_tests import pytest_runtest_logreport  # noqa: E402, F401
+import failed_tests  # noqa: E402
 from prepared import ZIPAPP, compiled_for  # noqa: E402
+
+pytest_runtest_logreport = failed_tests.pytest_runtest_logreport
 
 # A shell starts background jobs with SIGINT ignored, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

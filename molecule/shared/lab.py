@@ -26,13 +26,15 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import failed_tests
 import pytest
 import yaml
-from failed_tests import pytest_runtest_logreport  # noqa: F401
 from haproxy import servers
 from quick_python import quick_python
 
 T = TypeVar("T")
+
+pytest_runtest_logreport = failed_tests.pytest_runtest_logreport
 
 AGENT_PORT = 9777
 

@@ -15,7 +15,7 @@ TABLE = Path(__file__).parents[2] / ".cache" / "stages"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Add the test and the error. Pytest calls this in each plugin and conftest.py that imports it.
+    """Add the test and the error. Pytest calls this in each plugin and conftest.py that has it.
 
     With several workers, each report arrives in the process that started them too; only that one records it.
     """
