@@ -9,10 +9,11 @@ INSTALLED := $(CURDIR)/.cache/installed
 export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
 # Without bytecode, each of the thousands of programs that the tests start would compile its imports again.
 unexport PYTHONDONTWRITEBYTECODE
-demo demo-down hosts shell scenario-default scenario-settling scenario-rolling scenario-sysv: export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
+SCENARIOS := scenario-default scenario-rolling scenario-settling scenario-sysv
+demo demo-down images shell $(SCENARIOS): export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-shell demo-down test check lint unit robustness playbooks hosts build docs shell
+.PHONY: help demo demo-shell demo-down test check lint unit robustness playbooks hosts images build docs shell $(SCENARIOS)
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -60,14 +61,15 @@ playbooks: ## run the playbooks on simulated fleets, with each release of Ansibl
 	@tests/tools/stage install tests/tools/install
 	@PYTHONPATH=$(CHECKOUT) tests/tools/stage playbooks pytest --numprocesses 4 --maxschedchunk 1 $(TESTS)
 
-hosts: ## run the molecule scenarios on real hosts with a real HAProxy, side by side
+hosts: images ## run the molecule scenarios on real hosts with a real HAProxy, side by side
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target $(SCENARIOS)
+
+images:
 	@tests/tools/stage "install for hosts" tests/tools/install hosts
 	@echo bullseye bookworm trixie bookworm-sysvinit | tests/tools/stage images \
 		tests/tools/with-hosts xargs -n 1 -P 3 molecule/shared/build-image localhost/hapgent-test-host
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target \
-		scenario-default scenario-rolling scenario-settling scenario-sysv
 
-scenario-%:
+$(SCENARIOS): scenario-%:
 	@tests/tools/stage $@ tests/tools/with-hosts molecule test --scenario-name $*
 
 docs: ## update the tables of variables in the READMEs of the roles, and the drawings for dark pages
