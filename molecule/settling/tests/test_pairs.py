@@ -122,12 +122,12 @@ def outcome() -> Outcome:
     assert eventually(shown, everywhere) == everywhere
     assert eventually(lambda: shown(WITHOUT_SETTLING), everywhere) == everywhere
     settled = {pair: {pair.split("-")[0]} for pair in expected(0)}
-    assert eventually(lines, settled, timeout=30) == settled
+    assert eventually(lines, settled, timeout=90) == settled
 
     set_statuses_without_settling()
     set_statuses()
     settled = {pair: {pair.split("-")[1]} for pair in expected(1)}
-    last_lines = eventually(lines, settled, timeout=30)
+    last_lines = eventually(lines, settled, timeout=90)
     everywhere = dict.fromkeys(HOSTS, expected(1))
     return Outcome(eventually(shown, everywhere, timeout=3), shown(WITHOUT_SETTLING), last_lines)
 
