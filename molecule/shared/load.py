@@ -35,8 +35,8 @@ TIMEOUT_SECONDS = 20.0
 STEADY_SECONDS = 1.0
 # One client out of this number opens a new connection for each request.
 FRESH_CLIENTS = 5
-# Each address also receives slow requests.
-SLOW_REQUESTS_PER_SECOND = 2.0
+# Each address also receives slow requests, so many that each of a few servers nearly always has some.
+SLOW_REQUESTS_PER_SECOND = 4.0
 # If a connection was closed while idle, a request on it fails at once. A later failure is a request lost in progress.
 IDLE_CLOSE_SECONDS = 1.0
 
@@ -166,17 +166,19 @@ def exchange(connection: socket.socket, request: bytes, deadline: float) -> Resp
 
 
 class Pace:
-    """Spreads the requests of several clients evenly; the first client that is free sends the next one."""
+    """Spreads the requests of several clients evenly or randomly; the first client that is free sends the next one."""
 
-    def __init__(self, per_second: float) -> None:
+    def __init__(self, per_second: float, *, randomly: bool = False) -> None:
         self._seconds = 1 / per_second
+        self._randomly = randomly
         self._due = time.monotonic()
         self._lock = threading.Lock()
 
     def next_due(self) -> float:
         """When to send the next request. Late requests are not made up for, which would cause a flood after a pause."""
         with self._lock:
-            self._due = max(self._due + self._seconds, time.monotonic())
+            seconds = random.expovariate(1 / self._seconds) if self._randomly else self._seconds
+            self._due = max(self._due + seconds, time.monotonic())
             return self._due
 
 
@@ -246,7 +248,8 @@ def clients(address: str, per_second: float, slow: float) -> Iterator[Client]:
     pace = Pace(per_second)
     for number in range(math.ceil(per_second * STEADY_SECONDS)):
         yield Client(address, pace, keeps_alive=number % FRESH_CLIENTS != 0, slow=0.0)
-    pace = Pace(SLOW_REQUESTS_PER_SECOND)
+    # If both paces were even, HAProxy's round robin would send all slow requests to the same servers.
+    pace = Pace(SLOW_REQUESTS_PER_SECOND, randomly=True)
     for number in range(math.ceil(SLOW_REQUESTS_PER_SECOND * slow)):
         yield Client(address, pace, keeps_alive=number % 2 != 0, slow=slow)
 
