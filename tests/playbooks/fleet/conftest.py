@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -322,6 +323,19 @@ class Fleet:
             return self._records.read_text(encoding="utf-8")
         except FileNotFoundError:
             return ""
+
+    @contextlib.contextmanager
+    def once_recorded(self, text: str, act: Callable[[], object]) -> Iterator[None]:
+        """Act as soon as the ansible-playbook that runs in the context has recorded a result with this text."""
+
+        def wait_and_act() -> None:
+            self._eventually(lambda: text in self.recorded(), f"a task has the result {text}")
+            act()
+
+        with ThreadPoolExecutor() as pool:
+            acts = pool.submit(wait_and_act)
+            yield
+        acts.result()
 
     def forget(self) -> None:
         """Remove the results of the last ansible-playbook."""

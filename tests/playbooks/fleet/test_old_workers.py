@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,15 +23,8 @@ def test_drain_waits_until_a_session_in_an_old_worker_ends(fleet: Fleet, eventua
         session.enter_context(balancer.session("web1"))
         left = f"1 session in an old worker (pid {balancer.reload(eventually)})"
         fleet.await_statuses(web1="UP")
-
-        def end_session() -> None:
-            eventually(lambda: left in fleet.recorded(), "the drain waits for the session")
-            session.close()
-
-        ends = threading.Thread(target=end_session)
-        ends.start()
-        played = fleet.play("hapgent.agent.drain", "--limit=web1", variables={"hapgent_grace": 120})
-        ends.join()
+        with fleet.once_recorded(left, session.close):
+            played = fleet.play("hapgent.agent.drain", "--limit=web1", variables={"hapgent_grace": 120})
     assert left in played.output
     assert "is over" not in str(played.results(OUTCOME))
 
