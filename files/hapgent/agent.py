@@ -49,6 +49,8 @@ class Agent:
         self._wake_read, self._wake_write = os.pipe()
         self._accept_problem = ""
         self._failed_accepts = 0
+        # What peers send is read into this one buffer, so that they cannot fragment the agent's memory.
+        self._ignored = bytearray(65536)
 
     def run(self) -> None:
         """Answer checks and handle signals until SIGTERM or SIGINT. Answers in progress are finished."""
@@ -177,7 +179,7 @@ class Agent:
                 self._peers.given(peer, answer, change)
                 connection.shutdown(socket.SHUT_WR)
                 # Closing with unread bytes would send a reset, which stops the retransmission of the answer.
-                connection.recv(65536, socket.MSG_DONTWAIT)
+                connection.recv_into(self._ignored, 0, socket.MSG_DONTWAIT)
             except OSError:
                 pass
 
