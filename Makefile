@@ -9,7 +9,8 @@ INSTALLED := $(CURDIR)/.cache/installed
 export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
 # Without bytecode, each of the thousands of programs that the tests start would compile its imports again.
 unexport PYTHONDONTWRITEBYTECODE
-SCENARIOS := scenario-default scenario-rolling scenario-settling scenario-sysv
+# The longest first.
+SCENARIOS := scenario-rolling scenario-role scenario-default scenario-sysv scenario-settling
 demo demo-down images shell $(SCENARIOS): export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help

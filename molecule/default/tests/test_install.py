@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
 from lab import HOSTS, SSH_CONFIG, ansible, ask, eventually, haproxy, run
+from releases import BY_NUMBER, NEWEST, program
 from testinfra.host import Host
 
 testinfra_hosts = [f"ssh://{host}?ssh_config={SSH_CONFIG}" for host in HOSTS]
@@ -36,6 +38,25 @@ def test_running_the_role_again_keeps_the_states() -> None:
     assert run_again.returncode == 0, run_again.stdout
     assert run_again.stdout.count("changed=0") == len(HOSTS), run_again.stdout
     assert states() == before
+
+
+# The newest of each minor release, except of the two with which the tests install the agent.
+RELEASES = {release.rpartition(".")[0]: release for release in BY_NUMBER if not release.startswith("2.16.")}
+
+
+@pytest.mark.parametrize("release", RELEASES.values())
+def test_a_second_run_with_each_ansible(release: str) -> None:
+    done = ansible(
+        str(program(release) / "ansible-playbook"),
+        "converge.yml",
+        "--check",
+        "--limit=hapgent-bullseye",
+        ANSIBLE_DEPRECATION_WARNINGS="true",
+    )
+    assert done.returncode == 0, done.stdout
+    assert "changed=0" in done.stdout
+    if release == NEWEST:
+        assert "DEPRECATION" not in done.stdout
 
 
 def hostname(host: Host) -> str:

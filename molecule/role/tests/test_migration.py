@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from lab import HOSTS, Checks, ansible, ask, eventually, run
 
-HOST = "hapgent-bookworm"
+HOST = "role-bookworm"
 ROLE = Path(__file__).parents[3] / "roles" / "hapgent"
 # The variables that the original documents, with its defaults.
 DOCUMENTED = {

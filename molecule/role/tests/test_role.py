@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The role's other ways: input it refuses, a host that the original role set up, uninstalling.
+"""What the role refuses, what it does after an interruption, and uninstalling.
 
 A run of the role takes a quarter of a minute, so tests take the host as the test before has left it.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from lab import HOSTS, ansible, ask, run
 
-HOST = "hapgent-bookworm"
+HOST = "role-bookworm"
 OLDEST = Path(__file__).parents[3] / ".cache" / "oldest" / "bin"
 
 
@@ -197,9 +197,6 @@ def test_uninstall_removes_the_user_and_the_group_that_the_role_created() -> Non
     assert run(HOST, "groupdel shops").returncode == 0
 
 
-ROLE = Path(__file__).parents[3] / "roles" / "hapgent"
-
-
 @pytest.mark.usefixtures("_removed")
 def test_the_oldest_ansible_allowed_installs_drains_and_uninstalls() -> None:
     versions = run_oldest("ansible", "--version")
@@ -217,25 +214,6 @@ def test_the_oldest_ansible_allowed_installs_drains_and_uninstalls() -> None:
 
 def run_oldest(command: str, *arguments: str) -> str:
     return ansible(str(OLDEST / command), *arguments).stdout
-
-
-def newest_of_each_minor() -> list[str]:
-    """But for those of the tests and of the test before, which install with it."""
-    lines = (Path(__file__).parents[3] / "tests" / "ansible-releases.txt").read_text(encoding="utf-8").splitlines()
-    releases = [line.split()[0] for line in lines if not line.startswith("#")]
-    newest = {release.rpartition(".")[0]: release for release in releases}
-    return [release for minor, release in newest.items() if minor not in ("2.16", "2.19")]
-
-
-@pytest.mark.parametrize("release", newest_of_each_minor())
-def test_a_second_run_with_each_ansible(release: str) -> None:
-    program = OLDEST.parents[1] / "ansible" / release / "bin" / "ansible-playbook"
-    arguments = ["converge.yml", "--check", "--limit=hapgent-bullseye"]
-    done = ansible(str(program), *arguments, ANSIBLE_DEPRECATION_WARNINGS="true")
-    assert done.returncode == 0, done.stdout
-    assert "changed=0" in done.stdout
-    if release == newest_of_each_minor()[-1]:
-        assert "DEPRECATION" not in done.stdout
 
 
 @pytest.mark.usefixtures("_installed")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from lab import HOSTS, ansible, ask, eventually, module, operator_command, run
 
-HOST = "hapgent-bookworm"
+HOST = "role-bookworm"
 ROLE = Path(__file__).parents[3] / "roles" / "hapgent"
 SHOP, API, WEB = ({"name": name, "port": port} for name, port in (("shop", 9778), ("api", 9779), ("web", 9780)))
 SETTINGS = {"status": "UP", "weight": 50}
