@@ -10,7 +10,7 @@ export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
 # Without bytecode, each of the thousands of programs that the tests start would compile its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 # The longest first.
-SCENARIOS := scenario-rolling scenario-role scenario-default scenario-sysv scenario-settling
+SCENARIOS := scenario-rolling scenario-default scenario-role scenario-sysv scenario-settling scenario-following
 demo demo-down images shell $(SCENARIOS): export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help

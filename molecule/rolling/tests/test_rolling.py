@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -161,8 +162,8 @@ def reloads(hosts: list[str]) -> Iterator[None]:
     assert [future.result() for future in reloading] == [set(hosts)] * 2
 
 
-# Prints the status of each request when it ends, 0 for one without a response.
-SLOW_REQUESTS = """
+# Prints the status of each request, 0 for one without a response.
+REQUESTS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from urllib.error import HTTPError
@@ -183,9 +184,9 @@ with ThreadPoolExecutor(8) as pool:
 
 
 @contextmanager
-def slow_requests(seconds: int) -> Iterator[subprocess.Popen[str]]:
-    """Send two slow requests to each server through the first load balancer. The process prints their statuses."""
-    command = shlex.join(["python3", "-c", SLOW_REQUESTS, f"http://{LB1}/slow?seconds={seconds}"])
+def slow_requests(path: str) -> Iterator[subprocess.Popen[str]]:
+    """Send two requests to each server through the first load balancer. The process prints their statuses."""
+    command = shlex.join(["python3", "-c", REQUESTS, f"http://{LB1}{path}"])
     # With the standard error of the tests, ssh would make it non-blocking, which Ansible refuses.
     with subprocess.Popen(
         ssh("rolling-client", command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -222,28 +223,55 @@ def test_no_request_is_lost() -> None:
     assert [run(name, "ls /run/hapgent-web.lock").stdout for name in LOAD_BALANCERS] == ["", ""]
 
 
-def answers_from_old_workers(*arguments: str) -> list[str]:
-    """The statuses of requests, two of them to a server that is updated after they have moved to an old worker."""
-    balancer, server = "rolling-lb1", "rolling-web1"
+@contextmanager
+def requests_in_old_workers() -> Iterator[subprocess.Popen[str]]:
+    """Requests that move to an old worker and last until answer_requests() is called."""
 
     def sessions() -> str:
-        return servers(LB1)[server]["scur"]
+        return servers(LB1)["rolling-web1"]["scur"]
 
-    with slow_requests(75) as requests:
-        assert eventually(sessions, "2") == "2"
-        assert run(balancer, "systemctl reload haproxy").returncode == 0
-        assert eventually(sessions, "0") == "0"
-        done = rolling("2", f"--limit={server}", *arguments)
-        assert done.returncode == 0, done.stdout
-        requests.terminate()
-        return requests.communicate()[0].split()
+    for host in WEB:
+        assert run(host, "touch /run/hold").returncode == 0
+    try:
+        with slow_requests("/held") as requests:
+            assert eventually(sessions, "2") == "2"
+            assert run("rolling-lb1", "systemctl reload haproxy").returncode == 0
+            assert eventually(sessions, "0") == "0"
+            yield requests
+    finally:
+        answer_requests()
 
 
-def test_requests_in_old_workers_are_lost_only_without_the_master_socket() -> None:
+def answer_requests() -> None:
+    for host in WEB:
+        assert run(host, "rm -f /run/hold").returncode == 0
+
+
+def test_a_drain_waits_for_requests_in_old_workers() -> None:
+    server = "rolling-web1"
+    before = start_time(server)
+    with requests_in_old_workers() as requests:
+        with in_background(*ROLLING, *_release("2"), f"--limit={server}") as process:
+            assert eventually(lambda: haproxy_statuses(server), DRAINED, timeout=120) == DRAINED
+            # Without these requests, the service would be restarted within this time.
+            time.sleep(5)
+            assert start_time(server) == before
+            answer_requests()
+            output, _errors = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert start_time(server) != before
+        assert requests.communicate(timeout=30)[0].split() == ["200"] * 8
+
+
+def test_without_the_master_socket_requests_in_old_workers_are_lost() -> None:
     """Over the page of its statistics, HAProxy does not report its old workers."""
-    assert answers_from_old_workers() == ["200"] * 8
-    answers = answers_from_old_workers("--extra-vars=hapgent_haproxy_url=http://127.0.0.1:8404/")
-    assert len(answers) - answers.count("200") == 2
+    with requests_in_old_workers() as requests:
+        url = "--extra-vars=hapgent_haproxy_url=http://127.0.0.1:8404/"
+        done = rolling("2", "--limit=rolling-web1", url)
+        assert done.returncode == 0, done.stdout
+        answer_requests()
+        answers = requests.communicate(timeout=30)[0].split()
+    assert (len(answers), answers.count("200")) == (8, 6), answers
 
 
 def test_only_the_host_that_needs_it_is_rebooted_and_no_request_is_lost() -> None:
@@ -330,9 +358,10 @@ def test_update_fails_if_a_load_balancer_is_down() -> None:
         assert "hapgent_load_balancers='lb,!rolling-lb2'" in output
         assert "Nothing was changed" in output
         assert state("rolling-web1") == {"status": "UP"}
-        done = rolling("5", without, "--extra-vars=hapgent_serial=2")
+        done = rolling("5", without, "--limit=rolling-web1")
         assert done.returncode == 0, done.stdout
-    assert versions() == ["5"] * 4
+        load.go_on_until(2500)
+    assert versions()[0] == "5"
     requests, failed = load.counted["by_address"][LB1]
     assert (requests > 1000, failed) == (True, 0), load.counted
 
@@ -405,7 +434,7 @@ def test_drain_that_is_refused_changes_nothing(hosts: str, arguments: list[str],
 
 def test_drain_counts_connections_if_no_load_balancer_is_set() -> None:
     arguments = ["hapgent_load_balancers=", "hapgent_fleet=web", "hapgent_min_up=1", "hapgent_server_port=8080"]
-    with slow_requests(10) as requests:
+    with slow_requests("/slow?seconds=10") as requests:
         done = drain("rolling-web1", *(f"--extra-vars={argument}" for argument in arguments))
         assert done.returncode == 0, done.stdout
         # A health check of a load balancer may be under way.

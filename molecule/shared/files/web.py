@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, urlsplit
 
 PORT = 8080
 VERSION = Path("/etc/web/version")
+# While this file exists, requests for /held are not answered.
+HOLD = Path("/run/hold")
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -54,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         if url.path == "/slow":
             time.sleep(float(parse_qs(url.query)["seconds"][0]))
-        pages = {"/": self.server.page, "/slow": self.server.page, "/health": "ok\n"}
+        while url.path == "/held" and HOLD.exists():
+            time.sleep(0.1)
+        pages = {**dict.fromkeys(("/", "/slow", "/held"), self.server.page), "/health": "ok\n"}
         if url.path in pages:
             self._respond(pages[url.path].encode())
         else:
