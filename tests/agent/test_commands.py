@@ -41,14 +41,15 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
+from prepared import compiled_for
 from simulated_host import Host, outer_pid, pid_on_host, poll_from, set_services
 
 if TYPE_CHECKING:
     from tests.conftest import Agent, Agents, Eventually
 
 ROOT = Path(__file__).parents[2]
-ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
 PYTHON = os.path.realpath(sys.executable)
+PROGRAM = str(compiled_for(PYTHON))
 # The users of the agents, and an unrelated one. They have no names.
 OWNERS = {"hapgent": 60201, "hapgent@shop": 60202, "hapgent@old": 60203}
 STRANGER = 60209
@@ -135,7 +136,6 @@ class Commands:
         self.host = host
         self.folder = folder
         self.programs = host.boot_systemd(folder)
-        self.zipapp = str(shutil.copy(ZIPAPP, folder))
         self.agents: dict[str, Agent] = {}
         for service, user in OWNERS.items():
             file, own = self.file(service), user if os.geteuid() == 0 else 0
@@ -194,7 +194,7 @@ class Commands:
     def command(self, *arguments: str, user: int = 0) -> list[str]:
         """The command line of a command on the host."""
         drop = f"setpriv --reuid={user} --regid={user} --clear-groups".split() if user else []
-        return [*self.host.enter(), *drop, PYTHON, "-I", "-S", self.zipapp, *arguments]
+        return [*self.host.enter(), *drop, PYTHON, "-I", "-S", PROGRAM, *arguments]
 
     def environment(self, **more: str) -> dict[str, str]:
         return {"PATH": f"{self.programs}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8", **more}
@@ -377,7 +377,7 @@ def test_the_only_agent_needs_no_option(agents: Agents, tmp_path: Path) -> None:
     try:
         subprocess.run([*host.enter(), "mount", "-t", "tmpfs", "host", "/run"], check=True)
         first = host.start(status_socket=tmp_path / "first.sock")
-        line = [*host.enter(), PYTHON, "-I", "-S", str(ZIPAPP)]
+        line = [*host.enter(), PYTHON, "-I", "-S", PROGRAM]
 
         def run(*arguments: str, **environment: str) -> Done:
             environment = {"PATH": os.environ["PATH"], **environment}
@@ -714,7 +714,7 @@ class Alone:
         )
 
 
-COMMAND = [PYTHON, "-I", "-S", str(ZIPAPP)]
+COMMAND = [PYTHON, "-I", "-S", PROGRAM]
 
 
 @pytest.fixture

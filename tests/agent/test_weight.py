@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
+from prepared import compiled_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tests.conftest import Agent, Agents, Eventually
 
 ROOT = Path(__file__).parents[2]
-ZIPAPP = ROOT / "roles" / "hapgent" / "files" / "hapgent.pyz"
+COMMAND = [sys.executable, "-I", "-S", str(compiled_for(sys.executable))]
 USER = 60211
 
 with mock.patch.object(sys, "path", [str(ROOT / "files"), *sys.path]):
@@ -320,7 +321,6 @@ class Weighed:
         self.folder.mkdir()
         self.file = self.folder / "state.json"
         self.record = self.folder / "state.json.weight"
-        self.zipapp = str(shutil.copy(ZIPAPP, folder))
         self.user = USER if os.geteuid() == 0 else os.geteuid()
         os.chown(self.folder, self.user, -1)
         self.socket = self.folder / "status.sock"
@@ -336,7 +336,7 @@ class Weighed:
     def run(self, *arguments: str, user: int | None = None) -> Done:
         as_user = f"setpriv --reuid={user or self.user} --clear-groups".split() if os.geteuid() == 0 else []
         return subprocess.run(
-            [*(as_user if user != 0 else []), sys.executable, "-I", "-S", self.zipapp, *arguments],
+            [*(as_user if user != 0 else []), *COMMAND, *arguments],
             capture_output=True,
             stdin=subprocess.DEVNULL,
             encoding="utf-8",
@@ -583,7 +583,7 @@ def test_wrong_arguments_run_nothing(weighed: Weighed, arguments: list[str]) -> 
 
 def test_a_signal_while_the_command_runs_ends_it(weighed: Weighed, eventually: Eventually) -> None:
     as_user = f"setpriv --reuid={weighed.user} --clear-groups".split() if os.geteuid() == 0 else []
-    command = [sys.executable, "-I", "-S", weighed.zipapp, "weigh", "sleep", "31418"]
+    command = [*COMMAND, "weigh", "sleep", "31418"]
     environment = {"PATH": os.environ["PATH"], "HAPGENT_STATE_FILE": str(weighed.file)}
     with subprocess.Popen([*as_user, *command], env=environment, stderr=subprocess.DEVNULL) as process:
         eventually(lambda: is_running("^sleep 31418"), "the command runs")

@@ -560,8 +560,8 @@ class Connection:
     def shutdown(self, _how: int) -> None:
         pass
 
-    def recv(self, _size: int, _flags: int) -> bytes:
-        return b""
+    def recv_into(self, _buffer: bytearray, _size: int, _flags: int) -> int:
+        return 0
 
 
 class Listener:
