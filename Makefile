@@ -10,7 +10,7 @@ export ANSIBLE_COLLECTIONS_PATH := $(CHECKOUT)
 # Without bytecode, each of the thousands of programs that the tests start would compile its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 # The longest first.
-SCENARIOS := scenario-rolling scenario-default scenario-role scenario-sysv scenario-settling scenario-following
+SCENARIOS := scenario-rolling scenario-default scenario-role scenario-sysv scenario-following scenario-settling
 demo demo-down images shell $(SCENARIOS): export ANSIBLE_COLLECTIONS_PATH := $(INSTALLED)
 
 .DEFAULT_GOAL := help
