@@ -32,7 +32,7 @@ def await_status(status: str) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _ready() -> None:
-    # The role's tests reinstalled the agent on this host, and a new agent does not know that it has to end a drain.
+    # test_neighbours reinstalled the agent on this host, and a new agent does not know that it has to end a drain.
     # Each HAProxy must receive READY before UP.
     set_state(f"status=READY unset=weight,maxconn,reason wait=true wait_for={','.join(HOSTS.values())}")
 

@@ -94,15 +94,17 @@ def test_a_package_that_restarts_the_service_loses_no_request() -> None:
 
 
 def test_a_reboot_loses_no_request() -> None:
-    before = run(HOST, "systemctl show --property=UserspaceTimestamp").stdout
+    booted = "systemctl show --property=UserspaceTimestamp"
+    before = run(HOST, booted).stdout
+    assert before.startswith("UserspaceTimestamp=")
 
     def reboot() -> None:
         subprocess.run(["podman", "restart", "--time=90", HOST], check=True, stdout=subprocess.DEVNULL)
-        booted = "systemctl is-system-running --wait"
-        assert eventually(lambda: run(HOST, booted).returncode, 0, timeout=90) == 0
+        is_up = "systemctl is-system-running --wait"
+        assert eventually(lambda: run(HOST, is_up).returncode, 0, timeout=90) == 0
 
     assert lost(reboot) == 0
-    assert run(HOST, "systemctl show --property=UserspaceTimestamp").stdout != before
+    assert run(HOST, booted).stdout != before
 
 
 def test_a_drain_by_a_person_stays() -> None:

@@ -52,6 +52,8 @@ def _foreign() -> Generator[None]:
 
 
 def test_runs_the_instances_beside_the_default_one() -> None:
+    # A status that neither the variables nor the other instances have.
+    assert run(HOST, "hapgent maint").returncode == 0
     before = processes()
     status = answers(9777)[0].split()[0]
     converge({**SHOP, **SETTINGS}, API)

@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +73,17 @@ def in_background(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """The output of a playbook in the background up to the first line with this text, or all of it if there is none."""
+    assert process.stdout
+    output = ""
+    for line in process.stdout:
+        output += line
+        if text in line:
+            break
+    return output
 
 
 def _release(version: str) -> list[str]:
@@ -184,7 +194,7 @@ with ThreadPoolExecutor(8) as pool:
 
 
 @contextmanager
-def slow_requests(path: str) -> Iterator[subprocess.Popen[str]]:
+def eight_requests(path: str) -> Iterator[subprocess.Popen[str]]:
     """Send two requests to each server through the first load balancer. The process prints their statuses."""
     command = shlex.join(["python3", "-c", REQUESTS, f"http://{LB1}{path}"])
     # With the standard error of the tests, ssh would make it non-blocking, which Ansible refuses.
@@ -233,7 +243,7 @@ def requests_in_old_workers() -> Iterator[subprocess.Popen[str]]:
     for host in WEB:
         assert run(host, "touch /run/hold").returncode == 0
     try:
-        with slow_requests("/held") as requests:
+        with eight_requests("/held") as requests:
             assert eventually(sessions, "2") == "2"
             assert run("rolling-lb1", "systemctl reload haproxy").returncode == 0
             assert eventually(sessions, "0") == "0"
@@ -251,14 +261,16 @@ def test_a_drain_waits_for_requests_in_old_workers() -> None:
     server = "rolling-web1"
     before = start_time(server)
     with requests_in_old_workers() as requests:
-        with in_background(*ROLLING, *_release("2"), f"--limit={server}") as process:
-            assert eventually(lambda: haproxy_statuses(server), DRAINED, timeout=120) == DRAINED
-            # Without these requests, the service would be restarted within this time.
-            time.sleep(5)
+        # With this grace period, the first round of the wait takes 5 s.
+        arguments = [*_release("2"), f"--limit={server}", "--extra-vars=hapgent_grace=150"]
+        with in_background(*ROLLING, *arguments) as process:
+            output = read_until(process, "Waiting ")
+            assert "2 sessions in an old worker" in output
+            assert haproxy_statuses(server) == DRAINED
             assert start_time(server) == before
             answer_requests()
-            output, _errors = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+            rest, _errors = process.communicate(timeout=120)
+        assert process.returncode == 0, output + rest
         assert start_time(server) != before
         assert requests.communicate(timeout=30)[0].split() == ["200"] * 8
 
@@ -358,10 +370,10 @@ def test_update_fails_if_a_load_balancer_is_down() -> None:
         assert "hapgent_load_balancers='lb,!rolling-lb2'" in output
         assert "Nothing was changed" in output
         assert state("rolling-web1") == {"status": "UP"}
-        done = rolling("5", without, "--limit=rolling-web1")
+        done = rolling("5", without, "--limit=rolling-web1,rolling-web2", "--extra-vars=hapgent_serial=2")
         assert done.returncode == 0, done.stdout
         load.go_on_until(2500)
-    assert versions()[0] == "5"
+    assert versions()[:2] == ["5", "5"]
     requests, failed = load.counted["by_address"][LB1]
     assert (requests > 1000, failed) == (True, 0), load.counted
 
@@ -434,7 +446,7 @@ def test_drain_that_is_refused_changes_nothing(hosts: str, arguments: list[str],
 
 def test_drain_counts_connections_if_no_load_balancer_is_set() -> None:
     arguments = ["hapgent_load_balancers=", "hapgent_fleet=web", "hapgent_min_up=1", "hapgent_server_port=8080"]
-    with slow_requests("/slow?seconds=10") as requests:
+    with eight_requests("/slow?seconds=10") as requests:
         done = drain("rolling-web1", *(f"--extra-vars={argument}" for argument in arguments))
         assert done.returncode == 0, done.stdout
         # A health check of a load balancer may be under way.

@@ -129,7 +129,7 @@ NOT_RUN_HERE = {
 # The beginning of a command, and what runs it.
 COMMANDS = {
     "ansible-playbook hapgent.agent.": "test_documented_playbook_commands",
-    "ansible-playbook agent.yml": "test_quick_start_is_consistent; molecule/default installs and removes the agent",
+    "ansible-playbook agent.yml": "test_quick_start_is_consistent; molecule/role installs and removes the agent",
     "ansible-galaxy collection build": "test_collection_builds_and_installs_as_documented",
     "ansible-galaxy collection install hapgent-agent-": "test_collection_builds_and_installs_as_documented",
     "ansible-galaxy collection install hapgent.agent": "nothing: it needs a published release",
@@ -394,7 +394,7 @@ def assert_documented_effect(fleet: Fleet, command: str, played: Played) -> None
 def test_documented_playbook_commands(documented_fleet: Fleet) -> None:
     # One host is enough here.
     del documented_fleet.inventory["all"]["children"]["web"]["hosts"]["web2"]
-    # Services need systemd: molecule/default drains and undrains them. The fleet has its own inventory, so the
+    # Services need systemd: molecule/role drains and undrains them. The fleet has its own inventory, so the
     # documented option is removed.
     documented = [
         command
