@@ -151,8 +151,9 @@ def _request(command: usage.Command, given: usage.Arguments) -> Request:
     # A server in rotation needs no one to ask about it, unless there is a reason.
     if "by" not in fields and ({"reason", "until"} & named.keys() or named.get("status", "UP") not in IN_ROTATION):
         named["by"] = _who.current()
-    # Checking these fields alone is enough: the previous state adds only valid fields.
-    checked = from_fields({"status": STATUSES[0], **named}).fields()
+    # Checking these fields alone is enough: the previous state adds only valid fields, and may have the moment for then.
+    added = {"until": moment("1d", time.time())} if command.name == "set" and "until" not in fields else {}
+    checked = from_fields({"status": STATUSES[0], **added, **named}).fields()
     change = Change({name: checked[name] for name in named}, [name for name in fields if name not in named])
     return Request(change, wait, options.get("--service"), "--all" in options)
 
@@ -236,6 +237,7 @@ class Target:
         """Check that the state can be changed, without changing anything. Raises ProblemError."""
         self.agent.deadline = time.monotonic() + PATIENCE_SECONDS
         self._check_permission()
+        state: State | None = None
         try:
             state = self.agent.load()
             self.agent.plan(state)
@@ -245,7 +247,8 @@ class Target:
         except InvalidFileError as error:
             if isinstance(error.error, MissingError):
                 raise ProblemError(f"{self.found.label}: {self.found.state_file} does not exist") from error
-            raise ProblemError(f"{self.found.label}: {error}. Fix the file") from error
+            # What is in the file may be valid, but not together with the change.
+            raise ProblemError(f"{self.found.label}: {error}{'' if state else '. Fix the file'}") from error
         except (ChangeError, InstanceError) as error:
             raise ProblemError(f"{self.found.label}: {error}") from error
 

@@ -554,6 +554,12 @@ def test_what_follows_belongs_to_its_moment(commands: Commands) -> None:
     assert after("set", "until=none", "weight=none") == DRAIN
     after("drain", "--until", UNTIL, "--then", "up")
     assert after("set", "then=none") == {**DRAIN, "until": UNTIL}
+    assert after("set", "then=UP") == returns
+    after("set", "until=none")
+    refused = commands.run("set", "then=UP", "--service", "shop")
+    assert (refused.returncode, "Fix the file" in refused.stderr) == (1, False)
+    assert "then requires until" in refused.stderr
+    assert commands.saved("hapgent@shop") == DRAIN
 
 
 # Exit statuses
