@@ -151,7 +151,7 @@ def _request(command: usage.Command, given: usage.Arguments) -> Request:
     # A server in rotation needs no one to ask about it, unless there is a reason.
     if "by" not in fields and ({"reason", "until"} & named.keys() or named.get("status", "UP") not in IN_ROTATION):
         named["by"] = _who.current()
-    # Checking these fields alone is enough: the previous state adds only valid fields, and may have the moment for then.
+    # Checking these fields alone is enough: the previous state adds only valid ones, and may have the moment for then.
     added = {"until": moment("1d", time.time())} if command.name == "set" and "until" not in fields else {}
     checked = from_fields({"status": STATUSES[0], **added, **named}).fields()
     change = Change({name: checked[name] for name in named}, [name for name in fields if name not in named])

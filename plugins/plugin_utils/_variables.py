@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import ipaddress
 import re
 import typing as t
@@ -139,13 +140,14 @@ def serial(value: t.Any) -> list[str]:
     return sizes
 
 
-def known() -> set[str]:
+@functools.cache
+def known() -> frozenset[str]:
     """All public variables of the collection. Source: the argument specs of its roles, and the constants above."""
     names = {*OF_PLAYS, *OF_FILTERS, *OF_RESULTS}
     for path in ROLES.glob("*/meta/argument_specs.yml"):
         specs = yaml_load(path.read_text(encoding="utf-8"))["argument_specs"]
         names.update(*(entry_point["options"] for entry_point in specs.values()))
-    return names
+    return frozenset(names)
 
 
 def unknown(names: t.Iterable[str], own: t.Any = None) -> list[str]:
