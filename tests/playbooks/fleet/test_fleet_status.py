@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ STATUS = "hapgent.agent.status"
 HOSTS = {"hapgent_hosts": "web1,web3"}
 # Ansible passes values of this form as text.
 STRICT = ("-e", "hapgent_status_strict=true")
+# How long a load balancer that has stopped does, at least.
+COUNTS_AS_POLLING_SECONDS = 10
 
 
 def test_strict_status_fails_if_a_host_cannot_be_queried(fleet: Fleet) -> None:
@@ -38,8 +41,14 @@ def test_strict_status_fails_if_agent_and_haproxy_are_inconsistent(fleet: Fleet)
 def test_load_balancer_that_has_not_received_the_state_is_named(fleet: Fleet) -> None:
     for name, balancer in fleet.load_balancers.items():
         fleet.host_vars(name)["hapgent_source_addresses"] = [balancer.source]
-    fleet.load_balancers["lb2"].stop()
-    fleet.set_state("web1", status="UP", weight=50)
-    played = fleet.play(STATUS, variables={"hapgent_hosts": "web1"})
+    for weight in range(50, 55):
+        fleet.load_balancers["lb2"].start()
+        fleet.await_statuses(web1="UP")
+        fleet.load_balancers["lb2"].stop()
+        begin = time.monotonic()
+        fleet.set_state("web1", status="UP", weight=weight)
+        played = fleet.play(STATUS, variables={"hapgent_hosts": "web1"})
+        if time.monotonic() < begin + COUNTS_AS_POLLING_SECONDS:
+            break
     (table,) = played.results("Show the fleet")
     assert any(f"{fleet.load_balancers['lb2'].source} (lb2)" in line for line in table["msg"])
