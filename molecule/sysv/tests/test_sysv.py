@@ -255,7 +255,7 @@ def test_contradictions_are_refused(variables: dict[str, object], problem: str) 
 def test_uninstalls() -> None:
     # The init script of a person stays, whatever its name is.
     on_host("printf '#!/bin/sh\\n' >'/etc/init.d/hapgent@person'")
-    # Nor does anything start an agent again that cannot run at the moment.
+    # An agent that cannot run at the moment must not be started again afterwards.
     on_host("chmod 0700 /usr/local/bin/hapgent && pkill hapgent")
     assert eventually(lambda: status() != 0, wanted=True)
     variables = {"hapgent_uninstall": True, "hapgent_uninstall_state_file": True}

@@ -16,7 +16,7 @@ STATUS = "hapgent.agent.status"
 HOSTS = {"hapgent_hosts": "web1,web3"}
 # Ansible passes values of this form as text.
 STRICT = ("-e", "hapgent_status_strict=true")
-# How long a load balancer that has stopped does, at least.
+# How long a load balancer that has stopped still counts as polling, at least.
 COUNTS_AS_POLLING_SECONDS = 10
 
 
