@@ -31,9 +31,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         text = " ".join(errors[0][1:].split()) if errors else f"failed in {report.when}"
         lines = [f"  {report.nodeid.rpartition('/')[2]}: {text}"]
         if not _failed:
-            logs = {title: log for title, log in report.sections if title.startswith("log of ")}
-            for title, log in logs.items():
-                lines += [f"    {title}: {line}" for line in log.splitlines()[-LOGGED_LINES:]]
+            for title, log in report.sections:
+                if title.startswith("log of "):
+                    lines += [f"    {title}: {line}" for line in log.splitlines()[-LOGGED_LINES:]]
         _failed.append(report.nodeid)
         with TABLE.open("a", encoding="utf-8") as table:
             table.writelines(f"{line[:WIDTH]}\n" for line in lines)
